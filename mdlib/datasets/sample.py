@@ -1,0 +1,59 @@
+"""The one Sample type that every data set yields, and its contract."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+VOID = 255  # the label of pixels that never count
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The objects of one image.
+
+    masks (n, H, W) bool; labels (n,) int64 class indices from 1; names: n identities of the pasted
+    photographs, or () where a data set has none.
+    """
+
+    masks: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...] = ()
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(n, 4) float64 x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
+        return np.array([mask_to_box(mask) for mask in self.masks], np.float64).reshape(-1, 4)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known of it.
+
+    image (H, W, 3) uint8 RGB; semantic (H, W) uint8, 0 background, 255 void, or None;
+    instances, or None where there are no labels.
+    """
+
+    id: str
+    image: np.ndarray
+    semantic: np.ndarray | None = None
+    instances: Instances | None = None
+
+    def __post_init__(self):
+        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
+            raise ValueError(f"{self.id}: image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}")
+        size = self.image.shape[:2]
+        if self.semantic is not None and (self.semantic.shape != size or self.semantic.dtype != np.uint8):
+            raise ValueError(
+                f"{self.id}: semantic map must be {size} uint8 as the image, "
+                f"got {self.semantic.shape} {self.semantic.dtype}"
+            )
+        if self.instances is not None and self.instances.masks.shape[1:] != size:
+            raise ValueError(f"{self.id}: instance masks {self.instances.masks.shape} do not fit the image {size}")
+
+
+def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Tight box x0, y0, x1, y1 (exclusive ends) around a (H, W) bool mask. Raises ValueError if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        raise ValueError("an empty mask has no box")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

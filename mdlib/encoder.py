@@ -1,0 +1,154 @@
+"""A frozen self-supervised ViT: images in, tokens out.
+
+`Tokens` holds the last block's queries, keys and values beside the output tokens. They are read by a
+forward hook on `blocks[-1].attn.qkv`, which sees exactly what the model's own attention uses.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mdlib import store
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ZOO_WEIGHTS = Path(__file__).parent.parent / "data" / "zoo" / "encoder.safetensors"
+ZOO_ARCHITECTURE = {"name": "zoo", "width": 144, "depth": 6, "heads": 3, "patch": 8}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a ViT says of a batch of B images; N = h * w patches in row-major order, no prefix tokens.
+
+    cls (B, D) and patches (B, N, D): after the final norm. cls_query (B, heads, d); queries, keys and values
+    (B, heads, N, d): last block, before softmax and scaling. All float32. grid_hw = (h, w).
+    """
+
+    cls: Tensor
+    patches: Tensor
+    cls_query: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    grid_hw: tuple[int, int]
+
+
+class ConvStem(PatchEmbed):
+    """Patch embedding by three strided 3x3 convolutions instead of one 8x8: it trains much faster at this
+    size (Xiao et al., arXiv 2106.14881). Replicate padding, so that the border does not look special."""
+
+    def __init__(self, *, embed_dim: int, in_chans: int = 3, **kwargs):
+        super().__init__(embed_dim=embed_dim, in_chans=in_chans, **kwargs)
+        layers, channels = [], in_chans
+        for wider in (24, 48, 96):
+            conv = nn.Conv2d(channels, wider, 3, stride=2, padding=1, padding_mode="replicate", bias=False)
+            layers += [conv, nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
+            channels = wider
+        self.proj = nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1))
+
+
+def build_zoo_vit() -> VisionTransformer:
+    """The demo's encoder with random weights: 6 blocks, width 144, 3 heads, patch 8; 1.6 M parameters."""
+    return VisionTransformer(
+        img_size=64,
+        patch_size=ZOO_ARCHITECTURE["patch"],
+        embed_dim=ZOO_ARCHITECTURE["width"],
+        depth=ZOO_ARCHITECTURE["depth"],
+        num_heads=ZOO_ARCHITECTURE["heads"],
+        num_classes=0,
+        embed_layer=ConvStem,
+        dynamic_img_size=True,
+    )
+
+
+class Encoder:
+    """A frozen ViT in eval mode. patch: side of a patch in pixels; width: dimension D of its tokens."""
+
+    def __init__(self, model: VisionTransformer, *, name: str, device: str | torch.device):
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.name, self.device = name, torch.device(device)
+        self.patch = model.patch_embed.patch_size[0]
+        self.heads = model.blocks[-1].attn.num_heads
+        self.width = model.embed_dim
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> normalised float32, zero-padded right and bottom to whole patches."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}")
+        images = (images.to(self.device).float() / 255 - self._mean) / self._std
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
+
+    @torch.inference_mode()
+    def tokens(self, images: Tensor) -> Tokens:
+        """(B, 3, H, W) uint8 RGB images of one size -> Tokens, on the encoder's device."""
+        pixels = self.preprocess(images)
+        grid_hw = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
+        with capture_qkv(self.model) as captured:
+            out = self.model.forward_features(pixels)
+        first = self.model.num_prefix_tokens  # CLS and whatever follows it before the patches
+        q, k, v = split_heads(captured[0].float(), heads=self.heads)
+        return Tokens(
+            cls=out[:, 0].float(),
+            patches=out[:, first:].float(),
+            cls_query=q[:, :, 0],
+            queries=q[:, :, first:],
+            keys=k[:, :, first:],
+            values=v[:, :, first:],
+            grid_hw=grid_hw,
+        )
+
+
+@contextmanager
+def capture_qkv(model: VisionTransformer):
+    """Yields a list that holds, after a forward, the last block's qkv projection (B, 1 + N, 3 * D)."""
+    captured: list[Tensor] = []
+    handle = model.blocks[-1].attn.qkv.register_forward_hook(lambda module, args, out: captured.append(out))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def split_heads(qkv: Tensor, *, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, 3 * D) -> queries, keys, values, each (B, heads, T, D / heads)."""
+    batch, tokens, triple = qkv.shape
+    return qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def fold_key_mean(model: VisionTransformer, mean_key: Tensor) -> None:
+    """Move the keys' origin: subtract mean_key (heads, d) from the key bias of the last block, in place.
+
+    Changes no output up to rounding, since softmax(q . (k + c)) = softmax(q . k). Raises ValueError for an
+    attention where that does not hold: without bias, with a norm on k, or with rotated k.
+    """
+    attention = model.blocks[-1].attn
+    if getattr(attention.qkv, "bias", None) is None:
+        raise ValueError("this attention has no qkv bias: centre the extracted keys instead")
+    if not isinstance(getattr(attention, "k_norm", None), (nn.Identity, type(None))) or hasattr(attention, "rope"):
+        raise ValueError("this attention normalises or rotates its keys after the bias: centre the extracted keys")
+    width = mean_key.numel()
+    with torch.no_grad():
+        attention.qkv.bias[width : 2 * width] -= mean_key.reshape(-1).to(attention.qkv.bias)
+
+
+def load_encoder(name: str, *, weights: str | Path | None = None, device: str | torch.device) -> Encoder:
+    """A frozen encoder by name ("zoo": the demo's own).
+
+    weights: a safetensors file; None: the embedded one; "random": none, as a baseline.
+    Raises ValueError for an unknown name, and store.WeightsError for missing, broken or unfitting weights.
+    """
+    if name != ZOO_ARCHITECTURE["name"]:
+        raise ValueError(f"unknown encoder {name!r}; expected one of ['zoo']")
+    model = build_zoo_vit()
+    if weights != "random":
+        state = store.load_weights(Path(weights or ZOO_WEIGHTS), architecture=ZOO_ARCHITECTURE)
+        store.fit_weights(model, state, source=weights or ZOO_WEIGHTS)
+    return Encoder(model, name=name, device=device)

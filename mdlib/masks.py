@@ -1,0 +1,138 @@
+"""From the tokens of a frozen ViT to one object mask an image. Pure tensor code.
+
+Symbols (MaskDistill, arXiv 2206.06363, section 3.1):
+    q_cls  query of the CLS token in the last block      k_p  key of patch p, all heads concatenated
+    G_CLS(p) = q_cls . k_p, averaged over heads          P    the top_k share of patches by G_CLS
+    s      the seed: the best patch of P                 G_I(p, r) = k_p . k_r
+    G_diff(r) = sum of G_I(p, r) over the p in P that look like the seed: G_I(s, p) > 0
+
+No N x N affinity is ever built: dot products are linear, so with K (N, D) all keys,
+G_diff = K (sum of the sources' keys). The cost is O(N D) instead of O(N^2 D).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def object_mask(
+    cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], top_k: float, cls_heads: int, mass: float | None
+) -> Tensor:
+    """The MaskDistill object mask of each image.
+
+    cls_query (..., heads, d) and keys (..., heads, N, d) float, keys without CLS, N = h * w row-major.
+    top_k in (0, 1]: share of patches that are candidates, at least one. cls_heads: how many heads, from
+    the first, are averaged for G_CLS. mass in (0, 1] or None: the reference's mass rule (`apply_mass`).
+    Returns (..., h, w) bool: the 4-connected region of G_diff > 0 that holds the seed. It is never empty
+    unless the seed's key is zero, so it cannot say "no object here".
+    """
+    _check(cls_query, keys, grid_hw, top_k, cls_heads, mass)
+    batch = keys.shape[:-3]
+    cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
+    keys = keys.reshape(-1, *keys.shape[-3:]).float()
+
+    scores = cls_scores(cls_query, keys, cls_heads=cls_heads)
+    if mass is not None:
+        scores = apply_mass(scores, mass=mass)
+    candidates = top_patches(scores, top_k=top_k)
+    g_diff, seed = diffuse(keys, candidates)
+    mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
+    return mask.view(*batch, *grid_hw)
+
+
+def cls_scores(cls_query: Tensor, keys: Tensor, *, cls_heads: int) -> Tensor:
+    """G_CLS: (B, heads, d), (B, heads, N, d) -> (B, N), the mean over the first cls_heads heads. No softmax."""
+    return torch.einsum("bhd,bhnd->bhn", cls_query, keys)[:, :cls_heads].mean(1)
+
+
+def apply_mass(scores: Tensor, *, mass: float) -> Tensor:
+    """The reference's mass rule: (B, N) -> (B, N) with the low scores set to 0.
+
+    Scores ascending, divided by their sum, cumulated: a patch keeps its score where the cumulative value
+    exceeds 1 - mass. Meant for attention (non-negative); raw scores may be negative, and then "mass" has
+    no clear meaning. With centred keys they sum to about zero: use None there.
+    """
+    ascending, order = scores.sort(dim=-1, stable=True)
+    cumulative = (ascending / ascending.sum(-1, keepdim=True)).cumsum(-1)
+    kept = torch.where(cumulative > 1 - mass, ascending, torch.zeros_like(ascending))
+    return torch.empty_like(scores).scatter_(-1, order, kept)
+
+
+def top_patches(scores: Tensor, *, top_k: float) -> Tensor:
+    """P: the first max(1, int(top_k * N)) patches, best first, ties to the lower index. (B, N) -> (B, P) int64."""
+    count = max(1, int(top_k * scores.shape[-1]))
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def diffuse(keys: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, heads, N, d), (B, P) best first -> G_diff (B, N) and the seed (B,) int64."""
+    flat = keys.transpose(1, 2).flatten(2)  # (B, N, heads * d)
+    chosen = flat.gather(1, candidates[..., None].expand(-1, -1, flat.shape[-1]))  # (B, P, D)
+    seed_affinity = torch.einsum("bpd,bd->bp", chosen, chosen[:, 0])  # G_I(s, p)
+    sources = (seed_affinity > 0).to(flat.dtype)
+    total = torch.einsum("bp,bpd->bd", sources, chosen)
+    return torch.einsum("bnd,bd->bn", flat, total), candidates[:, 0]
+
+
+def seed_component(foreground: Tensor, seed: Tensor) -> Tensor:
+    """The 4-connected component that holds the seed. (B, h, w) bool, (B,) row-major index -> (B, h, w) bool."""
+    batch, height, width = foreground.shape
+    reached = torch.zeros_like(foreground).view(batch, -1)
+    reached[torch.arange(batch, device=seed.device), seed] = True
+    reached = reached.view_as(foreground) & foreground
+    while True:
+        before = reached
+        for _ in range(8):  # several steps between two looks: a look makes a GPU wait
+            grown = F.pad(reached, (1, 1, 1, 1))
+            reached = foreground & (
+                grown[:, 1:-1, 1:-1] | grown[:, :-2, 1:-1] | grown[:, 2:, 1:-1] | grown[:, 1:-1, :-2] | grown[:, 1:-1, 2:]
+            )
+        if torch.equal(reached, before):
+            return reached
+
+
+def center_keys(keys: Tensor) -> Tensor:
+    """Subtract each image's mean key, head by head: (..., heads, N, d) -> the same shape.
+
+    softmax(q . (k + c)) = softmax(q . k) for every constant c: attention does not care where keys are
+    centred, so training leaves that free (a gauge). The sign test k_p . k_r > 0 does care.
+    """
+    return keys - keys.mean(-2, keepdim=True)
+
+
+def upsample_keys(keys: Tensor, *, grid_hw: tuple[int, int], factor: int) -> tuple[Tensor, tuple[int, int]]:
+    """Interpolate keys bilinearly to a finer grid. (B, heads, N, d) -> (B, heads, N * factor^2, d) and its (h, w).
+
+    G_diff is linear in the keys, so this draws its zero line between patches instead of along them.
+    """
+    batch, heads, _, dim = keys.shape
+    grid = keys.transpose(-1, -2).reshape(batch, heads * dim, *grid_hw)
+    fine = F.interpolate(grid, scale_factor=factor, mode="bilinear", align_corners=False)
+    return fine.reshape(batch, heads, dim, -1).transpose(-1, -2), (grid_hw[0] * factor, grid_hw[1] * factor)
+
+
+def mask_to_pixels(mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[int, int], crop_hw=None) -> Tensor:
+    """Grid masks to image masks by nearest neighbour: (B, h, w) bool -> (B, H, W) bool.
+
+    padded_hw: size of the padded encoder input that the grid covers; crop_hw: its part that is picture
+    (default: all); image_hw: size of the original image, to which that part is resized.
+    """
+    pixels = F.interpolate(mask[:, None].float(), size=padded_hw, mode="nearest")
+    height, width = crop_hw or padded_hw
+    pixels = F.interpolate(pixels[..., :height, :width], size=image_hw, mode="nearest")
+    return pixels[:, 0] > 0.5
+
+
+def _check(cls_query, keys, grid_hw, top_k, cls_heads, mass):
+    if keys.ndim < 3 or keys.shape[-2] != grid_hw[0] * grid_hw[1]:
+        raise ValueError(f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, got {tuple(keys.shape)}")
+    if cls_query.shape != keys.shape[:-2] + keys.shape[-1:]:
+        raise ValueError(f"cls_query {tuple(cls_query.shape)} does not fit keys {tuple(keys.shape)}")
+    if not 0 < top_k <= 1:
+        raise ValueError(f"top_k must be in (0, 1], got {top_k}")
+    if not 1 <= cls_heads <= keys.shape[-3]:
+        raise ValueError(f"cls_heads must be in 1..{keys.shape[-3]}, got {cls_heads}")
+    if mass is not None and not 0 < mass <= 1:
+        raise ValueError(f"mass must be None or in (0, 1], got {mass}")
+    if not (torch.isfinite(cls_query).all() and torch.isfinite(keys).all()):
+        raise ValueError("queries or keys are not finite: was the encoder run in too low a precision?")

@@ -1,0 +1,168 @@
+"""The one place that writes artifacts. Whatever is written is whole or absent: a temporary name first, then a rename.
+
+Formats: masks as COCO-style JSON with RLE, semantic maps as palette PNG (VOC's), features as .npy,
+weights as safetensors with the architecture in the header, everything else JSON. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+from faster_coco_eval import mask as rle
+from PIL import Image
+from torch import Tensor, nn
+
+
+class StoreError(Exception):
+    """Something on disk is missing, broken or not what was expected."""
+
+
+class WeightsError(StoreError):
+    """A weights file is missing, broken, or of another architecture."""
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextmanager
+def atomic(path: Path):
+    """Yields a temporary path beside `path`; renamed to `path` on success, removed on any failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    os.chmod(name, 0o644)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value) -> None:
+    """Sorted keys and strict JSON: NaN is refused, because other readers cannot read it."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except ValueError as error:
+        raise StoreError(f"{path} is not JSON: {error}") from None
+
+
+def digest_bytes(*parts: bytes) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "big"))
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- weights
+
+
+def save_weights(path: Path, state: dict[str, Tensor], *, header: dict) -> None:
+    """header: JSON values that say what the tensors are; header["architecture"] is checked on loading."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()})
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """(tensors, header). Raises WeightsError if the file is missing or not a whole safetensors file."""
+    if not Path(path).is_file():
+        raise WeightsError(f"no weights at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            return {name: file.get_tensor(name) for name in file.keys()}, header
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file ({error}): fetch or train it again") from None
+
+
+def load_weights(path: Path, *, architecture: dict) -> dict[str, Tensor]:
+    """The tensors of a file whose header names exactly this architecture."""
+    state, header = read_weights(path)
+    if header.get("architecture") != architecture:
+        raise WeightsError(f"{path} holds {header.get('architecture')}, expected {architecture}")
+    return state
+
+
+def fit_weights(module: nn.Module, state: dict[str, Tensor], *, source) -> None:
+    """Load a state dict strictly: every key there, no key left over, every shape the same."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        raise WeightsError(f"{source} does not fit: missing {missing[:3]}, left over {extra[:3]}, shapes {shapes[:3]}")
+    module.load_state_dict(state)
+
+
+# ---------------------------------------------------------------- masks and maps
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """(H, W) bool -> COCO RLE {"size": [H, W], "counts": str}."""
+    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
+    counts = encoded["counts"]
+    return {"size": [int(s) for s in encoded["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def decode_mask(encoded: dict) -> np.ndarray:
+    """COCO RLE -> (H, W) bool."""
+    return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
+
+
+def voc_palette() -> list[int]:
+    """VOC's 256 colours, flat R, G, B: the bits of a label spread over three channels."""
+    colours = []
+    for label in range(256):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
+        colours += channels
+    return colours
+
+
+def write_label_map(path: Path, labels: np.ndarray) -> None:
+    """(H, W) integers in 0-255 -> palette PNG as VOC's."""
+    if labels.min() < 0 or labels.max() > 255:
+        raise ValueError(f"a label map holds 0-255, got {labels.min()}..{labels.max()}")
+    image = Image.fromarray(labels.astype(np.uint8)).convert("L")
+    image.putpalette(voc_palette())
+    with atomic(Path(path)) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except (ValueError, EOFError) as error:
+        raise StoreError(f"{path} is not a whole .npy file: {error}") from None
