@@ -100,17 +100,6 @@ def center_keys(keys: Tensor) -> Tensor:
     return keys - keys.mean(-2, keepdim=True)
 
 
-def upsample_keys(keys: Tensor, *, grid_hw: tuple[int, int], factor: int) -> tuple[Tensor, tuple[int, int]]:
-    """Interpolate keys bilinearly to a finer grid. (B, heads, N, d) -> (B, heads, N * factor^2, d) and its (h, w).
-
-    G_diff is linear in the keys, so this draws its zero line between patches instead of along them.
-    """
-    batch, heads, _, dim = keys.shape
-    grid = keys.transpose(-1, -2).reshape(batch, heads * dim, *grid_hw)
-    fine = F.interpolate(grid, scale_factor=factor, mode="bilinear", align_corners=False)
-    return fine.reshape(batch, heads, dim, -1).transpose(-1, -2), (grid_hw[0] * factor, grid_hw[1] * factor)
-
-
 def mask_to_pixels(mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[int, int], crop_hw=None) -> Tensor:
     """Grid masks to image masks by nearest neighbour: (B, h, w) bool -> (B, H, W) bool.
 

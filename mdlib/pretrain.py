@@ -1,11 +1,9 @@
-"""How the zoo encoder learns, without a label: contrast between frames, prediction inside a frame.
+"""How the zoo encoder learns, without a label: by following animals through tracking shots.
 
-    InfoNCE   the CLS token of a crop must pick, among all clips of the batch, the other frame of its own
-              clip (MoCo v3, arXiv 2104.02057). The two frames share the subject and not the background.
-    iBOT      a masked patch must say what a momentum encoder, which sees the patch, says of it
-              (arXiv 2111.07832); targets are balanced over prototypes by Sinkhorn-Knopp (arXiv 2006.09882).
-
-The momentum encoder (the teacher: a running mean of the student) is what is kept.
+InfoNCE in the manner of MoCo v3 (arXiv 2104.02057): the CLS token of a crop must pick, among all clips of the
+batch, the other frame of its own clip, as a momentum encoder sees it. The two frames of a clip share the subject
+and not the background, so the CLS token learns to attend to subjects. The momentum encoder (the teacher: a
+running mean of the student) is what is kept.
 """
 
 import copy
@@ -18,44 +16,39 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, build_zoo_vit
-from mdlib.training import cosine_schedule
 
 
 class Learner(nn.Module):
-    """A ViT with the two heads it needs while it learns. Student and teacher are both one of these."""
+    """A ViT with the projection head it needs while it learns. Student and teacher are both one of these."""
 
-    def __init__(self, vit: VisionTransformer, *, prototypes: int, dim: int = 64):
+    def __init__(self, vit: VisionTransformer, *, dim: int = 64):
         super().__init__()
-        width = vit.embed_dim
         self.vit = vit
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        hidden = [nn.Linear(width, 384, bias=False), nn.BatchNorm1d(384), nn.ReLU(inplace=True)]
-        hidden += [nn.Linear(384, 384, bias=False), nn.BatchNorm1d(384), nn.ReLU(inplace=True)]
-        self.cls_head = nn.Sequential(*hidden, nn.Linear(384, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
-        self.patch_head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, dim))
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, dim), dim=-1))
+        layers, width = [], vit.embed_dim
+        for wider in (384, 384):
+            layers += [nn.Linear(width, wider, bias=False), nn.BatchNorm1d(wider), nn.ReLU(inplace=True)]
+            width = wider
+        self.head = nn.Sequential(*layers, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
 
-    def forward(self, images: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) normalised, hidden (B, h, w) bool patches to mask -> cls (B, D), patches (B, N, D)."""
-        x = self.vit.patch_embed(images)  # (B, h, w, D)
-        if hidden is not None:
-            x = torch.where(hidden[..., None], self.mask_token, x)
-        x = self.vit.norm(self.vit.blocks(self.vit.norm_pre(self.vit._pos_embed(x))))
-        return x[:, 0], x[:, 1:]
-
-    def embed(self, cls: Tensor) -> Tensor:
-        return F.normalize(self.cls_head(cls), dim=-1)
-
-    def assign(self, patches: Tensor) -> Tensor:
-        """(M, D) patch tokens -> (M, prototypes) cosine similarities."""
-        return F.normalize(self.patch_head(patches), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised images -> (B, dim) unit vectors."""
+        return F.normalize(self.head(self.vit(images)), dim=-1)
 
 
-def build_learners(*, prototypes: int, seed: int) -> tuple[Learner, Learner]:
+def build_learners(*, seed: int) -> tuple[Learner, Learner]:
     """(student, teacher): the teacher starts as a copy and never sees a gradient."""
     torch.manual_seed(seed)
-    student = Learner(build_zoo_vit(), prototypes=prototypes)
+    student = Learner(build_zoo_vit())
     return student, copy.deepcopy(student).requires_grad_(False)
+
+
+def build_optimizer(student: Learner, *, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; biases, norms and positions are not decayed."""
+    decayed, free = [], []
+    for name, parameter in student.named_parameters():
+        (decayed if parameter.ndim > 1 and "pos_embed" not in name else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0)  # the training loop sets the rate at every step
 
 
 @torch.no_grad()
@@ -79,61 +72,19 @@ def info_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(queries), device=queries.device))
 
 
-@torch.no_grad()
-def sinkhorn(scores: Tensor, *, temperature: float, rounds: int = 3) -> Tensor:
-    """(M, K) similarities -> (M, K) soft targets: rows sum to 1, every prototype is used about equally."""
-    plan = torch.exp((scores - scores.max()).float() / temperature)
-    for _ in range(rounds):
-        plan = plan / plan.sum(0, keepdim=True).clamp_min(1e-9)
-        plan = plan / plan.sum(1, keepdim=True).clamp_min(1e-9)
-    return plan
+def tracking_loss(student: Learner, teacher: Learner, crops: dict[str, Tensor], *, temperature: float) -> Tensor:
+    """InfoNCE of all crops of a batch of B clips against the teacher's view of the other frame.
 
-
-def patch_loss(student_scores: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """Cross-entropy of (M, K) scores against (M, K) soft targets, mean over the M masked patches."""
-    return -(targets * F.log_softmax(student_scores / temperature, dim=-1)).sum(-1).mean()
-
-
-def tracking_loss(
-    student: Learner,
-    teacher: Learner,
-    crops: dict[str, Tensor],
-    *,
-    temperature: float,
-    patch_weight: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
-    """The whole objective on one batch of clips.
-
-    crops: "large" (2, B, 3, S, S) and "small" (2, B, 3, s, s), one crop of each frame, normalised.
-    Half of the large crops lose 10-50 % of their patches before the student sees them.
+    crops: "large" (2, B, 3, S, S) and "small" (2, B, 3, s, s): one crop of each frame, normalised.
     """
-    large, small = crops["large"].flatten(0, 1), crops["small"].flatten(0, 1)
-    count = len(large) // 2
     with torch.no_grad():
-        cls, clean = teacher(large)
-        keys = teacher.embed(cls)
-    grid = large.shape[-1] // student.vit.patch_embed.patch_size[0]
-    hidden = random_patches(len(large), grid, generator=generator).to(large.device)
-    cls, patches = student(large, hidden)
-    queries = [student.embed(cls), student.embed(student(small)[0])]
-    other = torch.cat([keys[count:], keys[:count]])  # the other frame of the same clip
-    contrast = sum(
-        info_nce(q[part], other[part], temperature=temperature)
-        for q in queries
-        for part in (slice(0, count), slice(count, None))
-    ) / 4
-    chosen = hidden.flatten(1)
-    targets = sinkhorn(teacher.assign(clean[chosen]), temperature=0.06)
-    patch = patch_loss(student.assign(patches[chosen]), targets, temperature=0.1)
-    return contrast + patch_weight * patch, {"contrast": contrast.item(), "patch": patch.item()}
-
-
-def random_patches(batch: int, grid: int, *, generator: torch.Generator) -> Tensor:
-    """(B, grid, grid) bool: in every second image 10-50 % of the patches, in the others none."""
-    share = 0.1 + 0.4 * torch.rand(batch, 1, generator=generator)
-    share[::2] = 0
-    return (torch.rand(batch, grid * grid, generator=generator) < share).view(batch, grid, grid)
+        first, second = teacher(crops["large"].flatten(0, 1)).chunk(2)
+    losses = []
+    for views in crops.values():
+        of_first, of_second = student(views.flatten(0, 1)).chunk(2)
+        losses += [info_nce(of_first, second, temperature=temperature)]
+        losses += [info_nce(of_second, first, temperature=temperature)]
+    return torch.stack(losses).mean()
 
 
 # ---------------------------------------------------------------- views
@@ -216,8 +167,3 @@ def nearest_neighbour_accuracy(gallery: np.ndarray, labels: np.ndarray, queries:
 def encoder_of(learner: Learner, *, device: str | torch.device) -> Encoder:
     """A frozen copy of a learner's ViT, to look at while it goes on learning."""
     return Encoder(copy.deepcopy(learner.vit), name="zoo", device=device)
-
-
-def learning_rate(step: int, *, steps: int) -> float:
-    """Warm-up over 60 steps to 1e-3, then half a cosine to zero."""
-    return cosine_schedule(step, steps=steps, warmup=60, peak=1e-3)

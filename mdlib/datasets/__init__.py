@@ -1,0 +1,61 @@
+"""Data sets behind one door: `open_dataset(name, root=..., split=...)` yields Samples.
+
+To add a data set, write one file with a class that has `name`, `classes`, `ids()`, `__len__` and
+`__getitem__ -> Sample`, and add it to OPENERS.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mdlib.datasets.sample import VOID, Instances, Sample
+from mdlib.datasets.zoo import ZooDataset
+
+
+class Dataset(Protocol):
+    """What every data set offers. classes[0] is "background"."""
+
+    name: str
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+    def ids(self) -> list[str]: ...
+
+
+OPENERS: dict[str, Callable[..., Dataset]] = {"zoo": ZooDataset}
+
+
+def open_dataset(name: str, *, root: str | Path, split: str, count: int | None = None) -> Dataset:
+    """Open a data set by name. count: only its first `count` images (None: all).
+
+    Raises ValueError for an unknown name or split, FileNotFoundError where the data is missing.
+    """
+    if name not in OPENERS:
+        raise ValueError(f"unknown data set {name!r}; expected one of {sorted(OPENERS)}")
+    return OPENERS[name](root, split, count)
+
+
+def check_sample(sample: Sample, *, num_classes: int) -> str | None:
+    """What is wrong with a sample, or None. Shapes were checked when it was built; this looks at the values."""
+    height, width = sample.image.shape[:2]
+    if min(height, width) < 8:
+        return f"{sample.id}: the image is {height} x {width} pixels, too small for a patch"
+    if sample.semantic is not None:
+        unknown = np.setdiff1d(np.unique(sample.semantic), [*range(num_classes), VOID])
+        if unknown.size:
+            return f"{sample.id}: the semantic map holds unknown values {unknown[:5].tolist()}"
+    if sample.instances is not None:
+        labels = sample.instances.labels
+        if len(labels) != len(sample.instances.masks):
+            return f"{sample.id}: {len(labels)} labels for {len(sample.instances.masks)} instance masks"
+        if len(labels) and not (1 <= labels.min() and labels.max() < num_classes):
+            return f"{sample.id}: instance labels {labels.min()}..{labels.max()} are outside 1..{num_classes - 1}"
+        if not sample.instances.masks.reshape(len(labels), -1).any(1).all():
+            return f"{sample.id}: an instance mask is empty"
+    return None
+
+
+__all__ = ["VOID", "Dataset", "Instances", "Sample", "check_sample", "open_dataset"]

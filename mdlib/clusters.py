@@ -1,0 +1,80 @@
+"""Which masks show the same thing? Crop, describe by a CLS token, whiten, k-means, name.
+
+    crop      the mask's bounding box, not masked, at the image's own resolution
+    describe  the CLS token after the final norm of a frozen ViT
+    whiten    each dimension divided by its standard deviation (no centring), then L2 (the reference's recipe)
+    cluster   MiniBatchKMeans
+    name      Hungarian on counts of masks, a mask's class being that of the best-overlapping true box
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from mdlib.datasets.sample import Instances, mask_to_box
+from mdlib.encoder import Encoder
+from mdlib.metrics import box_iou
+
+
+def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
+    """(H, W, 3) uint8 and (n, 4) x0, y0, x1, y1 -> (n, 3, size, size) uint8 crops.
+
+    A crop keeps its aspect ratio: its longer side becomes `size`, the rest is zero, at the right or the bottom.
+    The reference keeps each crop's own size; one size lets the demo describe many crops in one batch.
+    """
+    crops = torch.zeros(len(boxes), 3, size, size, dtype=torch.uint8)
+    for crop, (x0, y0, x1, y1) in zip(crops, np.asarray(boxes, np.int64)):
+        if x1 <= x0 or y1 <= y0:
+            raise ValueError(f"box {(x0, y0, x1, y1)} is empty")
+        part = torch.from_numpy(image[y0:y1, x0:x1].copy()).permute(2, 0, 1)[None].float()
+        scale = size / max(part.shape[-2:])
+        height, width = (max(1, round(s * scale)) for s in part.shape[-2:])
+        part = F.interpolate(part, size=(height, width), mode="bilinear", antialias=True)
+        crop[:, :height, :width] = part[0].round().clamp(0, 255).to(torch.uint8)
+    return crops
+
+
+def describe_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray:
+    """(n, 3, S, S) uint8 -> (n, D) float32 CLS tokens."""
+    parts = [encoder.tokens(part).cls.cpu() for part in crops.split(batch)]
+    return torch.cat(parts).numpy() if parts else np.zeros((0, encoder.width), np.float32)
+
+
+def whiten(features: np.ndarray) -> np.ndarray:
+    """(n, D) -> (n, D): every dimension divided by its standard deviation, no centring, then every row by its norm.
+
+    A dimension that never changes is left as it is.
+    """
+    deviation = features.std(0)
+    scaled = features / np.where(deviation > 1e-8, deviation, 1.0)
+    return (scaled / np.linalg.norm(scaled, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
+
+
+def fit_kmeans(features: np.ndarray, *, k: int, seed: int, batch_size: int, restarts: int) -> MiniBatchKMeans:
+    """k-means on (n, D) features. restarts: how many initialisations, of which the best inertia is kept.
+
+    The result hangs on the seed: report a spread. Raises ValueError where there are fewer masks than clusters.
+    """
+    if len(features) < k:
+        raise ValueError(f"{len(features)} masks cannot make {k} clusters: lower k or give more images")
+    if not np.isfinite(features).all():
+        raise ValueError("features are not finite")
+    model = MiniBatchKMeans(k, random_state=seed, batch_size=batch_size, n_init=restarts, max_iter=300)
+    return model.fit(features)
+
+
+def mask_class(mask: np.ndarray, instances: Instances) -> int:
+    """The class of the true box that overlaps the mask's box best; 0 where none overlaps. (H, W) bool."""
+    if not mask.any() or not len(instances.labels):
+        return 0
+    overlaps = box_iou([mask_to_box(mask)], instances.boxes)[0]
+    return int(instances.labels[overlaps.argmax()]) if overlaps.max() > 0 else 0
+
+
+def count_matrix(clusters: np.ndarray, classes: np.ndarray, *, k: int, num_classes: int) -> np.ndarray:
+    """(n,) cluster and (n,) class of each mask -> (k, num_classes) int64 counts; class 0 is background."""
+    counts = np.zeros((k, num_classes), np.int64)
+    np.add.at(counts, (clusters, classes), 1)
+    return counts
