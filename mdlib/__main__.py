@@ -1,0 +1,46 @@
+"""The command line: python -m mdlib run | report | check."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mdlib import pipeline, report
+from mdlib.presets import PresetError, load_preset, parse_sets
+from mdlib.store import StoreError, read_json
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mdlib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the notebooks of a preset and write a report")
+    run.add_argument("preset")
+    run.add_argument("--out", type=Path, help="folder of the run (default: reports/PRESET)")
+    run.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets")
+    run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage even if it is up to date, and what follows from it")
+    run.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    again = commands.add_parser("report", help="write the report of a finished run again")
+    again.add_argument("run", type=Path)
+    check = commands.add_parser("check", help="say what a preset needs and what is missing")
+    check.add_argument("preset")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "run":
+            return pipeline.run(given.preset, out=given.out, overrides=parse_sets(given.sets), start=given.start, only=given.only)
+        if given.command == "check":
+            return pipeline.check(given.preset)
+        preset = load_preset(read_json(given.run / "artifacts" / "run.json")["preset"])
+        report.write(given.run.resolve(), preset)
+        return pipeline.DONE
+    except (PresetError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return pipeline.WRONG
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or ''} (is the disk full, or the folder read-only?)", file=sys.stderr)
+        return pipeline.WRONG
+    except KeyboardInterrupt:
+        print("interrupted; the next run goes on from the last whole stage", file=sys.stderr)
+        return pipeline.INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Every plot, one style, one palette. Colours are from Wong's colour-blind-safe set; line and order say the same.
+
+Functions take arrays and return a matplotlib Figure; `Stage.figure` saves it.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442",
+)  # fmt: skip
+MASK_COLOURS = (ORANGE, SKY, PURPLE)  # first, second, third object
+
+
+def set_style() -> None:
+    """Call once in a notebook's setup cell."""
+    sns.set_theme(context="notebook", style="white", font_scale=0.85)
+    plt.rcParams.update({"axes.titlesize": 9, "figure.dpi": 90, "image.interpolation": "nearest", "svg.hashsalt": "mdlib"})
+
+
+def class_colours(count: int) -> np.ndarray:
+    """(count, 3) float colours for classes; 0, the background, is dark grey. Evenly spaced hues in two lightnesses."""
+    hues = sns.husl_palette(max(1, (count) // 2), s=0.85, l=0.68) + sns.husl_palette(max(1, count - 1 - count // 2), h=0.03, s=0.7, l=0.42)
+    return np.array([(0.18, 0.18, 0.18), *hues])[:count]
+
+
+def overlay(image: np.ndarray, masks: np.ndarray, *, colours=MASK_COLOURS, strength: float = 0.5) -> np.ndarray:
+    """(H, W, 3) uint8 with (n, H, W) bool masks painted over, each with a border. Returns (H, W, 3) float in [0, 1]."""
+    out = image.astype(np.float64) / 255
+    for index, mask in enumerate(masks):
+        colour = np.array(plt.matplotlib.colors.to_rgb(colours[index % len(colours)]))
+        out[mask] = (1 - strength) * out[mask] + strength * colour
+        inner = mask.copy()
+        inner[1:] &= mask[:-1]
+        inner[:-1] &= mask[1:]
+        inner[:, 1:] &= mask[:, :-1]
+        inner[:, :-1] &= mask[:, 1:]
+        out[mask & ~inner] = colour
+    return out
+
+
+def colour_map(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """(H, W) labels, 255 void -> (H, W, 3) float; void is white."""
+    return np.where((labels == 255)[..., None], 1.0, colours[np.minimum(labels, len(colours) - 1)])
+
+
+def image_row(ax, image: np.ndarray, title: str = "", **kwargs) -> None:
+    """One picture in one axis: no ticks, no frame."""
+    ax.imshow(image, **kwargs)
+    ax.set_title(title, pad=3)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    sns.despine(ax=ax, left=True, bottom=True)
+
+
+def image_grid(images: list[np.ndarray], titles: list[str] | None = None, *, columns: int, size: float = 1.25) -> Figure:
+    """Pictures in a grid, each `size` inches."""
+    rows = -(-len(images) // columns)
+    height = size + (0.22 if titles else 0.04)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * height), squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    for ax in axes.flat:
+        ax.axis("off")
+    for index, image in enumerate(images):
+        image_row(axes.flat[index], image, titles[index] if titles else "")
+        axes.flat[index].axis("on")
+    return figure
+
+
+def image_table(rows: list[list[np.ndarray]], *, columns: list[str], labels: list[str], size: float = 1.35) -> Figure:
+    """Rows of pictures with a heading for each column and a label for each row."""
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(len(columns) * size + 0.8, len(rows) * size + 0.3), squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    for line, (images, label) in enumerate(zip(rows, labels)):
+        for ax, image, heading in zip(axes[line], images, columns):
+            image_row(ax, image, heading if line == 0 else "")
+        axes[line, 0].set_ylabel(label, rotation=0, ha="right", va="center")
+    return figure
+
+
+def bars(values: dict[str, float], *, xlabel: str, highlight: str | None = None, xlim: float | None = None) -> Figure:
+    """Horizontal bars with their values written at the end; `highlight` is drawn strong, the others pale."""
+    figure, ax = plt.subplots(figsize=(6.2, 0.34 * len(values) + 0.8), layout="constrained")
+    colours = [BLUE if name == highlight or highlight is None else "#9BB8C9" for name in values]
+    drawn = ax.barh(list(values), list(values.values()), color=colours)
+    ax.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    ax.set_xlim(0, xlim or max(values.values()) * 1.15)
+    sns.despine(ax=ax)
+    return figure
+
+
+def histogram(values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, bins: int = 20) -> Figure:
+    """Step histograms on [0, 1], one line a name, told apart by colour and by dash."""
+    figure, ax = plt.subplots(figsize=(6.2, 2.8), layout="constrained")
+    for (name, data), colour, dash in zip(values.items(), (BLUE, ORANGE, GREEN, RED), ("-", "--", ":", "-.")):
+        ax.hist(data, bins=np.linspace(0, 1, bins + 1), histtype="step", lw=2, color=colour, ls=dash, label=name)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return figure
+
+
+def count_heatmap(counts: np.ndarray, *, rows: list[str], columns: list[str], xlabel: str, ylabel: str) -> Figure:
+    """Row-normalised counts as a heat map; cells from 5 % are written out in per cent."""
+    share = counts / counts.sum(1, keepdims=True).clip(1)
+    size = (0.36 * len(columns) + 2.2, 0.27 * len(rows) + 1.4)
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    text = np.where(share >= 0.05, np.char.mod("%.0f", share * 100), "")
+    sns.heatmap(share, ax=ax, cmap="cividis", vmin=0, vmax=1, annot=text, fmt="", annot_kws={"size": 6.5}, cbar=False, linewidths=0.3)
+    ax.set_xticklabels(columns, rotation=60, ha="right", fontsize=8)
+    ax.set_yticklabels(rows, rotation=0, fontsize=8)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return figure
+
+
+def curves(history: list[dict], panels: dict[str, list[str]], *, xlabel: str = "step") -> Figure:
+    """Training curves: one panel for each {title: [keys of the history]}."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.6), squeeze=False, layout="constrained")
+    for ax, (title, keys) in zip(axes[0], panels.items()):
+        for key, colour, dash in zip(keys, (BLUE, ORANGE, GREEN), ("-", "--", ":")):
+            points = [(row["step"], row[key]) for row in history if key in row]
+            ax.plot(*zip(*points), color=colour, ls=dash, lw=2, label=key.replace("_", " "))
+        ax.set_title(title)
+        ax.set_xlabel(xlabel)
+        if len(keys) > 1:
+            ax.legend(frameon=False)
+        sns.despine(ax=ax)
+    return figure

@@ -1,0 +1,200 @@
+"""Runs the notebooks of a preset in order through papermill, and leaves a report.
+
+A stage whose manifest still matches is skipped; the log says why one is stale. Success is: no exception, and the
+stage's manifest is there. cost.csv is written after every notebook, also when one fails.
+"""
+
+import csv
+import io
+import logging
+import os
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import papermill
+import psutil
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from mdlib import report, store
+from mdlib.presets import NOTEBOOKS, ROOT, Preset, PresetError, load_preset, resolve
+from mdlib.stage import PLACE, device, stale_reason
+
+DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
+COST_COLUMNS = ("notebook", "status", "seconds", "peak_memory_mb")
+
+
+def run(preset_name: str, *, out: Path | None, overrides: dict, start: str | None, only: str | None) -> int:
+    """Run a preset into `out` (default reports/<preset>). Returns an exit code; raises PresetError or StoreError."""
+    preset = load_preset(preset_name)
+    parameters = resolve(preset, overrides)
+    notebooks = _chosen(preset, start, only)
+    run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
+    for folder in ("artifacts", "figures", "notebooks"):
+        (run_dir / folder).mkdir(parents=True, exist_ok=True)
+    with _lock(run_dir):
+        run_info = {"preset": preset_name, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        store.write_json(run_dir / "artifacts" / "run.json", run_info)
+        code = _run_all(preset, notebooks, parameters, run_dir, forced=set(notebooks[notebooks.index(start) :] if start else [only] if only else []))
+        if code == DONE and only is None:
+            report.write(run_dir, preset)
+            print(f"report: {_shown(run_dir / 'index.html')}")
+    return code
+
+
+def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:
+    for name in (start, only):
+        if name is not None and name not in preset.notebooks:
+            raise PresetError(f"stage {name!r} is not in this preset; expected one of {preset.notebooks}")
+    return [only] if only else preset.notebooks
+
+
+def _run_all(preset: Preset, notebooks: list[str], parameters: dict, run_dir: Path, *, forced: set[str]) -> int:
+    expected = {name: preset.seconds.get(name, 30.0) for name in notebooks}
+    spent, planned = 0.0, 0.0
+    for number, name in enumerate(notebooks, 1):
+        values = {**parameters[name], PLACE: os.path.relpath(run_dir, ROOT)}
+        reason = stale_reason(run_dir, name, values)
+        if name in forced and reason is None:
+            reason = "asked for"
+        head = f"[{number}/{len(notebooks)}] {name}"
+        if reason is None:
+            print(f"{head}: up to date, skipped", flush=True)
+            continue
+        pace = spent / planned if planned else 1.0
+        left = sum(expected[later] for later in notebooks[number - 1 :]) * pace
+        print(f"{head}: {reason}; running, about {left:.0f} s left for all", flush=True)
+        code, row = _run_one(name, values, run_dir)
+        _add_cost(run_dir, row)
+        if code != DONE:
+            return code
+        spent, planned = spent + row["seconds"], planned + expected[name]
+        print(f"{head}: done in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB", flush=True)
+    return DONE
+
+
+def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
+    """Execute one notebook. Returns (exit code, its row of cost.csv)."""
+    executed = run_dir / "notebooks" / f"{name}.ipynb"
+    partial = executed.with_suffix(".partial.ipynb")
+    began, status, code = time.monotonic(), "done", DONE
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    with _peak_memory() as peak:
+        try:
+            papermill.execute_notebook(
+                NOTEBOOKS / f"{name}.ipynb",
+                partial,
+                parameters=values,
+                cwd=str(NOTEBOOKS),
+                kernel_name="python3",
+                progress_bar=False,
+                log_output=False,
+            )
+            if (reason := stale_reason(run_dir, name, values)) is not None:
+                status, code = f"failed: it ended without its manifest ({reason})", FAILED
+        except PapermillExecutionError as error:
+            status, code = f"failed: {error.ename}: {error.evalue}".splitlines()[0], FAILED
+            print(f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}")
+        except (DeadKernelError, CellTimeoutError) as error:
+            status, code = f"died: {type(error).__name__}", DIED
+            print(f"the kernel of {name} died or timed out: {error}. Was there enough memory?")
+        except KeyboardInterrupt:
+            status, code = "interrupted", INTERRUPTED
+            print(f"interrupted in {name}; the next run goes on here")
+        except RuntimeError as error:  # nbclient: the kernel never came up
+            status, code = f"died: {error}".splitlines()[0], DIED
+            print(f"the kernel of {name} did not start: {error}")
+    if code == DONE:
+        os.replace(partial, executed)
+        report.render_notebook(executed)
+    elif partial.is_file():
+        print(f"what it did until then: {_shown(partial)}")
+    seconds = round(time.monotonic() - began, 1)
+    return code, dict(zip(COST_COLUMNS, (name, status, seconds, round(peak["bytes"] / 1e6))))
+
+
+def check(preset_name: str) -> int:
+    """Say what a preset needs and what is missing. Returns an exit code."""
+    preset = load_preset(preset_name)
+    parameters = resolve(preset, {})
+    problems = []
+    values = {k: v for notebook in parameters.values() for k, v in notebook.items()}
+    for key in ("data_root", "weights"):
+        path = values.get(key)
+        if isinstance(path, str) and path != "random" and not (ROOT / path).exists():
+            problems.append(f"{key}: {path} is missing; it is part of the repository: `git checkout {path}`")
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < 1:
+        problems.append(f"disk: {free:.1f} GB are free, 1 GB is needed")
+    if not os.access(ROOT / "reports", os.W_OK):
+        problems.append("reports/ cannot be written: give --out a folder that can")
+    minutes = sum(preset.seconds.get(n, 30.0) for n in preset.notebooks) / 60
+    print(f"{preset_name}: {preset.description}")
+    print(f"notebooks: {', '.join(preset.notebooks)}; about {minutes:.1f} minutes on two CPU cores")
+    print(f"device: {device()}; free disk: {free:.0f} GB; free memory: {psutil.virtual_memory().available / 1e9:.0f} GB")
+    for problem in problems:
+        print(f"missing: {problem}")
+    print("nothing is missing" if not problems else f"{len(problems)} problem(s)")
+    return WRONG if problems else DONE
+
+
+@contextmanager
+def _lock(run_dir: Path):
+    """One run a folder at a time. A lock whose process is gone is taken over."""
+    path = run_dir / "artifacts" / "lock"
+    try:
+        holder = int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        holder = None
+    if holder is not None and holder != os.getpid() and psutil.pid_exists(holder):
+        raise store.StoreError(f"another run (process {holder}) works in {run_dir}: wait for it, or choose another --out")
+    store.write_text(path, str(os.getpid()))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _peak_memory():
+    """Yields {"bytes": the largest memory that this process's children, the kernels, held together}."""
+    peak, stop = {"bytes": 0}, threading.Event()
+
+    def watch():
+        me = psutil.Process()
+        while not stop.wait(0.25):
+            total = 0
+            for child in me.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.Error:
+                    pass
+            peak["bytes"] = max(peak["bytes"], total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _add_cost(run_dir: Path, row: dict) -> None:
+    """cost.csv holds the last execution of each notebook."""
+    path = run_dir / "cost.csv"
+    rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+    rows = [r for r in rows if r["notebook"] != row["notebook"]] + [row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COST_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda r: r["notebook"]))
+    store.write_text(path, text.getvalue())
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path)

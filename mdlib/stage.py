@@ -1,0 +1,193 @@
+"""One stage of a run: a folder that is written under a temporary name and renamed when whole.
+
+`manifest.json` in it is the commit record: parameters, digests of inputs and of the code, versions, seconds, metrics.
+A stage whose manifest still matches need not run again; `stale_reason` says what changed.
+"""
+
+import ast
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import torch
+
+from mdlib import store
+from mdlib.presets import NOTEBOOKS, ROOT, check_value, read_parameters
+
+PLACE = "run_dir"  # the one parameter that says where, not what: it is no part of a stage's identity
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "matplotlib")
+
+
+@dataclass
+class Stage:
+    """What a notebook holds of its own stage. `open_stage` makes it, `finish` commits it."""
+
+    name: str
+    parameters: dict[str, object]
+    run_dir: Path
+    label: str  # run and data set, for every figure
+    folder: Path  # temporary until `finish`
+    inputs: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    figures: list[dict] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def read(self, name: str) -> Path:
+        """The folder of an earlier stage of this run. Raises StoreError if it has not run."""
+        folder = self.run_dir / "artifacts" / name
+        self.inputs[name] = identity(read_manifest(self.run_dir, name))
+        return folder
+
+    def read_file(self, path: str | Path) -> Path:
+        """A file outside the run (data, weights), by a path from the repository's root; its digest is recorded."""
+        full = ROOT / path
+        if not full.is_file():
+            raise store.StoreError(f"{full} is missing")
+        self.files[str(path)] = store.digest_file(full)
+        return full
+
+    def figure(self, figure, name: str, *, caption: str) -> None:
+        """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its alt text."""
+        path = self.run_dir / "figures" / f"{self.name}-{name}.png"
+        figure.text(0.995, 0.003, self.label, ha="right", va="bottom", fontsize=7, color="0.45")
+        with store.atomic(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        self.figures.append({"file": path.name, "caption": caption})
+
+    def finish(self, metrics: dict[str, float] | None = None) -> dict[str, float]:
+        """Write the manifest and give the stage its final name. Returns the metrics, rounded to six digits."""
+        metrics = {k: round(float(v), 6) for k, v in (metrics or {}).items()}
+        bad = [k for k, v in metrics.items() if not np.isfinite(v)]
+        if bad:
+            raise ValueError(f"metrics are not finite: {bad}")
+        manifest = {
+            "stage": self.name,
+            "parameters": self.parameters,
+            "inputs": self.inputs,
+            "files": self.files,
+            "code": code_digest(self.name),
+            "versions": versions(),
+            "seconds": round(time.monotonic() - self.began, 2),
+            "metrics": metrics,
+            "figures": self.figures,
+        }
+        store.write_json(self.folder / "manifest.json", manifest)
+        final = self.run_dir / "artifacts" / self.name
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(self.folder, final)
+        self.folder = final
+        return metrics
+
+
+def open_stage(name: str, values: dict[str, object]) -> Stage:
+    """Open a stage from its notebook: `stage = open_stage("01_distill_masks", globals())`.
+
+    Takes the notebook's parameters out of `values`, checks their types, prints device, versions and paths.
+    """
+    known = read_parameters(name)
+    parameters = {key: check_value(key, values[key], known[key].type) for key in known}
+    run_dir = (ROOT / str(parameters.pop(PLACE))).resolve()
+    artifacts = run_dir / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    for left_over in artifacts.glob(f".{name}.*"):  # of a killed run
+        shutil.rmtree(left_over, ignore_errors=True)
+    folder = artifacts / f".{name}.{os.getpid()}"
+    folder.mkdir()
+    label = f"{run_dir.name} run · {dataset_label(run_dir, parameters)}"
+    print(f"{name} · {label} · {device()} · torch {torch.__version__}")
+    return Stage(name, parameters, run_dir, label, folder)
+
+
+def dataset_label(run_dir: Path, parameters: dict[str, object]) -> str:
+    """The data set's name as every figure shows it, from this stage's parameters or from stage 00's."""
+    name = parameters.get("dataset")
+    if name is None and (run_dir / "artifacts" / "00_prepare_data" / "manifest.json").is_file():
+        name = read_manifest(run_dir, "00_prepare_data")["parameters"]["dataset"]
+    return {"zoo": "zoo (composited)", None: "zoo (composited)"}.get(name, str(name))
+
+
+def device() -> str:
+    """ "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{library: metadata.version(library) for library in LIBRARIES}}
+
+
+def read_manifest(run_dir: Path, name: str) -> dict:
+    path = run_dir / "artifacts" / name / "manifest.json"
+    if not path.is_file():
+        raise store.StoreError(f"stage {name} has not run in {run_dir}: run that notebook first")
+    return store.read_json(path)
+
+
+def identity(manifest: dict) -> str:
+    """What a stage's result depends on, as a digest: the same identity means the same result."""
+    parts = (repr(sorted(manifest[key].items())) for key in ("parameters", "inputs", "files"))
+    return store.digest_bytes(manifest["stage"].encode(), manifest["code"].encode(), *(p.encode() for p in parts))
+
+
+def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str | None:
+    """Why a stage must run (again), or None if its manifest still matches."""
+    try:
+        manifest = read_manifest(run_dir, name)
+    except store.StoreError:
+        return "has not run"
+    wanted = {key: value for key, value in parameters.items() if key != PLACE}
+    changed = sorted(k for k in wanted.keys() | manifest["parameters"].keys() if wanted.get(k) != manifest["parameters"].get(k))
+    if changed:
+        return f"parameters changed: {', '.join(changed)}"
+    if manifest["code"] != code_digest(name):
+        return "its notebook or the library code it imports changed"
+    for path, digest in manifest["files"].items():
+        if not (ROOT / path).is_file() or store.digest_file(ROOT / path) != digest:
+            return f"{path} changed"
+    for stage, digest in manifest["inputs"].items():
+        try:
+            if identity(read_manifest(run_dir, stage)) != digest:
+                return f"{stage} changed"
+        except store.StoreError:
+            return f"{stage} is missing"
+    return None
+
+
+def code_digest(notebook: str) -> str:
+    """Digest of a notebook's code and of the mdlib modules it imports, directly or not; comments do not count."""
+    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    code = [c.source for c in cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
+    trees = [ast.parse("\n".join(code))]
+    seen: set[Path] = set()
+    queue = _imports(trees[0])
+    while queue:
+        path = queue.pop()
+        if path not in seen:
+            seen.add(path)
+            queue |= _imports(ast.parse(path.read_text(encoding="utf-8")))
+    trees += [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(seen)]
+    return store.digest_bytes(*(ast.dump(tree).encode() for tree in trees))
+
+
+# What a notebook draws with and how it is run do not change what it computes.
+NEUTRAL = {"mdlib.figures", "mdlib.stage", "mdlib.presets", "mdlib.pipeline", "mdlib.report"}
+
+
+def _imports(tree: ast.AST) -> set[Path]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    paths = set()
+    for name in names:
+        if name.split(".")[0] == "mdlib" and name not in NEUTRAL:
+            base = ROOT / name.replace(".", "/")
+            paths |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()}
+    return paths
