@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("preset")
     run.add_argument("--out", type=Path, help="folder of the run (default: reports/PRESET)")
     run.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets")
-    run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage even if it is up to date, and what follows from it")
+    run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all after it, even where they are up to date")
     run.add_argument("--only", metavar="STAGE", help="run this stage alone")
     again = commands.add_parser("report", help="write the report of a finished run again")
     again.add_argument("run", type=Path)

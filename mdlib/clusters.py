@@ -42,13 +42,18 @@ def describe_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray
     return torch.cat(parts).numpy() if parts else np.zeros((0, encoder.width), np.float32)
 
 
-def whiten(features: np.ndarray) -> np.ndarray:
-    """(n, D) -> (n, D): every dimension divided by its standard deviation, no centring, then every row by its norm.
-
-    A dimension that never changes is left as it is.
-    """
+def feature_deviation(features: np.ndarray) -> np.ndarray:
+    """Standard deviation of each dimension, (n, D) -> (D,); 1 where a dimension never changes."""
     deviation = features.std(0)
-    scaled = features / np.where(deviation > 1e-8, deviation, 1.0)
+    return np.where(deviation > 1e-8, deviation, 1.0).astype(np.float32)
+
+
+def whiten(features: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Every dimension divided by its deviation, no centring, then every row by its norm. (n, D), (D,) -> (n, D).
+
+    deviation: from the training masks (`feature_deviation`), also when other masks are whitened.
+    """
+    scaled = features / deviation
     return (scaled / np.linalg.norm(scaled, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
 
 
@@ -63,6 +68,12 @@ def fit_kmeans(features: np.ndarray, *, k: int, seed: int, batch_size: int, rest
         raise ValueError("features are not finite")
     model = MiniBatchKMeans(k, random_state=seed, batch_size=batch_size, n_init=restarts, max_iter=300)
     return model.fit(features)
+
+
+def assign_clusters(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The nearest centre of each feature: (n, D), (k, D) -> (n,) int64."""
+    distance = (centres**2).sum(1)[None] - 2 * features @ centres.T
+    return distance.argmin(1).astype(np.int64)
 
 
 def mask_class(mask: np.ndarray, instances: Instances) -> int:

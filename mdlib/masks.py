@@ -100,6 +100,15 @@ def center_keys(keys: Tensor) -> Tensor:
     return keys - keys.mean(-2, keepdim=True)
 
 
+def attention_inside(cls_query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """Share of the CLS token's attention to patches that falls inside the mask, mean over heads: (B,) in [0, 1].
+
+    cls_query (B, heads, d), keys (B, heads, N, d), mask (B, h, w) bool. Blind to the gauge, as attention is.
+    """
+    logits = torch.einsum("bhd,bhnd->bhn", cls_query, keys) * cls_query.shape[-1] ** -0.5
+    return (logits.softmax(-1).mean(1) * mask.flatten(1)).sum(-1)
+
+
 def mask_to_pixels(mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[int, int], crop_hw=None) -> Tensor:
     """Grid masks to image masks by nearest neighbour: (B, h, w) bool -> (B, H, W) bool.
 

@@ -48,7 +48,7 @@ def match_hungarian(confusion: np.ndarray, *, score: str = "iou", pinned: dict[i
     values = (_pairwise_iou(counts) if score == "iou" else counts.astype(np.float64))[np.ix_(rows, columns)]
     # A tie-break far below any real difference: earlier cells of the table are worth a little more.
     scale = max(values.max(initial=0.0), 1e-12) * 1e-9
-    values = values - scale * np.arange(values.size).reshape(values.shape) / max(1, values.size) ** 1
+    values = values - scale * np.arange(values.size).reshape(values.shape) / max(1, values.size)
     chosen_rows, chosen_columns = linear_sum_assignment(values, maximize=True)
     mapping[rows[chosen_rows]] = columns[chosen_columns]
     return mapping
@@ -93,6 +93,15 @@ def mean_iou(confusion: np.ndarray, mapping: np.ndarray) -> float:
 def _pairwise_iou(counts: np.ndarray) -> np.ndarray:
     union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
     return np.divide(counts, union, out=np.zeros(counts.shape), where=union > 0)
+
+
+# ---------------------------------------------------------------- features
+
+
+def nearest_neighbour_accuracy(gallery: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
+    """Share of queries (M, D) whose most similar gallery row (N, D), by cosine, has the same class."""
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (queries, gallery)]
+    return float((labels[(unit[0] @ unit[1].T).argmax(1)] == truth).mean())
 
 
 # ---------------------------------------------------------------- masks and boxes

@@ -14,7 +14,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import nbformat
 import papermill
 import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -83,6 +82,7 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
     partial = executed.with_suffix(".partial.ipynb")
     began, status, code = time.monotonic(), "done", DONE
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    os.environ["MDLIB_BATCH"] = "1"  # the kernel inherits it: plain progress lines (mdlib.progress)
     with _peak_memory() as peak:
         try:
             papermill.execute_notebook(
@@ -93,6 +93,7 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
                 kernel_name="python3",
                 progress_bar=False,
                 log_output=False,
+                extra_arguments=["--log-level=ERROR"],
             )
             if (reason := stale_reason(run_dir, name, values)) is not None:
                 status, code = f"failed: it ended without its manifest ({reason})", FAILED
@@ -130,7 +131,7 @@ def check(preset_name: str) -> int:
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < 1:
         problems.append(f"disk: {free:.1f} GB are free, 1 GB is needed")
-    if not os.access(ROOT / "reports", os.W_OK):
+    if not os.access(ROOT if not (ROOT / "reports").exists() else ROOT / "reports", os.W_OK):
         problems.append("reports/ cannot be written: give --out a folder that can")
     minutes = sum(preset.seconds.get(n, 30.0) for n in preset.notebooks) / 60
     print(f"{preset_name}: {preset.description}")

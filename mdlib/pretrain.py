@@ -158,12 +158,6 @@ class ClipBatches:
 # ---------------------------------------------------------------- monitoring
 
 
-def nearest_neighbour_accuracy(gallery: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
-    """Share of queries (M, D) whose most similar gallery row (N, D), by cosine, has the same class."""
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (queries, gallery)]
-    return float((labels[(unit[0] @ unit[1].T).argmax(1)] == truth).mean())
-
-
 def encoder_of(learner: Learner, *, device: str | torch.device) -> Encoder:
     """A frozen copy of a learner's ViT, to look at while it goes on learning."""
     return Encoder(copy.deepcopy(learner.vit), name="zoo", device=device)

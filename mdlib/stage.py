@@ -52,10 +52,15 @@ class Stage:
         self.files[str(path)] = store.digest_file(full)
         return full
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where a training of this stage keeps its checkpoint: beside the stages, so that it outlives a kill."""
+        return self.run_dir / "artifacts" / "checkpoints" / f"{self.name}.safetensors"
+
     def figure(self, figure, name: str, *, caption: str) -> None:
         """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its alt text."""
         path = self.run_dir / "figures" / f"{self.name}-{name}.png"
-        figure.text(0.995, 0.003, self.label, ha="right", va="bottom", fontsize=7, color="0.45")
+        figure.text(1.0, -0.01, self.label, ha="right", va="top", fontsize=7, color="0.45")
         with store.atomic(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         self.figures.append({"file": path.name, "caption": caption})

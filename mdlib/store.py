@@ -37,9 +37,9 @@ def atomic(path: Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
-    os.chmod(name, 0o644)
     try:
         yield Path(name)
+        os.chmod(name, 0o644)  # writers that replace the file lose its mode
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
@@ -130,6 +130,25 @@ def encode_mask(mask: np.ndarray) -> dict:
 def decode_mask(encoded: dict) -> np.ndarray:
     """COCO RLE -> (H, W) bool."""
     return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
+
+
+def write_masks(path: Path, records: list[dict]) -> None:
+    """COCO-style JSON of predictions. A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}."""
+    annotations = []
+    for record in records:
+        mask = record["mask"]
+        others = {key: value for key, value in record.items() if key != "mask"}
+        annotations.append({**others, "segmentation": encode_mask(mask), "area": int(mask.sum())})
+    write_json(path, {"annotations": annotations})
+
+
+def read_masks(path: Path) -> list[dict]:
+    """What `write_masks` wrote: records with "mask" (H, W) bool again."""
+    records = []
+    for annotation in read_json(path)["annotations"]:
+        others = {key: value for key, value in annotation.items() if key not in ("segmentation", "area")}
+        records.append({**others, "mask": decode_mask(annotation["segmentation"])})
+    return records
 
 
 def voc_palette() -> list[int]:

@@ -1,0 +1,40 @@
+# `make` lists the targets. The first one that needs Python builds .venv; later ones install nothing.
+# Another Python: make demo PYTHON=/path/to/python3.12. Another run: make report RUN=reports/smoke.
+PY := .venv/bin/python
+RUN := reports/demo
+SUITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON = $(shell for p in python3.12 python3.11 python3; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help demo smoke test lab report clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUITS)' || { \
+	  echo "Python 3.11 or 3.12 is needed, and python3.12, python3.11, python3 on the PATH are not that."; \
+	  echo "Install one (python.org, apt install python3.12-venv, brew install python@3.12, pyenv or conda),"; \
+	  echo "then run make again, or name it: make demo PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PY) -c 'import pip; $(SUITS)' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	@echo "installing into .venv: some minutes and about 6 GB of disk, once"
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: .venv/.installed ## run the demo on the embedded images, report in reports/demo
+	$(PY) -m mdlib run demo
+
+smoke: .venv/.installed ## the same notebooks at a tiny size: does everything work?
+	$(PY) -m mdlib run smoke
+
+test: .venv/.installed ## run the tests
+	$(PY) -m pytest
+
+lab: .venv/.installed ## open the notebooks in JupyterLab
+	$(PY) -m jupyter lab notebooks
+
+report: .venv/.installed ## write the report of a finished run again (RUN=reports/demo)
+	$(PY) -m mdlib report $(RUN)
+
+clean: ## delete .venv and caches; data and runs stay
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache
+	find mdlib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

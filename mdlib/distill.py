@@ -1,0 +1,80 @@
+"""Stage 1 over a whole data set: images through the frozen encoder, one object mask an image."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mdlib import masks
+from mdlib.datasets import Dataset
+from mdlib.encoder import Encoder, Tokens
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """One image's mask. mask (H, W) bool; score in [0, 1]: share of the CLS token's attention inside it."""
+
+    id: str
+    mask: np.ndarray
+    score: float
+
+
+def distill_masks(
+    dataset: Dataset,
+    encoder: Encoder,
+    *,
+    input_side: int,
+    batch_size: int,
+    top_k: float,
+    cls_heads: int,
+    mass: float | None,
+    center_keys: bool,
+) -> Iterator[Distilled]:
+    """Yield a mask for each image of a data set, in order; neighbours of one size share a batch.
+
+    input_side: images are resized so that their shorter side has this many pixels. See masks.object_mask for the rest.
+    """
+    batch: list = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        if batch and (len(batch) == batch_size or sample.image.shape != batch[0].image.shape):
+            yield from _distill(batch, encoder, input_side, top_k, cls_heads, mass, center_keys)
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield from _distill(batch, encoder, input_side, top_k, cls_heads, mass, center_keys)
+
+
+def _distill(batch, encoder, input_side, top_k, cls_heads, mass, center_keys) -> Iterator[Distilled]:
+    images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2)
+    resized = resize_images(images, input_side=input_side)
+    found, scores = mask_tokens(
+        encoder.tokens(resized), top_k=top_k, cls_heads=cls_heads, mass=mass, center_keys=center_keys
+    )
+    crop_hw = tuple(resized.shape[-2:])
+    padded_hw = tuple(-(-side // encoder.patch) * encoder.patch for side in crop_hw)
+    pixels = masks.mask_to_pixels(found, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=tuple(images.shape[-2:]))
+    for sample, mask, score in zip(batch, pixels.cpu().numpy(), scores.tolist()):
+        yield Distilled(sample.id, mask, score)
+
+
+def resize_images(images: torch.Tensor, *, input_side: int) -> torch.Tensor:
+    """(B, 3, H, W) uint8 -> uint8 with the shorter side at `input_side` pixels, bicubic, aspect kept."""
+    height, width = images.shape[-2:]
+    scale = input_side / min(height, width)
+    size = (round(height * scale), round(width * scale))
+    if size == (height, width):
+        return images
+    resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def mask_tokens(tokens: Tokens, *, top_k: float, cls_heads: int, mass: float | None, center_keys: bool) -> tuple:
+    """Tokens -> masks (B, h, w) bool and scores (B,): what stage 1 does after the ViT."""
+    if center_keys and mass is not None:
+        raise ValueError("centred scores sum to about zero, so the mass rule means nothing: set mass to None")
+    keys = masks.center_keys(tokens.keys) if center_keys else tokens.keys
+    found = masks.object_mask(tokens.cls_query, keys, grid_hw=tokens.grid_hw, top_k=top_k, cls_heads=cls_heads, mass=mass)
+    return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)

@@ -1,0 +1,226 @@
+"""Rules of the house that a reader would otherwise have to check by eye: notebooks, library, lists, links."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+MODULES = sorted((ROOT / "mdlib").rglob("*.py"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+# mdlib's floors, from the ground up: a module imports from its own floor and from those below it.
+FLOORS = [
+    ["presets", "progress"],
+    ["store"],
+    ["datasets"],
+    ["masks", "metrics", "priors"],
+    ["encoder"],
+    ["distill", "clusters", "pseudo", "crf"],
+    ["training"],
+    ["pretrain"],
+    ["detector", "segmenter"],
+    ["figures"],
+    ["stage"],
+    ["report"],
+    ["pipeline"],
+    ["__main__"],
+]
+UPWARD: set[tuple[str, str]] = set()  # (module, what it imports from a floor above), each with its reason: none so far
+
+
+# ---------------------------------------------------------------- notebooks
+
+
+def cells_of(path: Path) -> list:
+    return nbformat.read(path, as_version=4).cells
+
+
+def parameters_cell(path: Path) -> tuple[int, str]:
+    tagged = [(i, c.source) for i, c in enumerate(cells_of(path)) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1, f"expected one cell tagged `parameters`, found {len(tagged)}"
+    return tagged[0]
+
+
+@each_notebook
+def test_notebook_is_stripped(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert "papermill" not in notebook.metadata
+    for number, cell in enumerate(notebook.cells):
+        assert not {"papermill", "execution"} & cell.metadata.keys(), f"cell {number} keeps traces of a run"
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, (
+                f"cell {number} has outputs: strip with nbstripout"
+            )
+
+
+@each_notebook
+def test_notebook_has_stable_ids(path):
+    raw = nbformat.reader.reads(path.read_text(encoding="utf-8"))  # as stored: read() would invent missing ids
+    assert (raw.nbformat, raw.nbformat_minor) >= (4, 5), "cell ids need format 4.5"
+    ids = [cell.get("id") for cell in raw.cells]
+    assert all(isinstance(i, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", i) for i in ids), ids
+    assert len(set(ids)) == len(ids), sorted(i for i in ids if ids.count(i) > 1)
+
+
+@each_notebook
+def test_parameters_cell_is_flat(path):
+    source = parameters_cell(path)[1]
+    for node in ast.parse(source).body:
+        assert isinstance(node, ast.AnnAssign) and node.value is not None, (
+            f"not `name: type = value`: {ast.unparse(node)}"
+        )
+        ast.literal_eval(node.value)  # papermill does not compute derived values again
+    for line in source.splitlines():
+        assert line.count("=") <= 1, f"papermill's inspection loses a line with a second `=`: {line}"
+
+
+@each_notebook
+def test_every_parameter_is_used(path):
+    index, source = parameters_cell(path)
+    names = {node.target.id for node in ast.parse(source).body}
+    later = [ast.parse(c.source) for c in cells_of(path)[index + 1 :] if c.cell_type == "code"]
+    used = {n.id for tree in later for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    unread = names - used - {"run_dir"}  # open_stage reads run_dir
+    assert not unread, f"never read: {sorted(unread)}"
+
+
+@each_notebook
+def test_cells_are_short(path):
+    lengths = {i: sum(map(bool, map(str.strip, c.source.splitlines()))) for i, c in code_cells(path)}
+    assert not {i: n for i, n in lengths.items() if n > 30}, f"cells over 30 lines (cell: lines): {lengths}"
+
+
+@each_notebook
+def test_notebook_runs_anywhere(path):
+    for number, cell in enumerate(cells_of(path)):
+        found = re.search(r"(?<![\w.~-])(/(work|tmp|home|root|Users)/|[A-Z]:\\)", cell.source)
+        assert not found, f"cell {number} holds a path of one machine: {found.group()}"
+    for number, cell in code_cells(path):
+        assert not re.search(r"^\s*[!%]+\s*(pip|conda)\b", cell.source, re.MULTILINE), (
+            f"cell {number} installs packages"
+        )
+
+
+def code_cells(path: Path) -> list[tuple[int, nbformat.NotebookNode]]:
+    return [(i, c) for i, c in enumerate(cells_of(path)) if c.cell_type == "code"]
+
+
+# ---------------------------------------------------------------- library
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names a module imports, anywhere in it; `from a import b` gives a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import; write it out"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@each_module
+def test_layers(path):
+    floor = {name: height for height, names in enumerate(FLOORS) for name in names}
+    own = path.relative_to(ROOT / "mdlib").with_suffix("").parts[0]
+    targets = {name.split(".")[1] for name in imports_of(path) if name.startswith("mdlib.")}
+    if own == "__init__":
+        assert not targets & floor.keys(), "mdlib/__init__.py imports nothing of mdlib"
+        return
+    assert own in floor, f"{own} stands on no floor: give it one in FLOORS"
+    assert "mdlib" not in imports_of(path), "import the module that is meant, not the whole of mdlib"
+    above = {t for t in targets & floor.keys() if floor[t] > floor[own] and (own, t) not in UPWARD}
+    assert not above, f"{own} imports from above: {sorted(above)}"
+
+
+@each_module
+def test_module_is_short(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 260, f"{lines} lines: split it"
+
+
+@each_module
+def test_nothing_is_pickled(path):
+    assert not {name.split(".")[0] for name in imports_of(path)} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+    assert not {"torch.load", "torch.save"} & imports_of(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in {"torch.load", "torch.save"}, (
+                f"line {node.lineno}: use store's safetensors"
+            )
+            allowed = [k for k in node.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"]
+            assert not allowed, f"line {node.lineno}: allow_pickle"
+
+
+def test_imports_are_declared():
+    owners = metadata.packages_distributions()
+    declared = {plain(Requirement(line).name) for line in PROJECT["dependencies"]}
+    optional = {plain(Requirement(line).name) for line in PROJECT["optional-dependencies"]["crf"]} | {"pydensecrf"}
+    for path in MODULES:
+        for top in {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names) - {"mdlib"}:
+            packages = {plain(owner) for owner in owners.get(top, [top])}
+            assert packages & (declared | optional), f"{path.name} imports {top}: pyproject.toml does not list it"
+
+
+# ---------------------------------------------------------------- lists and links
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_environment_equals_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    (listed,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert sorted(listed) == sorted(PROJECT["dependencies"])
+
+
+def test_constraints_pin_every_dependency():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pins = {plain(name): version for name, version in pins.items()}
+    for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        needed = Requirement(line)
+        assert plain(needed.name) in pins, f"{needed.name} is not pinned"
+        assert needed.specifier.contains(pins[plain(needed.name)]), f"{line}, pinned {pins[plain(needed.name)]}"
+    system = [name for name in pins if name.startswith(("nvidia-", "cuda-", "triton"))]
+    assert not system, f"these exist on some systems only: {system}"
+
+
+def test_readme_lists_the_notebooks():
+    rows = re.findall(r"^\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) \|", README, re.MULTILINE)
+    assert all(shown == linked for shown, linked in rows), rows
+    assert [linked for _, linked in rows] == [p.stem for p in NOTEBOOKS if p.parent.name == "notebooks"]
+
+
+def test_readme_links_exist():
+    targets = re.findall(r"\]\(([^)\s]+)\)", README) + re.findall(r'(?:src|href)="([^"]+)"', README)
+    local = {t.partition("#")[0] for t in targets if not t.startswith(("http", "mailto:", "#"))}
+    assert local, "no links found: does the pattern still fit?"
+    missing = sorted(t for t in local if not (ROOT / t).exists())
+    assert not missing, missing
+
+
+def test_readme_names_real_make_targets():
+    named = set(re.findall(r"(?:^|`)make ([a-z0-9]+)", README, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets, f"not in the Makefile: {sorted(named - targets)}"
+
+
+def test_readme_keeps_the_results_markers():
+    begin, end = README.find("<!-- results:begin -->"), README.find("<!-- results:end -->")
+    assert -1 < begin < end, "the results table is generated between these two"
