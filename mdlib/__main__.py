@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--only", metavar="STAGE", help="run this stage alone")
     again = commands.add_parser("report", help="write the report of a finished run again")
     again.add_argument("run", type=Path)
+    again.add_argument("--readme", action="store_true", help="also put the results into README.md")
     check = commands.add_parser("check", help="say what a preset needs and what is missing")
     check.add_argument("preset")
     given = parser.parse_args(arguments)
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             return pipeline.check(given.preset)
         preset = load_preset(read_json(given.run / "artifacts" / "run.json")["preset"])
         report.write(given.run.resolve(), preset)
+        if given.readme:
+            report.write_readme(given.run)
         return pipeline.DONE
     except (PresetError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -86,6 +86,7 @@ def bars(values: dict[str, float], *, xlabel: str, highlight: str | None = None,
     colours = [BLUE if name == highlight or highlight is None else "#9BB8C9" for name in values]
     drawn = ax.barh(list(values), list(values.values()), color=colours)
     ax.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
+    ax.margins(y=0.5 / len(values))
     ax.invert_yaxis()
     ax.set_xlabel(xlabel)
     ax.set_xlim(0, xlim or max(values.values()) * 1.15)

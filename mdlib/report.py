@@ -26,6 +26,7 @@ MEANINGS = {
     "pseudo_miou_unfiltered": "mIoU of the clustered masks themselves, train",
     "masks_miou_clustering": "mIoU of the clustered masks, val; clusters named on train by mask counts",
     "masks_miou_clustering_valmatch": "the same; clusters named on val by pixel IoU (most peers' protocol)",
+    "masks_miou_shuffled": "mIoU on val after shuffling the clusters, names as on train (a baseline)",
     "masks_miou_background": "mIoU of predicting background everywhere, val (a baseline)",
 }
 
@@ -70,6 +71,30 @@ def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
             verdict = "within" if low <= metrics[name] <= high else "OUTSIDE"
         rows.append((name, f"{metrics[name]:.3f}", band, verdict, MEANINGS.get(name, "")))
     return rows
+
+
+README_METRICS = (
+    "mask_iou", "corloc", "encoder_knn_seen", "encoder_knn_unseen", "cluster_accuracy",
+    "masks_miou_clustering", "masks_miou_clustering_valmatch",
+)  # fmt: skip
+README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
+
+
+def readme_table(content: dict) -> str:
+    """The README's results table, from the content of a metrics.json."""
+    rows = [row for row in metric_rows(content) if row[0] in README_METRICS]
+    lines = ["| metric | measured | band | what it is |", "|---|---|---|---|"]
+    lines += [f"| `{name}` | {value} | {band} | {meaning} |" for name, value, band, _, meaning in rows]
+    return "\n".join([_run_line(content), "", *lines])
+
+
+def write_readme(run_dir: Path) -> None:
+    """Put a run's results between the marks of README.md."""
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition(README_MARKS[0])
+    _, _, after = rest.partition(README_MARKS[1])
+    table = readme_table(store.read_json(run_dir / "metrics.json"))
+    store.write_text(path, f"{before}{README_MARKS[0]}\n{table}\n{README_MARKS[1]}{after}")
 
 
 def render_notebook(path: Path) -> None:

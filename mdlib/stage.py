@@ -31,7 +31,7 @@ class Stage:
     name: str
     parameters: dict[str, object]
     run_dir: Path
-    label: str  # run and data set, for every figure
+    label: str  # preset and data set, for every figure
     folder: Path  # temporary until `finish`
     inputs: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -104,17 +104,18 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
         shutil.rmtree(left_over, ignore_errors=True)
     folder = artifacts / f".{name}.{os.getpid()}"
     folder.mkdir()
-    label = f"{run_dir.name} run · {dataset_label(run_dir, parameters)}"
+    label = run_label(run_dir, parameters)
     print(f"{name} · {label} · {device()} · torch {torch.__version__}")
     return Stage(name, parameters, run_dir, label, folder)
 
 
-def dataset_label(run_dir: Path, parameters: dict[str, object]) -> str:
-    """The data set's name as every figure shows it, from this stage's parameters or from stage 00's."""
-    name = parameters.get("dataset")
-    if name is None and (run_dir / "artifacts" / "00_prepare_data" / "manifest.json").is_file():
-        name = read_manifest(run_dir, "00_prepare_data")["parameters"]["dataset"]
-    return {"zoo": "zoo (composited)", None: "zoo (composited)"}.get(name, str(name))
+def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
+    """What every figure says of itself: the preset ("lab" for interactive use) and the data set."""
+    info, data = run_dir / "artifacts" / "run.json", run_dir / "artifacts" / "00_prepare_data" / "manifest.json"
+    preset = store.read_json(info)["preset"] if info.is_file() else "lab"
+    stored = store.read_json(data)["parameters"] if data.is_file() else {}
+    dataset = parameters.get("dataset", stored.get("dataset", "zoo"))
+    return f"{preset} preset · {'zoo (composited)' if dataset == 'zoo' else dataset}"
 
 
 def device() -> str:

@@ -1,0 +1,59 @@
+"""Time of stage 1: the ViT's forward, and what MaskDistill adds to it, in one run.
+
+    python benchmarks/mask_stage.py        writes benchmarks/results/mask_stage.json
+
+Timed: `Encoder.tokens` (forward), and `distill.mask_tokens` with `masks.mask_to_pixels` (masks) on the same batch.
+Not timed: composing the pictures, run-length encoding, writing.
+"""
+
+import os
+import platform
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from mdlib import distill, masks, store
+from mdlib.datasets import open_dataset
+from mdlib.encoder import load_encoder
+from mdlib.presets import ROOT
+from mdlib.stage import device, versions
+
+SIDE, BATCH, REPEATS = 224, 16, 15
+
+
+def main() -> None:
+    data = open_dataset("zoo", root=ROOT / "data" / "zoo", split="dev", count=BATCH)
+    images = torch.from_numpy(np.stack([data[i].image for i in range(BATCH)])).permute(0, 3, 1, 2)
+    resized = distill.resize_images(images, input_side=SIDE).to(device())
+    encoder = load_encoder("zoo", device=device())
+    forward, extra = [], []
+    for _ in range(REPEATS):
+        start = clock()
+        tokens = encoder.tokens(resized)
+        middle = clock()
+        found, _ = distill.mask_tokens(tokens, top_k=0.4, cls_heads=3, mass=None, center_keys=True)
+        masks.mask_to_pixels(found, padded_hw=(SIDE, SIDE), image_hw=tuple(images.shape[-2:]))
+        forward.append(middle - start)
+        extra.append(clock() - middle)
+    result = {
+        "what": f"zoo encoder, {BATCH} images of {SIDE} px, median of {REPEATS}, milliseconds an image",
+        "forward_ms": round(statistics.median(forward) / BATCH * 1e3, 3),
+        "masks_ms": round(statistics.median(extra) / BATCH * 1e3, 3),
+        "masks_share_of_forward": round(statistics.median(extra) / statistics.median(forward), 4),
+        "machine": f"{device()}, {os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": versions(),
+    }
+    store.write_json(ROOT / "benchmarks" / "results" / "mask_stage.json", result)
+    print(result)
+
+
+def clock() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

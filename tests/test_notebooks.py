@@ -1,0 +1,95 @@
+"""Every notebook through the runner on `smoke`, once; then what a run promises: report, skipping, resuming."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mdlib import presets, store
+from mdlib.presets import NOTEBOOKS, ROOT
+
+COMMAND = [sys.executable, "-m", "mdlib", "run", "smoke", "--out"]
+SMOKE = presets.load_preset("smoke").notebooks
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """A finished smoke run: its folder."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = subprocess.run([*COMMAND, folder], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_smoke_holds_every_notebook():
+    assert sorted(SMOKE) == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+def test_every_stage_left_its_manifest_and_page(smoke):
+    for name in SMOKE:
+        manifest = store.read_json(smoke / "artifacts" / name / "manifest.json")
+        assert manifest["stage"] == name
+        assert (smoke / "notebooks" / f"{name}.html").stat().st_size > 10_000
+        for figure in manifest["figures"]:
+            assert (smoke / "figures" / figure["file"]).is_file()
+            assert len(figure["caption"]) > 20  # it is the alt text
+
+
+def test_the_report_shows_every_metric_and_figure(smoke):
+    content = store.read_json(smoke / "metrics.json")
+    page = (smoke / "index.html").read_text()
+    assert all(f"<code>{name}</code>" in page for name in content["metrics"])
+    assert all(f"figures/{path.name}" in page for path in (smoke / "figures").glob("*.png"))
+    assert content["run"]["preset"] == "smoke"
+
+
+def test_cost_has_a_row_for_each_notebook(smoke):
+    rows = list(csv.DictReader((smoke / "cost.csv").open()))
+    assert [row["notebook"] for row in rows] == sorted(SMOKE)
+    assert all(row["status"] == "done" and int(row["peak_memory_mb"]) > 100 for row in rows)
+
+
+def test_a_finished_run_is_skipped(smoke):
+    again = subprocess.run([*COMMAND, smoke], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert again.stdout.count("up to date, skipped") == len(SMOKE)
+
+
+def test_a_changed_parameter_makes_its_stage_and_the_later_ones_run(smoke, tmp_path):
+    copy = shutil.copytree(smoke, tmp_path / "run")
+    from mdlib.stage import stale_reason
+
+    values = presets.resolve(presets.load_preset("smoke"), {})
+    assert stale_reason(copy, "07_evaluate_clusters", values["07_evaluate_clusters"]) is None
+    assert "seed" in stale_reason(copy, "02_cluster_masks", {**values["02_cluster_masks"], "seed": 5})
+    manifest = copy / "artifacts" / "02_cluster_masks" / "manifest.json"
+    store.write_json(manifest, {**store.read_json(manifest), "parameters": {"seed": 5}})
+    assert "02_cluster_masks" in stale_reason(copy, "07_evaluate_clusters", values["07_evaluate_clusters"])
+
+
+@pytest.mark.parametrize("victim", ["02_cluster_masks", "12_report"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_metrics(smoke, tmp_path, victim):
+    copy = shutil.copytree(smoke, tmp_path / "run")
+    for name in SMOKE[SMOKE.index(victim) :]:
+        shutil.rmtree(copy / "artifacts" / name)
+    (copy / "metrics.json").unlink()
+    process = subprocess.Popen([*COMMAND, copy], cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((copy / "artifacts").glob(f".{victim}.*")):  # until the stage has begun
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (copy / "artifacts" / victim).exists()
+
+    resumed = subprocess.run([*COMMAND, copy], cwd=ROOT, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stdout[-2000:]
+    assert resumed.stdout.count("up to date, skipped") == SMOKE.index(victim)
+    assert store.read_json(copy / "metrics.json")["metrics"] == store.read_json(smoke / "metrics.json")["metrics"]
+    assert not list((copy / "artifacts").glob(".*"))  # nothing half-written is left
