@@ -26,6 +26,8 @@ def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
     """
     crops = torch.zeros(len(boxes), 3, size, size, dtype=torch.uint8)
     for crop, (x0, y0, x1, y1) in zip(crops, np.asarray(boxes, np.int64)):
+        if min(x0, y0) < 0 or x1 > image.shape[1] or y1 > image.shape[0]:
+            raise ValueError(f"box {(x0, y0, x1, y1)} is outside the image of {image.shape[1]} x {image.shape[0]} pixels")
         if x1 <= x0 or y1 <= y0:
             raise ValueError(f"box {(x0, y0, x1, y1)} is empty")
         part = torch.from_numpy(image[y0:y1, x0:x1].copy()).permute(2, 0, 1)[None].float()
@@ -38,8 +40,9 @@ def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
 
 def describe_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray:
     """(n, 3, S, S) uint8 -> (n, D) float32 CLS tokens."""
-    parts = [encoder.tokens(part).cls.cpu() for part in crops.split(batch)]
-    return torch.cat(parts).numpy() if parts else np.zeros((0, encoder.width), np.float32)
+    if not len(crops):
+        return np.zeros((0, encoder.width), np.float32)
+    return torch.cat([encoder.tokens(part).cls.cpu() for part in crops.split(batch)]).numpy()
 
 
 def feature_deviation(features: np.ndarray) -> np.ndarray:
@@ -86,6 +89,8 @@ def mask_class(mask: np.ndarray, instances: Instances) -> int:
 
 def count_matrix(clusters: np.ndarray, classes: np.ndarray, *, k: int, num_classes: int) -> np.ndarray:
     """(n,) cluster and (n,) class of each mask -> (k, num_classes) int64 counts; class 0 is background."""
+    if len(clusters) and (min(clusters) < 0 or min(classes) < 0):
+        raise ValueError("clusters and classes count from 0: leave masks without one out")
     counts = np.zeros((k, num_classes), np.int64)
     np.add.at(counts, (clusters, classes), 1)
     return counts

@@ -86,7 +86,7 @@ class Encoder:
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a probe that trains on tokens must be allowed to save them for its backward
     def tokens(self, images: Tensor) -> Tokens:
         """(B, 3, H, W) uint8 RGB images of one size -> Tokens, on the encoder's device."""
         pixels = self.preprocess(images)
@@ -134,6 +134,9 @@ def fold_key_mean(model: VisionTransformer, mean_key: Tensor) -> None:
         raise ValueError("this attention has no qkv bias: centre the extracted keys instead")
     if not isinstance(getattr(attention, "k_norm", None), (nn.Identity, type(None))) or hasattr(attention, "rope"):
         raise ValueError("this attention normalises or rotates its keys after the bias: centre the extracted keys")
+    expected = (attention.num_heads, model.embed_dim // attention.num_heads)
+    if tuple(mean_key.shape) != expected:
+        raise ValueError(f"mean_key must be (heads, d) = {expected}, got {tuple(mean_key.shape)}")
     width = mean_key.numel()
     with torch.no_grad():
         attention.qkv.bias[width : 2 * width] -= mean_key.reshape(-1).to(attention.qkv.bias)

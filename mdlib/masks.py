@@ -115,9 +115,9 @@ def mask_to_pixels(mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[
     padded_hw: size of the padded encoder input that the grid covers; crop_hw: its part that is picture
     (default: all); image_hw: size of the original image, to which that part is resized.
     """
-    pixels = F.interpolate(mask[:, None].float(), size=padded_hw, mode="nearest")
+    pixels = F.interpolate(mask[:, None].float(), size=padded_hw, mode="nearest-exact")
     height, width = crop_hw or padded_hw
-    pixels = F.interpolate(pixels[..., :height, :width], size=image_hw, mode="nearest")
+    pixels = F.interpolate(pixels[..., :height, :width], size=image_hw, mode="nearest-exact")
     return pixels[:, 0] > 0.5
 
 

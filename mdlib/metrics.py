@@ -46,9 +46,11 @@ def match_hungarian(confusion: np.ndarray, *, score: str = "iou", pinned: dict[i
     rows = np.flatnonzero(mapping == UNMATCHED)
     columns = np.setdiff1d(np.arange(counts.shape[1]), list((pinned or {}).values()))
     values = (_pairwise_iou(counts) if score == "iou" else counts.astype(np.float64))[np.ix_(rows, columns)]
-    # A tie-break far below any real difference: earlier cells of the table are worth a little more.
-    scale = max(values.max(initial=0.0), 1e-12) * 1e-9
-    values = values - scale * np.arange(values.size).reshape(values.shape) / max(1, values.size)
+    # A tie-break below any real difference: a bonus for low indices. It must not be a sum of a row's and a column's
+    # share, which every complete matching would collect alike. All bonuses together stay below half a count.
+    bonus = np.outer(np.arange(len(rows), 0, -1), np.arange(len(columns), 0, -1)) / max(1, values.size)
+    smallest = 0.5 / max(1, min(values.shape)) if score == "count" else 1e-9 * max(values.max(initial=0.0), 1e-12)
+    values = values + smallest * bonus
     chosen_rows, chosen_columns = linear_sum_assignment(values, maximize=True)
     mapping[rows[chosen_rows]] = columns[chosen_columns]
     return mapping
@@ -109,7 +111,7 @@ def nearest_neighbour_accuracy(gallery: np.ndarray, labels: np.ndarray, queries:
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, H, W) bool, (m, H, W) bool -> (n, m) float64; two empty masks have IoU 0."""
-    a, b = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
+    a, b = (masks.reshape(len(masks), int(np.prod(masks.shape[1:]))).astype(np.float64) for masks in (a, b))
     both = a @ b.T
     union = a.sum(1)[:, None] + b.sum(1)[None] - both
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
@@ -134,7 +136,7 @@ def best_overlap(mask: np.ndarray, instances: np.ndarray) -> tuple[float, int]:
 
 def corloc(boxes: list, truths: list) -> float:
     """Share of images whose one predicted box (4,) or None has IoU >= 0.5 with any true box (n, 4)."""
-    hits = [box is not None and len(true) > 0 and box_iou([box], true).max() >= 0.5 for box, true in zip(boxes, truths)]
+    hits = [box is not None and len(true) > 0 and box_iou([box], true).max() >= 0.5 for box, true in zip(boxes, truths, strict=True)]
     return float(np.mean(hits))
 
 
@@ -157,6 +159,6 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, positives: int) -> f
 def mask_ap50_single(overlaps: np.ndarray, scores: np.ndarray) -> float:
     """Mask AP50, class-agnostic, "single": one prediction an image against the one object that it overlaps best.
 
-    overlaps (n,) IoU with that object (0 where an image has no prediction); scores (n,) confidence.
+    overlaps (n,) IoU with that object; scores (n,) confidence. An image without a prediction: overlap 0, score -inf.
     """
     return average_precision(scores, np.asarray(overlaps) >= 0.5, len(overlaps))

@@ -139,6 +139,10 @@ class ClipBatches:
     """
 
     def __init__(self, clips: np.ndarray, *, batch: int, seed: int, wide_every: int, device: str | torch.device):
+        if not 1 <= batch <= len(clips):
+            raise ValueError(f"a batch of {batch} cannot be drawn from {len(clips)} clips")
+        if wide_every > 0 and batch < 3:
+            raise ValueError(f"wide steps show a third of the batch: {batch} is too small")
         self.clips, self.batch, self.seed, self.wide_every, self.device = clips, batch, seed, wide_every, device
 
     def __call__(self, step: int) -> dict[str, Tensor]:

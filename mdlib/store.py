@@ -93,10 +93,17 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise WeightsError(f"no weights at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            header = {k: _json_or_text(v) for k, v in (file.metadata() or {}).items()}
             return {name: file.get_tensor(name) for name in file.keys()}, header
-    except (safetensors.SafetensorError, ValueError) as error:
+    except safetensors.SafetensorError as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}): fetch or train it again") from None
+
+
+def _json_or_text(value: str):
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value  # files of other makers hold plain text, such as {"format": "pt"}
 
 
 def load_weights(path: Path, *, architecture: dict) -> dict[str, Tensor]:
@@ -165,6 +172,8 @@ def voc_palette() -> list[int]:
 
 def write_label_map(path: Path, labels: np.ndarray) -> None:
     """(H, W) integers in 0-255 -> palette PNG as VOC's."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"a label map holds integers, got {labels.dtype}")
     if labels.min() < 0 or labels.max() > 255:
         raise ValueError(f"a label map holds 0-255, got {labels.min()}..{labels.max()}")
     image = Image.fromarray(labels.astype(np.uint8)).convert("L")

@@ -74,8 +74,9 @@ def fit(
             raise TrainingError(f"loss is {loss.item()} at step {step} ({parts}); batch ids: {getattr(batch, 'ids', 'n/a')}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm)
+        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm or math.inf)
+        if not torch.isfinite(norm):
+            raise TrainingError(f"the gradient is not finite at step {step}, where the loss is {loss.item():.4g} ({parts})")
         optimizer.step()
         extra |= (after_step(step) if after_step else None) or {}
         done = step + 1
@@ -103,7 +104,7 @@ def _save(path, modules, optimizer, settings, step, seconds, history) -> None:
 
 def _resume(path, modules, optimizer, settings) -> tuple[int, float, list[dict]]:
     tensors, header = store.read_weights(path)
-    if header["settings"] != json.loads(json.dumps(settings)):
+    if header.get("settings") != json.loads(json.dumps(settings)):
         raise TrainingError(f"{path} belongs to a run with other settings; remove it to start anew")
     for name, module in modules.items():
         state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}

@@ -16,7 +16,9 @@ def test_a_crop_at_its_own_size_is_the_picture(rng):
     np.testing.assert_array_equal(crop.permute(1, 2, 0).numpy(), image[2:10, 4:12])
 
 
-@pytest.mark.parametrize(("box", "part"), [((0, 0, 20, 10), (8, 16)), ((0, 0, 10, 20), (16, 8)), ((0, 0, 1, 40), (16, 1))])
+@pytest.mark.parametrize(
+    ("box", "part"), [((0, 0, 20, 10), (8, 16)), ((0, 0, 10, 20), (16, 8)), ((0, 0, 1, 40), (16, 1))]
+)
 def test_a_crop_keeps_its_aspect_ratio_and_is_padded_with_zeros(box, part):
     crop = clusters.crop_boxes(np.full((40, 40, 3), 200, np.uint8), np.array([box]), size=16)[0]
     height, width = part

@@ -95,7 +95,8 @@ def test_a_name_says_its_class(zoo_root, all_scenes):
     classes = zoo(zoo_root).classes
     assert classes[0] == "background"
     for sample in all_scenes:
-        assert [name.rpartition("_")[0] for name in sample.instances.names] == [classes[l] for l in sample.instances.labels]
+        of_names = [name.rpartition("_")[0] for name in sample.instances.names]
+        assert of_names == [classes[label] for label in sample.instances.labels]
 
 
 def test_scenes_pass_the_check(zoo_root, all_scenes):

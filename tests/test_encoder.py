@@ -29,7 +29,7 @@ def test_tokens_have_the_promised_shapes(random_encoder, pictures):
 
 
 def test_captured_qkv_reproduce_the_attention_of_the_model(random_encoder, pictures):
-    """softmax(q k / sqrt d) v, projected, is what the last attention block puts out. And tokens() gives these q, k, v."""
+    """softmax(q k / sqrt d) v, projected, is what the last attention puts out; and tokens() gives these q, k, v."""
     attention = random_encoder.model.blocks[-1].attn
     outputs = []
     handle = attention.register_forward_hook(lambda module, args, out: outputs.append(out))
@@ -90,7 +90,7 @@ def test_preprocess_does_not_pad_whole_patches(random_encoder):
 
 
 @pytest.mark.parametrize(
-    "wrong", [torch.zeros(1, 3, 16, 16), torch.zeros(1, 16, 16, 3, dtype=torch.uint8), torch.zeros(3, 16, 16, dtype=torch.uint8)]
+    "wrong", [torch.rand(1, 3, 16, 16), torch.ones(1, 16, 16, 3).byte(), torch.ones(3, 16, 16).byte()]
 )
 def test_preprocess_refuses_other_layouts_and_types(random_encoder, wrong):
     with pytest.raises(ValueError, match="uint8"):
@@ -121,7 +121,7 @@ def test_folding_is_refused_where_attention_would_see_it(attention):
 
 def test_folding_refuses_a_mean_of_another_shape(random_encoder):
     with pytest.raises(ValueError):
-        fold_key_mean(copy.deepcopy(random_encoder.model), torch.ones(48))  # one head's: would land on the queries' bias
+        fold_key_mean(copy.deepcopy(random_encoder.model), torch.ones(48))  # one head alone: would land in the middle of the queries
 
 
 # ---------------------------------------------------------------- weights

@@ -227,10 +227,14 @@ def random_masks(rng, count, size=(12, 15)):
     return masks ^ (rng.random(masks.shape) < 0.03)
 
 
+def to_rle(mask):
+    return coco_mask.encode(np.asfortranarray(mask, np.uint8))
+
+
 def test_mask_iou_equals_pycocotools(rng):
     a, b = random_masks(rng, 6), random_masks(rng, 4)
-    encode = lambda masks: [coco_mask.encode(np.asfortranarray(m, np.uint8)) for m in masks]
-    np.testing.assert_allclose(metrics.mask_iou(a, b), coco_mask.iou(encode(a), encode(b), [0] * 4))
+    theirs = coco_mask.iou([to_rle(m) for m in a], [to_rle(m) for m in b], [0] * 4)
+    np.testing.assert_allclose(metrics.mask_iou(a, b), theirs)
 
 
 def test_mask_iou_at_its_limits():
@@ -280,19 +284,26 @@ def test_corloc_refuses_lists_of_different_length():
 
 def coco_ap50(predictions, scores, truths):
     """pycocotools on one true mask an image and at most one predicted mask (None: no prediction)."""
-    rle = lambda m: coco_mask.encode(np.asfortranarray(m, np.uint8))
     images = [{"id": i + 1, "height": 12, "width": 15} for i in range(len(truths))]
     annotations = [
-        {"id": i + 1, "image_id": i + 1, "category_id": 1, "iscrowd": 0, "area": float(t.sum()), "segmentation": rle(t)}
+        {
+            "id": i + 1,
+            "image_id": i + 1,
+            "category_id": 1,
+            "iscrowd": 0,
+            "area": float(t.sum()),
+            "segmentation": to_rle(t),
+        }
         for i, t in enumerate(truths)
     ]
     found = [
-        {"image_id": i + 1, "category_id": 1, "score": float(s), "segmentation": rle(p)}
+        {"image_id": i + 1, "category_id": 1, "score": float(s), "segmentation": to_rle(p)}
         for i, (p, s) in enumerate(zip(predictions, scores))
         if p is not None
     ]
     coco = COCO()
-    coco.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}], "info": {}}
+    categories = [{"id": 1, "name": "object"}]
+    coco.dataset = {"images": images, "annotations": annotations, "categories": categories, "info": {}}
     coco.createIndex()
     judge = COCOeval(coco, coco.loadRes(found), "segm")
     judge.params.iouThrs = np.array([0.5])

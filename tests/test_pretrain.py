@@ -33,9 +33,8 @@ def test_info_nce_at_its_limits():
 def test_info_nce_does_not_see_the_order_of_the_clips():
     queries, keys = torch.randn(6, 8), torch.randn(6, 8)
     order = torch.randperm(6)
-    torch.testing.assert_close(
-        pretrain.info_nce(queries[order], keys[order], temperature=0.5), pretrain.info_nce(queries, keys, temperature=0.5)
-    )
+    before = pretrain.info_nce(queries, keys, temperature=0.5)
+    torch.testing.assert_close(pretrain.info_nce(queries[order], keys[order], temperature=0.5), before)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +138,8 @@ def test_encoder_of_is_a_copy_that_does_not_go_on_learning(pictures):
 
 def test_batches_are_a_pure_function_of_the_step(clips):
     one, other = batches(clips), batches(clips)
-    other(0), torch.rand(3)  # neither what came before nor the global random state matters
+    other(0)  # neither what came before nor the global random state matters
+    torch.rand(3)
     for name, view in one(5).items():
         assert torch.equal(view, other(5)[name])
         assert not torch.equal(view, one(6)[name])
@@ -154,11 +154,11 @@ def test_every_wide_step_shows_larger_crops_of_fewer_clips(clips):
 
 
 def test_the_two_frames_of_a_row_are_of_one_clip():
-    # A black and a bright clip: no colour jitter can confuse them.
     clips = np.zeros((2, 2, 32, 32, 3), np.uint8)
-    clips[1] = 200
-    large = batches(clips, batch=2)(0)["large"].mean((2, 3, 4))  # (2 frames, 2 clips)
-    assert torch.equal(large[0].argsort(), large[1].argsort())
+    clips[1] = 200  # a black and a bright clip: no colour jitter can confuse them
+    bright = batches(clips, batch=2)(0)["large"].mean((2, 3, 4)) > 0  # (2 frames, 2 clips)
+    assert torch.equal(bright[0], bright[1])
+    assert bright[0].sum() == 1
 
 
 def test_too_few_clips_for_a_batch_are_refused(clips):

@@ -149,7 +149,8 @@ def test_rle_equals_pycocotools_and_comes_back(rng, density):
 
 
 def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
-    records = [{"image_id": f"val_{i}", "mask": rng.random((9, 11)) < 0.4, "score": i / 7, "box": [1, 2, 3, 4]} for i in range(3)]
+    masks = rng.random((3, 9, 11)) < 0.4
+    records = [{"image_id": f"val_{i}", "mask": m, "score": i / 7, "box": [1, 2, 3, 4]} for i, m in enumerate(masks)]
     store.write_masks(tmp_path / "masks.json", records)
     for ours, read in zip(records, store.read_masks(tmp_path / "masks.json"), strict=True):
         np.testing.assert_array_equal(read.pop("mask"), ours["mask"])

@@ -51,7 +51,9 @@ def assert_bit_equal(a, b):
 
 
 def test_cosine_schedule_at_its_ends_and_in_the_middle():
-    rate = lambda step: training.cosine_schedule(step, steps=110, warmup=10, peak=2.0, final=0.5)
+    def rate(step):
+        return training.cosine_schedule(step, steps=110, warmup=10, peak=2.0, final=0.5)
+
     assert rate(0) == pytest.approx(0.2)  # one tenth of the way up: the first step learns
     assert rate(9) == rate(10) == 2.0
     assert rate(60) == pytest.approx((2.0 + 0.5) / 2)
@@ -146,8 +148,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     # The loss is 0 and finite, but the root's slope at 0 is not: the weights would turn to NaN unseen.
     run = Run()
+
+    def loss_of(batch, step):
+        return (0 * run.model(batch)).sum().sqrt(), {}
+
     with pytest.raises(training.TrainingError, match="step 0"):
-        run.fit(steps=1, loss_of=lambda batch, step: ((0 * run.model(batch)).sum().sqrt(), {}), checkpoint=tmp_path / "run")
+        run.fit(steps=1, loss_of=loss_of, checkpoint=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

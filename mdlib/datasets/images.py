@@ -29,6 +29,8 @@ def read_image(path: str | Path, *, min_side: int = 8) -> np.ndarray:
         raise ImageError(f"{path}: {image.width} x {image.height} pixels, at least {min_side} a side are needed")
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         deep = np.asarray(image, np.float64)
+        if not np.isfinite(deep).all():
+            raise ImageError(f"{path}: some of its values are not finite")
         # Deep pictures: 16-bit ones are divided by 257 (65535 / 255); others are stretched to their own range.
         low, high = (0.0, 65535.0) if image.mode != "F" and deep.max() <= 65535 else (deep.min(), deep.max())
         grey = ((deep - low) / max(high - low, 1e-12) * 255).round().clip(0, 255).astype(np.uint8)
