@@ -1,0 +1,72 @@
+"""How far the demo's cluster metrics move with the seed of k-means: where the bands of presets/demo.yaml come from.
+
+    python benchmarks/kmeans_seeds.py      after a demo run; writes benchmarks/results/kmeans_seeds.json
+"""
+
+import numpy as np
+import torch
+from sklearn.metrics import normalized_mutual_info_score
+
+from mdlib import clusters, metrics, store
+from mdlib.datasets import open_dataset
+from mdlib.datasets.sample import mask_to_box
+from mdlib.encoder import load_encoder
+from mdlib.presets import ROOT, load_preset, resolve
+from mdlib.stage import device
+
+SEEDS = range(10)
+
+
+def main() -> None:
+    artifacts = ROOT / "reports" / "demo" / "artifacts"
+    index = store.read_json(artifacts / "00_prepare_data" / "index.json")
+    fitted = store.read_json(artifacts / "02_cluster_masks" / "clusters.json")
+    options = resolve(load_preset("demo"), {})["02_cluster_masks"]
+    classes, num = np.array(fitted["classes"]), len(index["classes"])
+    deviation = store.read_array(artifacts / "02_cluster_masks" / "deviation.npy")
+    z_train = clusters.whiten(store.read_array(artifacts / "02_cluster_masks" / "features_train.npy"), deviation)
+    records, data, z_val = {}, {}, None
+    for split in ("train", "val"):
+        records[split] = store.read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
+        scenes = open_dataset(index["dataset"], root=ROOT / index["root"], split=split, count=index["splits"][split])
+        data[split] = [scenes[i] for i in range(len(scenes))]
+    crops = torch.cat([
+        clusters.crop_boxes(sample.image, np.array([mask_to_box(record["mask"])]), size=fitted["crop_side"])
+        for sample, record in zip(data["val"], records["val"])
+    ])
+    z_val = clusters.whiten(clusters.describe_crops(load_encoder("zoo", device=device()), crops, batch=64), deviation)
+
+    rows = []
+    for seed in SEEDS:
+        model = clusters.fit_kmeans(
+            z_train, k=fitted["k"], seed=seed, batch_size=options["kmeans_batch"], restarts=options["restarts"]
+        )
+        centres = model.cluster_centers_.astype(np.float32)
+        assigned = {"train": clusters.assign_clusters(z_train, centres), "val": clusters.assign_clusters(z_val, centres)}
+        counts = clusters.count_matrix(assigned["train"], classes, k=fitted["k"], num_classes=num)
+        names = metrics.match_hungarian(counts[:, 1:], score="count") + 1
+        total = {}
+        for split in ("train", "val"):
+            total[split] = np.zeros((fitted["k"] + 1, num), np.int64)
+            for sample, record, cluster in zip(data[split], records[split], assigned[split]):
+                pred = np.where(record["mask"], 1 + cluster, 0)
+                total[split] += metrics.confusion(pred, sample.semantic, num_preds=fitted["k"] + 1, num_targets=num)
+        named = np.array([0, *names])
+        rows.append({
+            "cluster_accuracy": float((names[assigned["train"]] == classes).mean()),
+            "cluster_nmi": float(normalized_mutual_info_score(classes, assigned["train"])),
+            "pseudo_miou_unfiltered": metrics.mean_iou(total["train"], named),
+            "masks_miou_clustering": metrics.mean_iou(total["val"], named),
+            "masks_miou_clustering_valmatch": metrics.mean_iou(total["val"], metrics.match_hungarian(total["val"])),
+        })
+    summary = {
+        name: {f: round(float(getattr(np, f)([row[name] for row in rows])), 4) for f in ("mean", "std", "min", "max")}
+        for name in rows[0]
+    }
+    store.write_json(ROOT / "benchmarks" / "results" / "kmeans_seeds.json", {"seeds": list(SEEDS), "metrics": summary})
+    for name, values in summary.items():
+        print(name, values)
+
+
+if __name__ == "__main__":
+    main()
