@@ -74,7 +74,8 @@ def fit_kmeans(features: np.ndarray, *, k: int, seed: int, batch_size: int, rest
 
 
 def assign_clusters(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The nearest centre of each feature: (n, D), (k, D) -> (n,) int64."""
+    """The nearest centre of each feature: (n, D), (k, D) -> (n,) int64. In float64: the difference of squares cancels."""
+    features, centres = features.astype(np.float64), centres.astype(np.float64)
     distance = (centres**2).sum(1)[None] - 2 * features @ centres.T
     return distance.argmin(1).astype(np.int64)
 
