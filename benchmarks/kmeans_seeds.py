@@ -4,12 +4,10 @@
 """
 
 import numpy as np
-import torch
 from sklearn.metrics import normalized_mutual_info_score
 
 from mdlib import clusters, metrics, store
 from mdlib.datasets import open_dataset
-from mdlib.datasets.sample import mask_to_box
 from mdlib.encoder import load_encoder
 from mdlib.presets import ROOT, load_preset, resolve
 from mdlib.stage import device
@@ -30,10 +28,7 @@ def main() -> None:
         records[split] = store.read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
         scenes = open_dataset(index["dataset"], root=ROOT / index["root"], split=split, count=index["splits"][split])
         data[split] = [scenes[i] for i in range(len(scenes))]
-    crops = torch.cat([
-        clusters.crop_boxes(sample.image, np.array([mask_to_box(record["mask"])]), size=fitted["crop_side"])
-        for sample, record in zip(data["val"], records["val"])
-    ])
+    crops = clusters.crop_masks(data["val"], records["val"], size=fitted["crop_side"])
     z_val = clusters.whiten(clusters.describe_crops(load_encoder("zoo", device=device()), crops, batch=64), deviation)
 
     rows = []
@@ -44,7 +39,7 @@ def main() -> None:
         centres = model.cluster_centers_.astype(np.float32)
         assigned = {"train": clusters.assign_clusters(z_train, centres), "val": clusters.assign_clusters(z_val, centres)}
         counts = clusters.count_matrix(assigned["train"], classes, k=fitted["k"], num_classes=num)
-        names = metrics.match_hungarian(counts[:, 1:], score="count") + 1
+        names = clusters.name_clusters(counts)
         total = {}
         for split in ("train", "val"):
             total[split] = np.zeros((fitted["k"] + 1, num), np.int64)

@@ -33,7 +33,7 @@ def main() -> None:
         start = clock()
         tokens = encoder.tokens(resized)
         middle = clock()
-        found, _ = distill.mask_tokens(tokens, top_k=0.4, cls_heads=3, mass=None, center_keys=True)
+        found, _ = distill.mask_tokens(tokens, top_k=0.4, cls_heads=3, mass=None, center="balanced")
         masks.mask_to_pixels(found, padded_hw=(SIDE, SIDE), image_hw=tuple(images.shape[-2:]))
         forward.append(middle - start)
         extra.append(clock() - middle)

@@ -4,7 +4,7 @@
     describe  the CLS token after the final norm of a frozen ViT
     whiten    each dimension divided by its standard deviation (no centring), then L2 (the reference's recipe)
     cluster   MiniBatchKMeans
-    name      Hungarian on counts of masks, a mask's class being that of the best-overlapping true box
+    name      by counts of masks, a mask's class being that of the best-overlapping true box
 """
 
 import numpy as np
@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from mdlib.datasets import Dataset
 from mdlib.datasets.sample import Instances, mask_to_box
 from mdlib.encoder import Encoder
-from mdlib.metrics import box_iou
+from mdlib.metrics import UNMATCHED, box_iou, match_hungarian, match_majority
+from mdlib.progress import track
 
 
 def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
@@ -35,6 +37,14 @@ def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
         height, width = (max(1, round(s * scale)) for s in part.shape[-2:])
         part = F.interpolate(part, size=(height, width), mode="bilinear", antialias=True)
         crop[:, :height, :width] = part[0].round().clamp(0, 255).to(torch.uint8)
+    return crops
+
+
+def crop_masks(dataset: Dataset, records: list[dict], *, size: int) -> Tensor:
+    """The boxes of one mask an image, cropped: records with "mask", in the data set's order -> (n, 3, size, size) uint8."""
+    crops = torch.zeros(len(records), 3, size, size, dtype=torch.uint8)
+    for i, record in enumerate(track(records, total=len(records), what="crops")):
+        crops[i] = crop_boxes(dataset[i].image, np.array([mask_to_box(record["mask"])]), size=size)[0]
     return crops
 
 
@@ -95,3 +105,13 @@ def count_matrix(clusters: np.ndarray, classes: np.ndarray, *, k: int, num_class
     counts = np.zeros((k, num_classes), np.int64)
     np.add.at(counts, (clusters, classes), 1)
     return counts
+
+
+def name_clusters(counts: np.ndarray) -> np.ndarray:
+    """The class of each cluster, from (k, num_classes) counts of masks: (k,) int64, -1 where nothing is left to name.
+
+    One-to-one by the Hungarian method; with more clusters than classes each takes its majority. Never background.
+    """
+    objects = counts[:, 1:]
+    match = match_hungarian(objects, score="count") if len(objects) <= objects.shape[1] else match_majority(objects)
+    return np.where(match >= 0, match + 1, UNMATCHED)

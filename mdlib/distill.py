@@ -30,34 +30,28 @@ def distill_masks(
     top_k: float,
     cls_heads: int,
     mass: float | None,
-    center_keys: bool,
+    center: str,
 ) -> Iterator[Distilled]:
     """Yield a mask for each image of a data set, in order; neighbours of one size share a batch.
 
-    input_side: images are resized so that their shorter side has this many pixels. See masks.object_mask for the rest.
+    input_side: images are resized so that their shorter side has this many pixels. See masks.object_mask and
+    masks.center_keys for the rest.
     """
     batch: list = []
-    for index in range(len(dataset)):
-        sample = dataset[index]
-        if batch and (len(batch) == batch_size or sample.image.shape != batch[0].image.shape):
-            yield from _distill(batch, encoder, input_side, top_k, cls_heads, mass, center_keys)
+    for index in range(len(dataset) + 1):
+        sample = dataset[index] if index < len(dataset) else None
+        if batch and (sample is None or len(batch) == batch_size or sample.image.shape != batch[0].image.shape):
+            images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2)
+            resized = resize_images(images, input_side=input_side)
+            tokens = encoder.tokens(resized)
+            found, scores = mask_tokens(tokens, top_k=top_k, cls_heads=cls_heads, mass=mass, center=center)
+            crop_hw = tuple(resized.shape[-2:])
+            padded_hw = tuple(-(-side // encoder.patch) * encoder.patch for side in crop_hw)
+            pixels = masks.mask_to_pixels(found, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=tuple(images.shape[-2:]))
+            for shown, mask, score in zip(batch, pixels.cpu().numpy(), scores.tolist()):
+                yield Distilled(shown.id, mask, score)
             batch = []
         batch.append(sample)
-    if batch:
-        yield from _distill(batch, encoder, input_side, top_k, cls_heads, mass, center_keys)
-
-
-def _distill(batch, encoder, input_side, top_k, cls_heads, mass, center_keys) -> Iterator[Distilled]:
-    images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2)
-    resized = resize_images(images, input_side=input_side)
-    found, scores = mask_tokens(
-        encoder.tokens(resized), top_k=top_k, cls_heads=cls_heads, mass=mass, center_keys=center_keys
-    )
-    crop_hw = tuple(resized.shape[-2:])
-    padded_hw = tuple(-(-side // encoder.patch) * encoder.patch for side in crop_hw)
-    pixels = masks.mask_to_pixels(found, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=tuple(images.shape[-2:]))
-    for sample, mask, score in zip(batch, pixels.cpu().numpy(), scores.tolist()):
-        yield Distilled(sample.id, mask, score)
 
 
 def resize_images(images: torch.Tensor, *, input_side: int) -> torch.Tensor:
@@ -71,10 +65,10 @@ def resize_images(images: torch.Tensor, *, input_side: int) -> torch.Tensor:
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-def mask_tokens(tokens: Tokens, *, top_k: float, cls_heads: int, mass: float | None, center_keys: bool) -> tuple:
+def mask_tokens(tokens: Tokens, *, top_k: float, cls_heads: int, mass: float | None, center: str) -> tuple:
     """Tokens -> masks (B, h, w) bool and scores (B,): what stage 1 does after the ViT."""
-    if center_keys and mass is not None:
+    if center != "none" and mass is not None:
         raise ValueError("centred scores sum to about zero, so the mass rule means nothing: set mass to None")
-    keys = masks.center_keys(tokens.keys) if center_keys else tokens.keys
+    keys = masks.center_keys(tokens.cls_query, tokens.keys, cls_heads=cls_heads, center=center)
     found = masks.object_mask(tokens.cls_query, keys, grid_hw=tokens.grid_hw, top_k=top_k, cls_heads=cls_heads, mass=mass)
     return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)

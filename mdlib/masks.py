@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CENTERS = ("none", "mean", "balanced")  # where the keys' origin may lie, see `center_keys`
+
 
 def object_mask(
     cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], top_k: float, cls_heads: int, mass: float | None
@@ -91,13 +93,31 @@ def seed_component(foreground: Tensor, seed: Tensor) -> Tensor:
             return reached
 
 
-def center_keys(keys: Tensor) -> Tensor:
-    """Subtract each image's mean key, head by head: (..., heads, N, d) -> the same shape.
+LIKED, DISLIKED = 0.1, 0.5  # shares of the patches, by G_CLS, whose mean keys "balanced" takes; chosen on the zoo's dev
+
+
+def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str) -> Tensor:
+    """Move the keys' origin, image by image: (B, heads, d), (B, heads, N, d) -> (B, heads, N, d).
 
     softmax(q . (k + c)) = softmax(q . k) for every constant c: attention does not care where keys are
     centred, so training leaves that free (a gauge). The sign test k_p . k_r > 0 does care.
+
+    center: "none", as trained (the paper). "mean": the mean key; a small object then leaks, because the mean lies
+    close to the background. "balanced": half-way between the mean key of the tenth of the patches that CLS likes
+    best and that of the half it likes least, however small the object is.
     """
-    return keys - keys.mean(-2, keepdim=True)
+    if center not in CENTERS:
+        raise ValueError(f"center must be one of {CENTERS}, got {center!r}")
+    if center == "none":
+        return keys
+    if center == "mean":
+        return keys - keys.mean(-2, keepdim=True)
+    order = top_patches(cls_scores(cls_query, keys, cls_heads=cls_heads), top_k=1.0)  # (B, N), best first
+    ranked = keys.gather(2, order[:, None, :, None].expand_as(keys))
+    count = keys.shape[-2]
+    liked = ranked[:, :, : max(1, int(LIKED * count))].mean(2, keepdim=True)
+    disliked = ranked[:, :, -max(1, int(DISLIKED * count)) :].mean(2, keepdim=True)
+    return keys - (liked + disliked) / 2
 
 
 def attention_inside(cls_query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:

@@ -114,6 +114,14 @@ def load_weights(path: Path, *, architecture: dict) -> dict[str, Tensor]:
     return state
 
 
+def check_architecture(header: dict, *, network: str, keys: tuple[str, ...], source) -> dict:
+    """The "architecture" of a header, if it is this network's and has these keys; else WeightsError."""
+    made = header.get("architecture")
+    if not isinstance(made, dict) or made.get("network") != network or not set(keys) <= made.keys():
+        raise WeightsError(f"{source} holds {made}, expected a {network} with {', '.join(keys)}")
+    return made
+
+
 def fit_weights(module: nn.Module, state: dict[str, Tensor], *, source) -> None:
     """Load a state dict strictly: every key there, no key left over, every shape the same."""
     own = module.state_dict()

@@ -29,6 +29,24 @@ def cosine_schedule(step: int, *, steps: int, warmup: int, peak: float, final: f
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def make_optimizer(model: nn.Module, *, kind: str, weight_decay: float, body_scale: float) -> torch.optim.Optimizer:
+    """An optimizer of what learns in a detector or segmenter: "adamw", or "sgd" with momentum 0.9 (the reference's).
+
+    body_scale: the body (`body` or `backbone.body`) starts from trained weights and learns at this share of the rate.
+    Biases and norms are not decayed by AdamW.
+    """
+    if kind not in ("adamw", "sgd"):
+        raise ValueError(f'optimizer must be "adamw" or "sgd", got {kind!r}')
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = body_scale if "body." in name else 1.0
+            decay = weight_decay if parameter.ndim > 1 or kind == "sgd" else 0.0
+            groups.setdefault((scale, decay), []).append(parameter)
+    parts = [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
+    return torch.optim.AdamW(parts, lr=0.0) if kind == "adamw" else torch.optim.SGD(parts, lr=0.0, momentum=0.9)
+
+
 def fit(
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,

@@ -98,11 +98,31 @@ def test_object_mask_computes_half_precision_tokens_in_float32():
     assert torch.equal(mask_of(queries, keys), mask_of(queries.float(), keys.float()))
 
 
-def test_centred_keys_do_not_see_a_shift_of_each_picture():
+def centred(queries, keys, center):
+    return masks.center_keys(queries, keys, cls_heads=HEADS, center=center)
+
+
+def test_keys_as_trained_are_left_alone_and_an_unknown_center_is_refused():
+    queries, keys = random_tokens(2)
+    assert torch.equal(centred(queries, keys, "none"), keys)
+    with pytest.raises(ValueError, match="balanced"):
+        centred(queries, keys, "median")
+
+
+def test_balanced_keys_separate_a_small_object_where_the_mean_leaks():
+    """A one-dimensional world: 2 of 20 patches are the object at 1, a twilight of 3 lies at 0.3, the rest at 0."""
+    values = torch.tensor([1.0] * 2 + [0.3] * 3 + [0.0] * 15)
+    keys, query = values.view(1, 1, 20, 1), torch.ones(1, 1, 1)
+    above = {c: (masks.center_keys(query, keys, cls_heads=1, center=c) > 0).sum().item() for c in ("mean", "balanced")}
+    assert above == {"mean": 5, "balanced": 2}
+
+
+@pytest.mark.parametrize("center", ["mean", "balanced"])
+def test_centred_keys_do_not_see_a_shift_of_each_picture(center):
     queries, keys = random_tokens(8)
     shifted = keys + 3 * torch.randn(8, HEADS, 1, DIM)
-    expected = mask_of(queries, masks.center_keys(keys))
-    assert torch.equal(mask_of(queries, masks.center_keys(shifted)), expected)
+    expected = mask_of(queries, centred(queries, keys, center))
+    assert torch.equal(mask_of(queries, centred(queries, shifted, center)), expected)
     assert not torch.equal(mask_of(queries, shifted), expected)  # without centring they do: the test can fail
 
 

@@ -38,6 +38,33 @@ def open_dataset(name: str, *, root: str | Path, split: str, count: int | None =
     return OPENERS[name](root, split, count)
 
 
+class Remembered:
+    """A data set that keeps the samples it has given while they fit into `budget` bytes.
+
+    For training, which asks for the same picture in every epoch: composing or decoding it again costs more than a step.
+    """
+
+    def __init__(self, dataset: Dataset, *, budget: float = 1e9):
+        self.dataset, self.name, self.classes, self.left = dataset, dataset.name, dataset.classes, budget
+        self.kept: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def ids(self) -> list[str]:
+        return self.dataset.ids()
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.kept:
+            return self.kept[index]
+        sample = self.dataset[index]
+        size = sample.image.nbytes + (sample.semantic.nbytes if sample.semantic is not None else 0)
+        size += sample.instances.masks.nbytes if sample.instances is not None else 0
+        if size <= self.left:
+            self.kept[index], self.left = sample, self.left - size
+        return sample
+
+
 def check_sample(sample: Sample, *, num_classes: int) -> str | None:
     """What is wrong with a sample, or None. Shapes were checked when it was built; this looks at the values."""
     height, width = sample.image.shape[:2]
@@ -58,4 +85,4 @@ def check_sample(sample: Sample, *, num_classes: int) -> str | None:
     return None
 
 
-__all__ = ["VOID", "Dataset", "Instances", "Sample", "check_sample", "open_dataset"]
+__all__ = ["VOID", "Dataset", "Instances", "Remembered", "Sample", "check_sample", "open_dataset"]

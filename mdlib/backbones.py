@@ -1,0 +1,133 @@
+"""Backbones of the detector and the segmenter: images in, feature maps out. None has ever seen a label.
+
+    "vit"       the course's own encoder, for two CPU cores: one map of stride 8, made a pyramid where one is needed
+                (Li et al., "Exploring plain ViT backbones", arXiv 2203.16527: a plain ViT needs no more than that)
+    "resnet50"  the paper's: with an FPN for Mask R-CNN, at stride 8 for DeepLab-v3
+
+torchvision would load supervised ImageNet weights where none are named; here `weights=None` is always passed on.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+from mdlib import store
+from mdlib.encoder import ZOO_ARCHITECTURE, build_zoo_vit
+
+BACKBONES = ("vit", "resnet50")
+PYRAMID_CHANNELS = 64
+
+
+class ViTMap(nn.Module):
+    """A ViT as a convolutional body: (B, 3, H, W) normalised -> {"out": (B, D, H / 8, W / 8)}.
+
+    The last `trainable_blocks` blocks and the final norm learn; what comes before is frozen, as DeepLab's first
+    layers are in the reference. H and W are zero-padded to whole patches.
+    """
+
+    def __init__(self, vit: VisionTransformer, *, trainable_blocks: int):
+        super().__init__()
+        if not 0 <= trainable_blocks <= len(vit.blocks):
+            raise ValueError(f"trainable_blocks must be in 0..{len(vit.blocks)}, got {trainable_blocks}")
+        self.vit, self.fixed = vit, len(vit.blocks) - trainable_blocks
+        self.out_channels, self.patch = vit.embed_dim, vit.patch_embed.patch_size[0]
+        vit.requires_grad_(False)
+        for part in (*vit.blocks[self.fixed :], vit.norm) if trainable_blocks else ():
+            part.requires_grad_(True)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.vit.patch_embed.eval()  # the stem's BatchNorm keeps its statistics
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
+        grid_hw = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
+        with torch.no_grad():
+            tokens = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+            for block in self.vit.blocks[: self.fixed]:
+                tokens = block(tokens)
+        for block in self.vit.blocks[self.fixed :]:
+            tokens = block(tokens)
+        patches = self.vit.norm(tokens)[:, self.vit.num_prefix_tokens :]
+        return {"out": patches.transpose(1, 2).unflatten(2, grid_hw)}
+
+
+class ViTPyramid(nn.Module):
+    """The ViT's one map as the two levels that Mask R-CNN looks at: strides 8 and 16, 64 channels each."""
+
+    out_channels = PYRAMID_CHANNELS
+
+    def __init__(self, body: ViTMap):
+        super().__init__()
+        self.body = body
+        self.lateral = nn.Conv2d(body.out_channels, PYRAMID_CHANNELS, 1)
+        self.smooth = nn.ModuleList(nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, padding=1) for _ in range(2))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        fine = self.lateral(self.body(images)["out"])
+        levels = (fine, F.max_pool2d(fine, 2, ceil_mode=True))
+        return {str(i): smooth(level) for i, (smooth, level) in enumerate(zip(self.smooth, levels))}
+
+
+def build_map(name: str, *, weights: Path | None, trainable_blocks: int) -> nn.Module:
+    """A body for DeepLab-v3: {"out": feature map of stride 8}, and its `out_channels`.
+
+    weights: a safetensors file of self-supervised weights, or None for random ones. trainable_blocks: how many of
+    the ViT's blocks, or of the ResNet's four layers, learn; the others are frozen.
+    """
+    _check_name(name)
+    if name == "vit":
+        return ViTMap(_zoo_vit(weights), trainable_blocks=trainable_blocks)
+    network = _resnet50(weights, replace_stride_with_dilation=[False, True, True])
+    _freeze_layers(network, trainable_blocks)
+    body = IntermediateLayerGetter(network, return_layers={"layer4": "out"})
+    body.out_channels = 2048
+    return body
+
+
+def build_pyramid(name: str, *, weights: Path | None, trainable_blocks: int) -> nn.Module:
+    """A body for Mask R-CNN: {level: feature map}, all of `out_channels`. See `build_map` for the rest."""
+    _check_name(name)
+    if name == "vit":
+        return ViTPyramid(ViTMap(_zoo_vit(weights), trainable_blocks=trainable_blocks))
+    network = _resnet50(weights)
+    _freeze_layers(network, trainable_blocks)
+    layers = {f"layer{i + 1}": str(i) for i in range(4)}
+    return BackboneWithFPN(network, layers, [256, 512, 1024, 2048], 256)
+
+
+def _zoo_vit(weights: Path | None) -> VisionTransformer:
+    vit = build_zoo_vit()
+    if weights is not None:
+        store.fit_weights(vit, store.load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights)
+    return vit
+
+
+def _resnet50(weights: Path | None, **options) -> nn.Module:
+    network = resnet50(weights=None, **options)
+    network.fc = nn.Identity()  # a head for ImageNet's classes has no place here
+    if weights is not None:
+        store.fit_weights(network, store.read_weights(weights)[0], source=weights)
+    return network
+
+
+def _freeze_layers(network: nn.Module, trainable: int) -> None:
+    """The last `trainable` of layer1..layer4 learn; 4 lets the stem learn too."""
+    if not 0 <= trainable <= 4:
+        raise ValueError(f"a ResNet has 4 layers that can learn, got {trainable}")
+    learning = [f"layer{i}" for i in range(4, 4 - trainable, -1)]
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(trainable == 4 or name.split(".")[0] in learning)
+
+
+def _check_name(name: str) -> None:
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; expected one of {BACKBONES}")

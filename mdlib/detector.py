@@ -1,0 +1,171 @@
+"""Mask R-CNN on clustered masks: stage 3. One box, one mask and one cluster an image go in; many come out.
+
+The network is torchvision's (He et al., arXiv 1703.06870). On the ViT backbone its heads are small: two levels, 64
+channels, 32 regions an image. torchvision counts classes from 1, because 0 is background: label = 1 + cluster.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+from mdlib import store
+from mdlib.backbones import PYRAMID_CHANNELS, build_pyramid
+from mdlib.datasets import Dataset
+from mdlib.datasets.sample import mask_to_box
+from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
+
+
+def build_detector(
+    backbone: str, *, weights: Path | None, trainable_blocks: int, num_clusters: int, shorter_sides: tuple[int, ...]
+) -> MaskRCNN:
+    """Mask R-CNN for `num_clusters` clusters.
+
+    backbone, weights, trainable_blocks: see backbones.build_pyramid. shorter_sides: images are resized so that their
+    shorter side has one of these numbers of pixels, drawn in training; the last one in prediction.
+    """
+    body = build_pyramid(backbone, weights=weights, trainable_blocks=trainable_blocks)
+    options = dict(
+        num_classes=1 + num_clusters,
+        min_size=tuple(shorter_sides),
+        max_size=2 * max(shorter_sides),
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+    )
+    if backbone == "vit":
+        options = {**options, "num_classes": None, **_small_heads(1 + num_clusters)}
+    return MaskRCNN(body, **options)
+
+
+def load_detector(path: Path, *, device: str) -> MaskRCNN:
+    """The detector that stage 03 wrote. Raises store.WeightsError for a file that is missing, broken or another's."""
+    state, header = store.read_weights(path)
+    made = store.check_architecture(header, network="mask_rcnn", keys=("backbone", "num_clusters", "shorter_side"), source=path)
+    model = build_detector(
+        made["backbone"],
+        weights=None,
+        trainable_blocks=0,
+        num_clusters=made["num_clusters"],
+        shorter_sides=(made["shorter_side"],),
+    )
+    store.fit_weights(model, state, source=path)
+    return model.eval().to(device)
+
+
+def _small_heads(num_classes: int) -> dict:
+    levels = ["0", "1"]
+    return dict(
+        rpn_anchor_generator=AnchorGenerator(((32, 48), (72, 104)), ((0.5, 1.0, 2.0),) * 2),
+        rpn_pre_nms_top_n_train=128,
+        rpn_pre_nms_top_n_test=64,
+        rpn_post_nms_top_n_train=64,
+        rpn_post_nms_top_n_test=24,
+        rpn_batch_size_per_image=64,
+        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        box_head=TwoMLPHead(PYRAMID_CHANNELS * 7 * 7, 256),
+        box_predictor=FastRCNNPredictor(256, num_classes),
+        box_batch_size_per_image=32,
+        box_detections_per_img=10,
+        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_head=MaskRCNNHeads(PYRAMID_CHANNELS, (PYRAMID_CHANNELS,) * 2, 1),
+        mask_predictor=MaskRCNNPredictor(PYRAMID_CHANNELS, PYRAMID_CHANNELS, num_classes),
+    )
+
+
+class DetectionBatch(list):
+    """A list of (image (3, H, W) float in [0, 1], target) pairs that knows its images' ids."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [target["id"] for _, target in self]
+
+
+def target_of(mask: np.ndarray, cluster: int, *, image_id: str) -> dict:
+    """One pseudo object as torchvision wants it: boxes (1, 4) float, labels (1,) int64 from 1, masks (1, H, W) uint8.
+
+    Raises ValueError for an empty mask or one less than two pixels wide or high: its box would be degenerate.
+    """
+    x0, y0, x1, y1 = mask_to_box(mask)
+    if x1 - x0 < 2 or y1 - y0 < 2:
+        raise ValueError(f"{image_id}: a mask of {x1 - x0} x {y1 - y0} pixels has a degenerate box")
+    return {
+        "boxes": torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32),
+        "labels": torch.tensor([1 + int(cluster)]),
+        "masks": torch.from_numpy(mask[None].astype(np.uint8)),
+        "id": image_id,
+    }
+
+
+class DetectionBatches:
+    """batch(step) -> DetectionBatch, a pure function of (seed, step); images are mirrored half the time.
+
+    records: one pseudo object {"mask", "cluster", "image_id"} an image, in the order of `dataset`. An image whose
+    mask is too small for a box is left out; `self.kept` holds the indices of the others.
+    """
+
+    def __init__(self, dataset: Dataset, records: list[dict], *, batch: int, seed: int, device: str):
+        self.dataset, self.batch, self.seed, self.device = dataset, batch, seed, device
+        if len(records) != len(dataset):
+            raise ValueError(f"{len(records)} masks for {len(dataset)} images")
+        self.records = records
+        self.kept = [i for i, r in enumerate(records) if r["mask"].any() and min(_extent(r["mask"])) >= 2]
+        if not self.kept:
+            raise ValueError("no mask is large enough to train on")
+
+    def __call__(self, step: int) -> DetectionBatch:
+        rng = np.random.default_rng([self.seed, step])
+        chosen = rng.choice(self.kept, self.batch, replace=len(self.kept) < self.batch)
+        return DetectionBatch(self._pair(int(i), bool(flip)) for i, flip in zip(chosen, rng.random(self.batch) < 0.5))
+
+    def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
+        image, record = self.dataset[index].image, self.records[index]
+        mask = record["mask"]
+        if flip:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        target = target_of(mask.copy(), record["cluster"], image_id=record["image_id"])
+        moved = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in target.items()}
+        return to_tensor(image, self.device), moved
+
+
+def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict[str, float]]:
+    """The sum of Mask R-CNN's five losses, and each of them."""
+    losses = model([image for image, _ in batch], [target for _, target in batch])
+    return sum(losses.values()), {name.removeprefix("loss_"): value.item() for name, value in losses.items()}
+
+
+@torch.no_grad()
+def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> Iterator[list[dict]]:
+    """Yield, for each image in order, its predictions, best first; an empty list where there is none.
+
+    A prediction: {"image_id", "mask" (H, W) bool, "cluster" int from 0, "score" float in [0, 1], "box" x0, y0, x1, y1}.
+    """
+    model.eval()
+    for start in range(0, len(dataset), batch):
+        samples = [dataset[i] for i in range(start, min(start + batch, len(dataset)))]
+        outputs = model([to_tensor(sample.image, device) for sample in samples])
+        for sample, output in zip(samples, outputs):
+            yield [record for record in _records(sample.id, output) if record["mask"].any()]
+
+
+def _records(image_id: str, output: dict[str, Tensor]) -> Iterator[dict]:
+    masks = (output["masks"][:, 0] > 0.5).cpu().numpy()
+    rest = (output[key].cpu().tolist() for key in ("labels", "scores", "boxes"))
+    for mask, label, score, box in zip(masks, *rest):
+        yield {"image_id": image_id, "mask": mask, "cluster": label - 1, "score": score, "box": box}
+
+
+def to_tensor(image: np.ndarray, device: str) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 255
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int]:
+    x0, y0, x1, y1 = mask_to_box(mask)
+    return x1 - x0, y1 - y0

@@ -1,0 +1,40 @@
+"""Confident masks to a label map: stage 4.
+
+The rule: sort an image's predictions by score; keep those at or above the threshold, or the best one alone where
+none reaches it; paste them in that order.
+"""
+
+import numpy as np
+
+OVERLAPS = ("skip", "overwrite")
+LARGEST_LABEL = 254  # 255 is void
+
+
+def confident(scores: np.ndarray, *, threshold: float) -> np.ndarray:
+    """Indices of the predictions that are kept, best first: (n,) scores -> (m,) int64. Ties go to the lower index."""
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    kept = order[np.asarray(scores, np.float64)[order] >= threshold]
+    return kept if len(kept) else order[:1]
+
+
+def label_map(
+    masks: np.ndarray, clusters: np.ndarray, scores: np.ndarray, *, threshold: float, overlap: str
+) -> np.ndarray:
+    """(n, H, W) bool, (n,) cluster, (n,) score in [0, 1] -> (H, W) uint16: 0 background, 1 + cluster.
+
+    overlap: "skip" (the paper's intent) leaves out a mask that touches what is already pasted; "overwrite" (what the
+    reference code comes to) pastes every mask over what is there. Without a prediction all is background.
+    Raises ValueError where the arguments do not fit, or a cluster would collide with the void label 255.
+    """
+    masks, clusters, scores = np.asarray(masks, bool), np.asarray(clusters, np.int64), np.asarray(scores)
+    if masks.ndim != 3 or not len(masks) == len(clusters) == len(scores):
+        raise ValueError(f"masks must be (n, H, W) with n clusters and scores, got {masks.shape}, {len(clusters)}, {len(scores)}")
+    if overlap not in OVERLAPS:
+        raise ValueError(f"overlap must be one of {OVERLAPS}, got {overlap!r}")
+    if len(clusters) and not (0 <= clusters.min() and clusters.max() < LARGEST_LABEL):
+        raise ValueError(f"a label map holds clusters 0..{LARGEST_LABEL - 1}, got {clusters.min()}..{clusters.max()}")
+    labels = np.zeros(masks.shape[1:], np.uint16)
+    for i in confident(scores, threshold=threshold):
+        if overlap == "overwrite" or not labels[masks[i]].any():
+            labels[masks[i]] = 1 + clusters[i]
+    return labels

@@ -1,0 +1,199 @@
+"""DeepLab-v3 on pseudo label maps: stage 5. And its linear probe: stage 8.
+
+The head is torchvision's (Chen et al., arXiv 1706.05587): an atrous spatial pyramid, a 3x3 and a 1x1 convolution.
+The loss looks at the hardest pixels alone (OHEM, Shrivastava et al., arXiv 1604.03540).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from mdlib import store, training
+from mdlib.backbones import build_map
+from mdlib.datasets import VOID, Dataset
+from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
+
+# (dilation rates, channels): the paper's for its ResNet-50, and what fits a map of 16 x 16 cells.
+ASPP_SHAPE = {"resnet50": ((12, 24, 36), 256), "vit": ((2, 4, 6), 128)}
+
+
+class Segmenter(nn.Module):
+    """Images (B, 3, H, W) float in [0, 1] -> logits (B, outputs, H, W), bilinear from stride 8."""
+
+    def __init__(self, body: nn.Module, *, outputs: int, rates: tuple[int, ...], channels: int):
+        super().__init__()
+        self.body = body
+        self.pyramid = nn.Sequential(
+            ASPP(body.out_channels, rates, channels),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Conv2d(channels, outputs, 1)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the classifier sees: (B, channels, h, w)."""
+        if self.training and len(images) < 2:
+            raise ValueError("DeepLab's pooled branch normalises over the batch: train with two images or more")
+        return self.pyramid(self.body((images - self.mean) / self.std)["out"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.classifier(self.features(images))
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def build_segmenter(backbone: str, *, weights: Path | None, trainable_blocks: int, outputs: int) -> Segmenter:
+    """DeepLab-v3 with `outputs` logits a pixel: background and one a cluster. See backbones.build_map for the rest."""
+    body = build_map(backbone, weights=weights, trainable_blocks=trainable_blocks)
+    rates, channels = ASPP_SHAPE[backbone]
+    return Segmenter(body, outputs=outputs, rates=rates, channels=channels)
+
+
+def load_segmenter(path: Path, *, device: str) -> Segmenter:
+    """The segmenter that stage 05 wrote. Raises store.WeightsError for a file that is missing, broken or another's."""
+    state, header = store.read_weights(path)
+    made = store.check_architecture(header, network="deeplab_v3", keys=("backbone", "outputs", "side"), source=path)
+    model = build_segmenter(made["backbone"], weights=None, trainable_blocks=0, outputs=made["outputs"])
+    store.fit_weights(model, state, source=path)
+    return model.eval().to(device)
+
+
+def reset_classifier(model: Segmenter, *, outputs: int) -> Segmenter:
+    """The linear probe: all is frozen and in eval mode but a new 1x1 convolution, drawn from N(0, 0.01)."""
+    model.requires_grad_(False).eval()
+    model.classifier = nn.Conv2d(model.classifier.in_channels, outputs, 1).to(model.mean.device)
+    nn.init.normal_(model.classifier.weight, std=0.01)
+    nn.init.zeros_(model.classifier.bias)
+    return model
+
+
+# ---------------------------------------------------------------- loss
+
+
+def ohem_loss(logits: Tensor, labels: Tensor, *, share: float) -> Tensor:
+    """Cross-entropy over the hardest `share` of all labelled pixels of a batch, at least one.
+
+    logits (B, outputs, H, W), labels (B, H, W) int64 with 255 void; share in (0, 1], 1 is plain cross-entropy.
+    A batch that is all void gives 0, with zero gradients. Raises ValueError for a label without a logit.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    counted = labels != VOID
+    if counted.any() and int(labels[counted].max()) >= logits.shape[1]:
+        raise ValueError(f"label {int(labels[counted].max())} for {logits.shape[1]} logits a pixel")
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="none")[counted]
+    if not losses.numel():
+        return logits.sum() * 0
+    return losses.topk(max(1, int(share * losses.numel()))).values.mean()
+
+
+# ---------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class SegmentationBatch:
+    """images (B, 3, S, S) float in [0, 1]; labels (B, S, S) int64, 255 void; ids of the images."""
+
+    images: Tensor
+    labels: Tensor
+    ids: list[str]
+
+
+class SegmentationBatches:
+    """batch(step) -> SegmentationBatch, a pure function of (seed, step).
+
+    labels: one (H, W) map an image, in the order of `dataset`. Each picture is mirrored half the time, turned by up to
+    `degrees`, zoomed by a factor within `zoom`, and shown in a square of `side` pixels; outside it, labels are void.
+    """
+
+    def __init__(
+        self, dataset: Dataset, labels: list[np.ndarray], *, batch: int, side: int, seed: int, device: str,
+        zoom: tuple[float, float] = (0.75, 1.25), degrees: float = 5.0,
+    ):  # fmt: skip
+        if len(labels) != len(dataset):
+            raise ValueError(f"{len(labels)} label maps for {len(dataset)} images")
+        if batch < 2:
+            raise ValueError(f"a batch of {batch}: DeepLab's pooled branch needs two images or more")
+        self.dataset, self.labels, self.batch, self.side = dataset, labels, batch, side
+        self.seed, self.device, self.zoom, self.degrees = seed, device, zoom, degrees
+
+    def __call__(self, step: int) -> SegmentationBatch:
+        rng = np.random.default_rng([self.seed, step])
+        chosen = rng.choice(len(self.dataset), self.batch, replace=len(self.dataset) < self.batch)
+        samples = [self.dataset[int(i)] for i in chosen]
+        pairs = [self._view(sample.image, self.labels[int(i)], rng) for i, sample in zip(chosen, samples)]
+        images, labels = (torch.stack(part).to(self.device) for part in zip(*pairs))
+        return SegmentationBatch(images, labels, [sample.id for sample in samples])
+
+    def _view(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        height, width = labels.shape
+        zoom, turn = rng.uniform(*self.zoom), np.deg2rad(rng.uniform(-self.degrees, self.degrees))
+        mirror = -1.0 if rng.random() < 0.5 else 1.0
+        spread = abs(1 - 1 / zoom)  # a zoomed picture is cut, or placed, anywhere
+        shift = rng.uniform(-spread, spread, 2)
+        longer = max(height, width)
+        rotation = np.array([[np.cos(turn) * mirror, -np.sin(turn)], [np.sin(turn) * mirror, np.cos(turn)]]) / zoom
+        theta = np.concatenate([rotation, shift[:, None]], 1) * longer / np.array([[width], [height]])
+        grid = F.affine_grid(torch.tensor(theta, dtype=torch.float32)[None], (1, 1, self.side, self.side), align_corners=False)
+        picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+        picture = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+        # 255 becomes 0 for the fill of grid_sample, and back again.
+        shifted = torch.from_numpy(VOID - labels.astype(np.float32))[None, None]
+        shown = VOID - F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
+        return picture, shown.round().long()
+
+
+def train(
+    model: Segmenter, batches: SegmentationBatches, *, share: float, steps: int, peak_lr: float, warmup: int,
+    optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None,
+) -> list[dict]:  # fmt: skip
+    """Train in place with OHEM and a cosine schedule; returns the history. See training.fit and training.make_optimizer."""
+    model.train()
+    return training.fit(
+        {"segmenter": model},
+        training.make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
+        lambda batch, step: (ohem_loss(model(batch.images), batch.labels, share=share), {}),
+        batches,
+        steps=steps,
+        lr_of=lambda step: training.cosine_schedule(step, steps=steps, warmup=warmup, peak=peak_lr),
+        seed=seed,
+        settings=settings,
+        checkpoint=checkpoint,
+        clip_norm=5.0,
+        bf16=batches.device == "cuda",
+    )
+
+
+# ---------------------------------------------------------------- prediction
+
+
+@torch.no_grad()
+def predict_logits(model: Segmenter, dataset: Dataset, *, side: int, batch: int, device: str) -> Iterator[Tensor]:
+    """Yield, for each image in order, its logits (outputs, h, w) at stride 8, float32 on the CPU.
+
+    The picture is resized to `side` x `side` pixels, as the reference does at 512.
+    """
+    model.eval()
+    for start in range(0, len(dataset), batch):
+        samples = [dataset[i] for i in range(start, min(start + batch, len(dataset)))]
+        pictures = [torch.from_numpy(s.image).permute(2, 0, 1)[None].float() for s in samples]
+        resized = torch.cat([F.interpolate(p, size=(side, side), mode="bilinear", antialias=True) for p in pictures])
+        yield from model.classifier(model.features(resized.to(device) / 255)).float().cpu()
+
+
+def probabilities(logits: Tensor, *, image_hw: tuple[int, int]) -> Tensor:
+    """(outputs, h, w) logits -> (outputs, H, W) that sum to 1: bilinear to the image first, softmax then."""
+    return F.interpolate(logits[None], size=image_hw, mode="bilinear", align_corners=False)[0].softmax(0)
+
+
+def label_map(logits: Tensor, *, image_hw: tuple[int, int]) -> np.ndarray:
+    """(outputs, h, w) logits -> (H, W) uint8, the most probable output of each pixel."""
+    return probabilities(logits, image_hw=image_hw).argmax(0).numpy().astype(np.uint8)
