@@ -18,6 +18,7 @@ help: ## list the targets
 	@$(PY) -c 'import pip; $(SUITS)' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
 	@echo "installing into .venv: some minutes and about 6 GB of disk, once"
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[crf]" || echo "pydensecrf2 could not be built (a C++ compiler is needed): stage 06 will be skipped"
 	@touch $@
 
 demo: .venv/.installed ## run the demo on the embedded images, report in reports/demo

@@ -21,11 +21,13 @@ from mdlib import store
 from mdlib.encoder import ZOO_ARCHITECTURE, build_zoo_vit
 
 BACKBONES = ("vit", "resnet50")
-PYRAMID_CHANNELS = 64
 
 
 class ViTMap(nn.Module):
-    """A ViT as a convolutional body: (B, 3, H, W) normalised -> {"out": (B, D, H / 8, W / 8)}.
+    """A ViT as a convolutional body: (B, 3, H, W) normalised -> {"out": (B, D, H / 8, W / 8)}, whitened.
+
+    All tokens share one large vector, and what differs between subjects is a hundred times smaller: without whitening
+    (as in stage 2; here a running one, channel by channel) heads hardly learn clusters in a few hundred steps.
 
     The last `trainable_blocks` blocks and the final norm learn; what comes before is frozen, as DeepLab's first
     layers are in the reference. H and W are zero-padded to whole patches.
@@ -37,6 +39,7 @@ class ViTMap(nn.Module):
             raise ValueError(f"trainable_blocks must be in 0..{len(vit.blocks)}, got {trainable_blocks}")
         self.vit, self.fixed = vit, len(vit.blocks) - trainable_blocks
         self.out_channels, self.patch = vit.embed_dim, vit.patch_embed.patch_size[0]
+        self.whiten = nn.BatchNorm2d(vit.embed_dim, affine=False)
         vit.requires_grad_(False)
         for part in (*vit.blocks[self.fixed :], vit.norm) if trainable_blocks else ():
             part.requires_grad_(True)
@@ -57,24 +60,19 @@ class ViTMap(nn.Module):
         for block in self.vit.blocks[self.fixed :]:
             tokens = block(tokens)
         patches = self.vit.norm(tokens)[:, self.vit.num_prefix_tokens :]
-        return {"out": patches.transpose(1, 2).unflatten(2, grid_hw)}
+        return {"out": self.whiten(patches.transpose(1, 2).unflatten(2, grid_hw))}
 
 
 class ViTPyramid(nn.Module):
-    """The ViT's one map as the two levels that Mask R-CNN looks at: strides 8 and 16, 64 channels each."""
-
-    out_channels = PYRAMID_CHANNELS
+    """The ViT's one map as the two levels that Mask R-CNN looks at: stride 8 as it is, stride 16 by averaging."""
 
     def __init__(self, body: ViTMap):
         super().__init__()
-        self.body = body
-        self.lateral = nn.Conv2d(body.out_channels, PYRAMID_CHANNELS, 1)
-        self.smooth = nn.ModuleList(nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, padding=1) for _ in range(2))
+        self.body, self.out_channels = body, body.out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        fine = self.lateral(self.body(images)["out"])
-        levels = (fine, F.max_pool2d(fine, 2, ceil_mode=True))
-        return {str(i): smooth(level) for i, (smooth, level) in enumerate(zip(self.smooth, levels))}
+        fine = self.body(images)["out"]
+        return {"0": fine, "1": F.avg_pool2d(fine, 2, ceil_mode=True, count_include_pad=False)}
 
 
 def build_map(name: str, *, weights: Path | None, trainable_blocks: int) -> nn.Module:
@@ -111,8 +109,15 @@ def _zoo_vit(weights: Path | None) -> VisionTransformer:
     return vit
 
 
+class _StillNorm(nn.BatchNorm2d):
+    """A BatchNorm whose statistics stand still, as its weights do, where it is frozen: a batch of few pictures has poor ones."""
+
+    def train(self, mode: bool = True):
+        return super().train(mode and self.weight.requires_grad)
+
+
 def _resnet50(weights: Path | None, **options) -> nn.Module:
-    network = resnet50(weights=None, **options)
+    network = resnet50(weights=None, norm_layer=_StillNorm, **options)
     network.fc = nn.Identity()  # a head for ImageNet's classes has no place here
     if weights is not None:
         store.fit_weights(network, store.read_weights(weights)[0], source=weights)

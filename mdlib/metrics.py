@@ -3,10 +3,13 @@
 Everything streams: a confusion matrix is added up over images, so no data set is ever held in memory.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 UNMATCHED = -1
+MAX_DETECTIONS = 100  # predictions of one image that COCO looks at
 
 
 def confusion(pred: np.ndarray, target: np.ndarray, *, num_preds: int, num_targets: int, ignore: int = 255) -> np.ndarray:
@@ -134,6 +137,15 @@ def best_overlap(mask: np.ndarray, instances: np.ndarray) -> tuple[float, int]:
     return float(overlaps.max()), int(overlaps.argmax())
 
 
+def reduce_to_best_box(box: np.ndarray, true_boxes: np.ndarray) -> int:
+    """The true box (n, 4) that a predicted box (4,) overlaps best: its index, the first on a tie; -1 only where n = 0.
+
+    For the "single" protocol, whose ground truth is this one object. A box that touches none still gets index 0:
+    the object counts as missed, it does not vanish from the truth.
+    """
+    return int(box_iou([box], true_boxes)[0].argmax()) if len(true_boxes) else -1
+
+
 def corloc(boxes: list, truths: list) -> float:
     """Share of images whose one predicted box (4,) or None has IoU >= 0.5 with any true box (n, 4)."""
     hits = [box is not None and len(true) > 0 and box_iou([box], true).max() >= 0.5 for box, true in zip(boxes, truths, strict=True)]
@@ -162,3 +174,44 @@ def mask_ap50_single(overlaps: np.ndarray, scores: np.ndarray) -> float:
     overlaps (n,) IoU with that object; scores (n,) confidence. An image without a prediction: overlap 0, score -inf.
     """
     return average_precision(scores, np.asarray(overlaps) >= 0.5, len(overlaps))
+
+
+def detection_hits(scores: np.ndarray, overlaps: np.ndarray, *, threshold: float) -> np.ndarray:
+    """COCO's greedy matching in one image: scores (n,), overlaps (n, m) IoU with the true objects -> (n,) bool.
+
+    Best score first (stable on ties), a prediction takes the free object that it overlaps most, if that IoU reaches
+    threshold; on equal IoUs the last one, as pycocotools. Returned in the order given.
+    Raises ValueError where the shapes do not fit. Source: pycocotools, COCOeval.evaluateImg (no crowds).
+    """
+    scores, overlaps = _scored(scores, overlaps)
+    hits, free = np.zeros(len(scores), bool), np.ones(overlaps.shape[1], bool)
+    for i in np.argsort(-scores, kind="stable"):
+        allowed = np.flatnonzero(free & (overlaps[i] >= min(threshold, 1 - 1e-10)))
+        if len(allowed):
+            best = allowed[overlaps[i, allowed] == overlaps[i, allowed].max()][-1]
+            hits[i], free[best] = True, False
+    return hits
+
+
+def mask_ap(images: Iterable[tuple[np.ndarray, np.ndarray]], *, threshold: float = 0.5) -> float:
+    """COCO's AP at one IoU threshold over a data set, class-agnostic, objects of every size (the "multi" protocol).
+
+    images: for each image scores (n,) and overlaps (n, m), the IoU of its n predictions with its m true objects; give
+    every image, also one without predictions (0, m) or objects (n, 0). Only an image's 100 best predictions count.
+    NaN without a true object; 0.0 without a prediction. Equal scores rank in the images' order.
+    """
+    all_scores, all_hits, positives = [np.zeros(0)], [np.zeros(0, bool)], 0
+    for scores, overlaps in images:
+        scores, overlaps = _scored(scores, overlaps)
+        best = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
+        all_scores.append(scores[best])
+        all_hits.append(detection_hits(scores[best], overlaps[best], threshold=threshold))
+        positives += overlaps.shape[1]
+    return average_precision(np.concatenate(all_scores), np.concatenate(all_hits), positives)
+
+
+def _scored(scores: np.ndarray, overlaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores, overlaps = np.asarray(scores, np.float64), np.asarray(overlaps, np.float64)
+    if scores.ndim != 1 or overlaps.ndim != 2 or len(scores) != len(overlaps):
+        raise ValueError(f"expected scores (n,) and overlaps (n, m), got {scores.shape} and {overlaps.shape}")
+    return scores, overlaps

@@ -14,16 +14,40 @@ from mdlib.stage import device, read_manifest, versions
 # What each metric means, in the order of the tables.
 MEANINGS = {
     "mask_iou": "stage 1: IoU of the mask with the object it overlaps best, mean over val images",
+    "mask_iou_train": "the same over train images",
     "mask_iou_centre_box": "the same for a centred box (a baseline)",
-    "mask_iou_random_encoder": "the same with random weights (a baseline)",
+    "mask_iou_random_encoder": "the same with random weights, first 100 val images (a baseline)",
     "mask_ap50": "stage 1: mask AP50 on val, class-agnostic, one prediction an image",
     "corloc": "stage 1: share of val images whose box has IoU >= 0.5 with a true one",
     "encoder_knn_seen": "1-NN class accuracy of the CLS token on val scenes of one animal, seen in pretraining",
     "encoder_knn_unseen": "the same for animals the encoder never saw",
     "cluster_accuracy": "stage 2: share of train masks in a cluster named as their class",
+    "cluster_accuracy_one_to_one": "the same with as many clusters as classes, named one-to-one (the paper's k)",
     "cluster_accuracy_shuffled": "the same after shuffling the clusters (a baseline)",
     "cluster_nmi": "stage 2: normalised mutual information of clusters and classes, train",
+    "detector_mask_iou": "stage 3: IoU of the detector's most confident mask, mean over train images",
+    "detector_mask_iou_val": "the same over val images",
+    "detector_empty_images": "stage 3: share of train images without a prediction",
     "pseudo_miou_unfiltered": "mIoU of the clustered masks themselves, train",
+    "pseudo_miou_all_scores": "mIoU of the detector's label maps without a threshold, train",
+    "pseudo_miou": "stage 4: mIoU of the detector's confident masks as label maps, train",
+    "pseudo_miou_dev": "the same, dev",
+    "pseudo_miou_val": "the same, val",
+    "pseudo_kept": "stage 4: share of the detector's masks that the filter keeps, train",
+    "miou_clustering_dev": "stage 5: mIoU of DeepLab, dev; clusters named on train by mask counts",
+    "miou_supervised_dev": "SUPERVISED: the same network and schedule on true labels, dev",
+    "crf_gain_dev": "stage 6: what the CRF adds to DeepLab's mIoU, dev",
+    "miou_clustering": "mIoU of DeepLab, val; clusters named on train by mask counts (the paper's protocol)",
+    "miou_clustering_crf": "the same with the CRF",
+    "miou_clustering_valmatch": "mIoU of DeepLab, val; one cluster a class, named on val by pixel IoU (most peers' protocol)",
+    "miou_clustering_valmatch_crf": "the same with the CRF",
+    "miou_linear": "SUPERVISED: linear probe on the frozen segmenter, val",
+    "miou_linear_crf": "SUPERVISED: the same with the CRF",
+    "miou_supervised": "SUPERVISED: the same network and schedule on true labels, val (the ceiling)",
+    "mask_rcnn_ap50_single": "mask AP50 of the detector on val, class-agnostic, one prediction an image",
+    "mask_rcnn_ap50_multi": "mask AP50 of the detector on val, class-agnostic, all predictions",
+    "mask_ap50_multi": "mask AP50 of stage 1 on val against all objects",
+    "mask_rcnn_corloc": "share of val images whose most confident detection has box IoU >= 0.5 with a true one",
     "masks_miou_clustering": "mIoU of the clustered masks, val; clusters named on train by mask counts",
     "masks_miou_clustering_valmatch": "the same; clusters named on val by pixel IoU (most peers' protocol)",
     "masks_miou_shuffled": "mIoU on val after shuffling the clusters, names as on train (a baseline)",
@@ -74,8 +98,9 @@ def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
 
 
 README_METRICS = (
-    "mask_iou", "corloc", "encoder_knn_seen", "encoder_knn_unseen", "cluster_accuracy",
-    "masks_miou_clustering", "masks_miou_clustering_valmatch",
+    "mask_iou", "mask_iou_train", "detector_mask_iou", "corloc", "cluster_accuracy", "cluster_accuracy_one_to_one",
+    "pseudo_miou_unfiltered", "pseudo_miou", "masks_miou_clustering", "miou_clustering", "miou_clustering_crf",
+    "miou_clustering_valmatch", "miou_linear", "miou_supervised", "mask_rcnn_ap50_single", "mask_rcnn_ap50_multi",
 )  # fmt: skip
 README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 

@@ -39,10 +39,13 @@ class Stage:
     began: float = field(default_factory=time.monotonic)
 
     def read(self, name: str) -> Path:
-        """The folder of an earlier stage of this run. Raises StoreError if it has not run."""
-        folder = self.run_dir / "artifacts" / name
-        self.inputs[name] = identity(read_manifest(self.run_dir, name))
-        return folder
+        """The folder of an earlier stage of this run. Raises StoreError if it has not run, or not since its own inputs did."""
+        manifest = read_manifest(self.run_dir, name)
+        for earlier, digest in manifest["inputs"].items():
+            if identity(read_manifest(self.run_dir, earlier)) != digest:
+                raise store.StoreError(f"{name} was made from another {earlier} than this run holds now: run {name} again")
+        self.inputs[name] = identity(manifest)
+        return self.run_dir / "artifacts" / name
 
     def read_file(self, path: str | Path) -> Path:
         """A file outside the run (data, weights), by a path from the repository's root; its digest is recorded."""
@@ -52,10 +55,9 @@ class Stage:
         self.files[str(path)] = store.digest_file(full)
         return full
 
-    @property
-    def checkpoint(self) -> Path:
+    def checkpoint(self, training: str) -> Path:
         """Where a training of this stage keeps its checkpoint: beside the stages, so that it outlives a kill."""
-        return self.run_dir / "artifacts" / "checkpoints" / f"{self.name}.safetensors"
+        return self.run_dir / "artifacts" / "checkpoints" / f"{self.name}-{training}.safetensors"
 
     def figure(self, figure, name: str, *, caption: str) -> None:
         """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its alt text."""

@@ -190,6 +190,19 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
         image.save(temporary, format="PNG")
 
 
+def read_label_map(path: Path) -> np.ndarray:
+    """Palette or grey PNG -> (H, W) uint8 labels. Raises StoreError for a file that is missing, broken or coloured."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise StoreError(f"{path} is {image.mode}, not a palette: its pixels are colours, not labels")
+            return np.array(image)
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except (OSError, SyntaxError) as error:
+        raise StoreError(f"{path} is not a whole PNG: {error}") from None
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)

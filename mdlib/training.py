@@ -86,8 +86,11 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr_of(step) * group.get("lr_scale", 1.0)
         batch = batch_of(step)
-        with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
-            loss, parts = loss_of(batch, step)
+        try:
+            with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
+                loss, parts = loss_of(batch, step)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(f"the GPU ran out of memory at step {step}: lower `batch`, or the pictures' side ({error})") from None
         if not torch.isfinite(loss):
             raise TrainingError(f"loss is {loss.item()} at step {step} ({parts}); batch ids: {getattr(batch, 'ids', 'n/a')}")
         optimizer.zero_grad(set_to_none=True)

@@ -342,3 +342,137 @@ def test_average_precision_sees_only_the_order_of_scores(rng):
 
 def test_average_precision_without_objects_is_nan():
     assert np.isnan(metrics.average_precision(np.array([0.5]), np.array([False]), 0))
+
+
+# ---------------------------------------------------------------- all predictions of an image
+
+
+def coco_ap(images, threshold):
+    """pycocotools' class-agnostic mask AP at one threshold; images: (predictions (n, H, W), scores (n,), truths (m, H, W))."""
+    listed, true, found = [], [], []
+    for number, (predictions, scores, truths) in enumerate(images, 1):
+        listed.append({"id": number, "height": 12, "width": 15})
+        for t in truths:
+            shape = {"area": float(t.sum()), "iscrowd": 0, "segmentation": to_rle(t)}
+            true.append({"id": len(true) + 1, "image_id": number, "category_id": 1 + len(true) % 3, **shape})
+        for p, s in zip(predictions, scores):
+            # One category: pycocotools lists an image's predictions by category, which would reorder equal scores.
+            found.append({"image_id": number, "category_id": 1, "score": float(s), "segmentation": to_rle(p)})
+    coco = COCO()
+    coco.dataset = {"images": listed, "annotations": true, "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)], "info": {}}
+    coco.createIndex()
+    judge = COCOeval(coco, coco.loadRes(found), "segm")
+    judge.params.useCats, judge.params.iouThrs = 0, np.array([threshold])
+    judge.evaluate()
+    judge.accumulate()
+    assert judge.params.maxDets[-1] == 100 and judge.params.areaRngLbl[0] == "all"
+    return judge.eval["precision"][0, :, 0, 0, -1].mean()
+
+
+def crowd(rng, *, truths, predictions, levels=None):
+    """One image: disjoint-ish true masks and predictions near them. levels: that many different scores, so that they tie."""
+    true = random_masks(rng, truths)
+    near = [true[rng.integers(truths)] ^ (rng.random((12, 15)) < rng.choice([0, 0.02, 0.1])) for _ in range(predictions * (truths > 0))]
+    found = np.array([n if rng.random() < 0.7 else m for n, m in zip(near, random_masks(rng, predictions))] or random_masks(rng, predictions))
+    scores = rng.random(predictions) if levels is None else rng.integers(0, levels, predictions) / levels
+    return found.reshape(-1, 12, 15), scores, np.reshape(true, (-1, 12, 15))
+
+
+def ours_of(images, threshold):
+    return metrics.mask_ap(((s, metrics.mask_iou(p, t)) for p, s, t in images), threshold=threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.75])
+@pytest.mark.parametrize("levels", [None, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_mask_ap_equals_pycocotools(seed, levels, threshold):
+    rng = np.random.default_rng(seed)
+    sizes = [(0, 3), (2, 0), (0, 0), (1, 1)] + [tuple(rng.integers(0, 6, 2)) for _ in range(20)]
+    images = [crowd(rng, truths=m, predictions=n, levels=levels) for m, n in sizes]
+    ours = ours_of(images, threshold)
+    assert 0.05 < ours < 0.95  # neither end, or the comparison says little
+    assert ours == pytest.approx(coco_ap(images, threshold), abs=1e-9)
+
+
+def test_mask_ap_looks_at_100_predictions_an_image(rng):
+    images = [crowd(rng, truths=5, predictions=130), crowd(rng, truths=3, predictions=4)]
+    images[0][1][:5] = -1 - np.arange(5)  # five perfect ones, ranked last
+    images[0][0][:5] = images[0][2]
+    images[0][0][5:] = rng.random((125, 12, 15)) < 0.05
+    assert ours_of(images, 0.5) == pytest.approx(coco_ap(images, 0.5), abs=1e-9)
+    assert not metrics.mask_ap([(s, metrics.mask_iou(p, t)) for p, s, t in images[:1]])
+
+
+def test_mask_ap_without_predictions_is_zero():
+    assert metrics.mask_ap([(np.zeros(0), np.zeros((0, 3))), (np.zeros(0), np.zeros((0, 0)))]) == 0.0  # loadRes([]) crashes
+
+
+def test_mask_ap_without_objects_is_nan():
+    assert np.isnan(metrics.mask_ap([(np.array([0.5]), np.zeros((1, 0)))]))
+    assert np.isnan(metrics.mask_ap([]))
+
+
+def test_mask_ap_closed_forms():
+    perfect, missed = (np.array([0.9, 0.8]), np.eye(2)), (np.zeros(0), np.zeros((0, 2)))
+    assert metrics.mask_ap([perfect]) == 1
+    assert metrics.mask_ap([perfect, missed]) == pytest.approx(51 / 101)  # half the objects, all right
+    assert metrics.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))]) == pytest.approx(0.5)
+    assert metrics.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))], threshold=0.7) == 0
+
+
+def test_mask_ap_of_one_prediction_an_image_equals_the_single_form(rng):
+    overlaps, scores = rng.random(30), rng.random(30)
+    several = metrics.mask_ap([([s], [[o]]) for s, o in zip(scores, overlaps)])
+    assert several == pytest.approx(metrics.mask_ap50_single(overlaps, scores))
+
+
+def hits_spec(scores, overlaps, threshold):
+    """The greedy rule as a triple loop over Python lists."""
+    taken, hits = set(), [False] * len(scores)
+    for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
+        best, which = min(threshold, 1 - 1e-10), None
+        for j, overlap in enumerate(overlaps[i]):
+            if j not in taken and overlap >= best:
+                best, which = overlap, j
+        if which is not None:
+            taken.add(which)
+            hits[i] = True
+    return hits
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_detection_hits_equal_loops(seed):
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(0, 8, 2)
+    scores, overlaps = rng.integers(0, 4, n) / 4, rng.integers(0, 5, (n, m)) / 4  # both with ties
+    hits = metrics.detection_hits(scores, overlaps, threshold=0.5)
+    assert hits.dtype == bool and hits.shape == (n,)
+    assert hits.tolist() == hits_spec(scores.tolist(), overlaps.tolist(), 0.5)
+
+
+def test_detection_hits_are_greedy_and_in_the_given_order():
+    # The second is better scored and takes object 0; the first then settles for object 1; the third finds nothing free.
+    overlaps = np.array([[0.9, 0.6], [0.7, 0.5], [0.8, 0.8]])
+    assert metrics.detection_hits([0.5, 0.9, 0.1], overlaps, threshold=0.5).tolist() == [True, True, False]
+    # Greedy is not optimal: the best scored takes the only object that the other could have had.
+    assert metrics.detection_hits([0.9, 0.5], [[0.8, 0.7], [0.6, 0.0]], threshold=0.5).tolist() == [True, False]
+
+
+def test_detection_hits_reach_the_threshold():
+    assert metrics.detection_hits([1.0], [[0.5]], threshold=0.5).tolist() == [True]
+    assert metrics.detection_hits([1.0], [[0.4999]], threshold=0.5).tolist() == [False]
+    assert metrics.detection_hits([1.0], [[1 - 1e-11]], threshold=1.0).tolist() == [True]  # COCO's slack below 1
+
+
+def test_detection_hits_refuse_shapes_that_do_not_fit():
+    for scores, overlaps in [([0.5], np.zeros((2, 3))), ([0.5], [0.5]), (0.5, [[0.5]])]:
+        with pytest.raises(ValueError, match="expected scores"):
+            metrics.detection_hits(scores, overlaps, threshold=0.5)
+
+
+def test_reduce_to_best_box():
+    boxes = np.array([[0, 0, 4, 4], [10, 10, 20, 20], [12, 12, 20, 20]], float)
+    assert metrics.reduce_to_best_box([11, 11, 20, 20], boxes) == 1
+    assert metrics.reduce_to_best_box([13, 13, 20, 20], boxes) == 2
+    assert metrics.reduce_to_best_box([50, 50, 60, 60], boxes) == 0  # touches none: still one object, and missed
+    assert metrics.reduce_to_best_box([0, 0, 4, 4], np.zeros((0, 4))) == -1

@@ -19,7 +19,7 @@ from mdlib.datasets.sample import Instances, Sample
 
 SIDE = 128  # pixels; scenes are square
 SPLIT_SEEDS = {"train": 11, "dev": 22, "val": 33}  # a seed of its own for each split
-DEFAULT_COUNTS = {"train": 1500, "dev": 200, "val": 300}  # the demo's scenes
+DEFAULT_COUNTS = {"train": 1000, "dev": 150, "val": 300}  # the demo's scenes
 ANIMALS_PER_SCENE = (0.6, 0.3, 0.1)  # probability of one, two, three animals
 SIZE_RANGE = {1: (0.50, 0.95), 2: (0.40, 0.65), 3: (0.32, 0.52)}  # longer side of a cut-out / SIDE
 MIN_VISIBLE = 0.55  # share of a cut-out inside the picture

@@ -1,0 +1,258 @@
+"""No backbone has seen a label: nothing is fetched, what is frozen stays, and weights that do not fit are refused."""
+
+import copy
+import pathlib
+import socket
+
+import pytest
+import torch
+from torchvision.models import _api, resnet50
+
+from mdlib import store
+from mdlib.backbones import BACKBONES, ViTMap, ViTPyramid, build_map, build_pyramid
+from mdlib.detector import build_detector
+from mdlib.encoder import ZOO_ARCHITECTURE, ZOO_WEIGHTS, build_zoo_vit
+from mdlib.segmenter import build_segmenter
+
+BUILDERS = {"map": build_map, "pyramid": build_pyramid}
+PARTS = {"vit": 6, "resnet50": 4}  # how many blocks or layers each can train
+each_backbone = pytest.mark.parametrize("name", BACKBONES)
+each_kind = pytest.mark.parametrize("kind", BUILDERS)
+
+
+@pytest.fixture
+def sealed(monkeypatch):
+    """No network, and no supervised weights from torch's cache either."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was to be fetched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(_api, "load_state_dict_from_url", refuse)  # torchvision's own name for it
+
+
+def build(kind, name, trainable=2, weights=None):
+    return BUILDERS[kind](name, weights=weights, trainable_blocks=trainable)
+
+
+def images(batch=2, height=40, width=48):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def train_one_step(body):
+    body.train()
+    maps = body(images()).values()
+    optimizer = torch.optim.AdamW([p for p in body.parameters() if p.requires_grad], lr=0.01)
+    sum((m * torch.randn_like(m)).sum() for m in maps).backward()
+    optimizer.step()
+
+
+# ---------------------------------------------------------------- nothing supervised
+
+
+def test_the_seal_holds_where_supervised_weights_are_named(sealed):
+    with pytest.raises(AssertionError, match="fetched"):
+        resnet50(weights="DEFAULT")
+
+
+@each_kind
+@each_backbone
+def test_a_backbone_is_built_without_network_or_supervised_weights(sealed, kind, name):
+    body = build(kind, name).eval()
+    with torch.no_grad():
+        maps = body(images(1))
+    assert {m.shape[1] for m in maps.values()} == {body.out_channels}
+    assert tuple(maps["out" if kind == "map" else "0"].shape[-2:]) == ((5, 6) if name == "vit" or kind == "map" else (10, 12))
+
+
+@each_backbone
+def test_detector_and_segmenter_are_built_without_network_or_supervised_weights(sealed, name):
+    build_detector(name, weights=None, trainable_blocks=1, num_clusters=3, shorter_sides=(64,))
+    build_segmenter(name, weights=None, trainable_blocks=1, outputs=4)
+
+
+@each_backbone
+def test_without_weights_the_seed_alone_decides(name):
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(torch.cat([p.flatten() for p in build("map", name).parameters()]))
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_no_head_for_imagenets_classes_is_left():
+    for kind in BUILDERS:
+        assert not [key for key in build(kind, "resnet50").state_dict() if "fc." in key]
+
+
+# ---------------------------------------------------------------- what learns
+
+
+@each_kind
+@each_backbone
+def test_one_step_moves_what_learns_and_nothing_that_is_frozen(kind, name):
+    body = build(kind, name)
+    before = copy.deepcopy(dict(body.named_parameters()))
+    train_one_step(body)
+    for key, parameter in body.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), key
+        assert torch.equal(parameter, before[key]) != parameter.requires_grad, key
+    assert 0 < sum(p.requires_grad for p in body.parameters()) < len(before)
+
+
+@pytest.mark.parametrize(("trainable", "learning"), [(0, set()), (1, {"layer4"}), (3, {"layer2", "layer3", "layer4"})])
+def test_the_last_layers_of_a_resnet_learn(trainable, learning):
+    body = build("map", "resnet50", trainable)
+    assert {key.split(".")[0] for key, p in body.named_parameters() if p.requires_grad} == learning
+
+
+def test_a_resnet_with_all_four_layers_lets_its_stem_learn():
+    assert all(p.requires_grad for p in build("map", "resnet50", 4).parameters())
+
+
+@pytest.mark.parametrize("trainable", [0, 1, 6])
+def test_the_last_blocks_of_a_vit_learn_and_its_embedding_never(trainable):
+    vit = build("map", "vit", trainable).vit
+    learning = {key.rsplit(".", 1)[0] if "blocks" not in key else int(key.split(".")[1]) for key, p in vit.named_parameters() if p.requires_grad}
+    assert learning == ({*range(6 - trainable, 6), "norm"} if trainable else set())
+
+
+def buffers_of(*parts):
+    return {(i, key): value.clone() for i, part in enumerate(parts) for key, value in part.named_buffers()}
+
+
+def test_the_frozen_stem_keeps_its_statistics_in_train_mode_and_whitening_follows():
+    body = build("map", "vit")
+    stem, whiten = buffers_of(body.vit.patch_embed), buffers_of(body.whiten)
+    assert any("running_mean" in key for _, key in stem)
+    train_one_step(body)
+    after = buffers_of(body.vit.patch_embed)
+    assert all(torch.equal(after[key], stem[key]) for key in stem)
+    assert not torch.equal(buffers_of(body.whiten)[0, "running_mean"], whiten[0, "running_mean"])
+
+
+@each_kind
+def test_frozen_layers_of_a_resnet_keep_their_statistics_in_train_mode(kind):
+    body = build(kind, "resnet50", 2)
+    network = body.body if kind == "pyramid" else body
+    frozen, learning = (network["bn1"], network["layer1"], network["layer2"]), (network["layer3"], network["layer4"])
+    kept, moved = buffers_of(*frozen), buffers_of(*learning)
+    train_one_step(body)
+    assert all(torch.equal(value, kept[key]) for key, value in buffers_of(*frozen).items())
+    assert not any(torch.equal(value, moved[key]) for key, value in buffers_of(*learning).items())
+
+
+# ---------------------------------------------------------------- the map
+
+
+def test_the_map_is_the_encoders_patch_tokens(random_encoder, pictures):
+    """Fresh running statistics (0, 1) whiten nothing, so the map is what Encoder.tokens gives, pads included."""
+    body = ViTMap(copy.deepcopy(random_encoder.model), trainable_blocks=2).eval()
+    tokens = random_encoder.tokens(pictures)
+    pixels = (pictures.float() / 255 - random_encoder._mean) / random_encoder._std  # ViTMap itself pads 20 x 27 to 24 x 32
+    with torch.no_grad():
+        ours = body(pixels)["out"]
+    assert ours.shape[-2:] == tokens.grid_hw
+    theirs = tokens.patches.transpose(1, 2).unflatten(2, tokens.grid_hw)
+    torch.testing.assert_close(ours, theirs / (1 + body.whiten.eps) ** 0.5, atol=1e-5, rtol=1e-4)
+
+
+def test_in_train_mode_every_channel_of_the_map_is_white():
+    out = build("map", "vit", weights=ZOO_WEIGHTS).train()(images(4, 64, 64))["out"]
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(144), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out.var((0, 2, 3)), torch.ones(144), atol=0.1, rtol=0)
+
+
+def test_the_coarse_level_is_the_mean_of_four_cells_and_of_fewer_at_the_border():
+    body = ViTPyramid(ViTMap(build_zoo_vit(), trainable_blocks=0)).eval()
+    with torch.no_grad():
+        levels = body(images(1, 40, 48))  # 5 x 6 cells: the last row stands alone
+    fine, coarse = levels["0"], levels["1"]
+    assert coarse.shape[-2:] == (3, 3)
+    torch.testing.assert_close(coarse[..., 0, 1], fine[..., 0:2, 2:4].mean((2, 3)))
+    torch.testing.assert_close(coarse[..., 2, 1], fine[..., 4, 2:4].mean(2))
+
+
+def test_zoo_weights_are_really_loaded():
+    body = build("pyramid", "vit", weights=ZOO_WEIGHTS).body
+    state, _ = store.read_weights(ZOO_WEIGHTS)
+    assert all(torch.equal(value, state[key]) for key, value in body.vit.state_dict().items())
+
+
+def test_resnet_weights_of_ones_own_are_really_loaded(tmp_path):
+    network = resnet50(weights=None)
+    network.fc = torch.nn.Identity()
+    store.save_weights(tmp_path / "moco.safetensors", network.state_dict(), header={})
+    for kind in BUILDERS:
+        body = build(kind, "resnet50", weights=tmp_path / "moco.safetensors")
+        body = body.body if kind == "pyramid" else body
+        assert all(torch.equal(value, network.state_dict()[key]) for key, value in body.state_dict().items())
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@each_kind
+def test_an_unknown_backbone_names_the_known_ones(kind):
+    with pytest.raises(ValueError, match="resnet50"):
+        build(kind, "resnet18")
+
+
+@each_kind
+@each_backbone
+@pytest.mark.parametrize("wrong", [-1, "one too many"])
+def test_a_wrong_number_of_trainable_blocks_is_refused(kind, name, wrong):
+    with pytest.raises(ValueError, match=str(PARTS[name])):
+        build(kind, name, PARTS[name] + 1 if wrong != -1 else -1)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    path = tmp_path / "deeper.safetensors"
+    store.save_weights(path, build_zoo_vit().state_dict(), header={"architecture": {**ZOO_ARCHITECTURE, "depth": 12}})
+    with pytest.raises(store.WeightsError, match="12"):
+        build("map", "vit", weights=path)
+    with pytest.raises(store.WeightsError, match="does not fit"):
+        build("map", "resnet50", weights=path)
+
+
+def test_a_supervised_resnet_is_refused_for_its_head(tmp_path):
+    store.save_weights(tmp_path / "supervised", resnet50(weights=None).state_dict(), header={})
+    with pytest.raises(store.WeightsError, match=r"left over \['fc"):
+        build("map", "resnet50", weights=tmp_path / "supervised")
+
+
+class Malicious:
+    """Unpickling it creates a file: what a stranger's .pth may do."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+def written(kind, folder):
+    path = folder / f"{kind}.pth"  # torch.load would unpickle this one
+    if kind == "pickle":
+        torch.save(Malicious(folder / "the code ran"), path)
+    elif kind == "truncated":
+        path.write_bytes(ZOO_WEIGHTS.read_bytes()[:100_000])
+    elif kind == "empty":
+        path.touch()
+    return path
+
+
+@each_kind
+@each_backbone
+@pytest.mark.parametrize("file", ["missing", "empty", "truncated", "pickle"])
+def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, kind, name, file):
+    path = written(file, tmp_path)
+    with pytest.raises(store.WeightsError, match=path.name):
+        build(kind, name, weights=path)
+    assert not (tmp_path / "the code ran").exists()
+
+
+def test_the_malicious_file_would_have_run_if_unpickled(tmp_path):
+    torch.load(written("pickle", tmp_path), weights_only=False)
+    assert (tmp_path / "the code ran").exists()
