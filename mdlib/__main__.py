@@ -1,10 +1,10 @@
-"""The command line: python -m mdlib run | report | check."""
+"""The command line: python -m mdlib run | report | check | predict."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from mdlib import pipeline, report
+from mdlib import pipeline, predict, report
 from mdlib.presets import PresetError, load_preset, parse_sets
 from mdlib.store import StoreError, read_json
 
@@ -23,12 +23,18 @@ def main(arguments: list[str] | None = None) -> int:
     again.add_argument("--readme", action="store_true", help="also put the results into README.md")
     check = commands.add_parser("check", help="say what a preset needs and what is missing")
     check.add_argument("preset")
+    new = commands.add_parser("predict", help="maps, overlays and COCO JSON for new pictures, from a finished run")
+    new.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
+    new.add_argument("--run", type=Path, required=True, help="folder of the run, such as reports/demo")
+    new.add_argument("--out", type=Path, help="where to write (default: RUN/predictions)")
     given = parser.parse_args(arguments)
     try:
         if given.command == "run":
             return pipeline.run(given.preset, out=given.out, overrides=parse_sets(given.sets), start=given.start, only=given.only)
         if given.command == "check":
             return pipeline.check(given.preset)
+        if given.command == "predict":
+            return pipeline.WRONG if predict.run(given.images, run_dir=given.run.resolve(), out=given.out) else pipeline.DONE
         preset = load_preset(read_json(given.run / "artifacts" / "run.json")["preset"])
         report.write(given.run.resolve(), preset)
         if given.readme:

@@ -74,7 +74,7 @@ def dense_crf(
     if gaussian_compat:
         field.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_compat)
     if bilateral_compat:
-        rgb = np.ascontiguousarray(image)
+        rgb = np.require(image, requirements=("C", "W"))  # the binding refuses read-only memory
         field.addPairwiseBilateral(sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=rgb, compat=bilateral_compat)
     return np.array(field.inference(steps), np.float32, order="C").reshape(classes, height, width)
 

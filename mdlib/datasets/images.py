@@ -38,7 +38,7 @@ def read_image(path: str | Path, *, min_side: int = 8) -> np.ndarray:
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy: an array of Pillow's own memory is read-only
 
 
 def read_label_map(path: str | Path, *, image_hw: tuple[int, int], num_classes: int) -> np.ndarray:
