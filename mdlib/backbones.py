@@ -43,6 +43,7 @@ class ViTMap(nn.Module):
         vit.requires_grad_(False)
         for part in (*vit.blocks[self.fixed :], vit.norm) if trainable_blocks else ():
             part.requires_grad_(True)
+        self.train()
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -131,6 +132,7 @@ def _freeze_layers(network: nn.Module, trainable: int) -> None:
     learning = [f"layer{i}" for i in range(4, 4 - trainable, -1)]
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(trainable == 4 or name.split(".")[0] in learning)
+    network.train()  # tells each norm whether it is frozen
 
 
 def _check_name(name: str) -> None:

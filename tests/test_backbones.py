@@ -114,8 +114,9 @@ def test_a_resnet_with_all_four_layers_lets_its_stem_learn():
 @pytest.mark.parametrize("trainable", [0, 1, 6])
 def test_the_last_blocks_of_a_vit_learn_and_its_embedding_never(trainable):
     vit = build("map", "vit", trainable).vit
-    learning = {key.rsplit(".", 1)[0] if "blocks" not in key else int(key.split(".")[1]) for key, p in vit.named_parameters() if p.requires_grad}
-    assert learning == ({*range(6 - trainable, 6), "norm"} if trainable else set())
+    learning = {".".join(key.split(".")[:2]) for key, p in vit.named_parameters() if p.requires_grad}
+    blocks = {f"blocks.{i}" for i in range(6 - trainable, 6)}
+    assert learning == (blocks | {"norm.weight", "norm.bias"} if trainable else set())
 
 
 def buffers_of(*parts):
@@ -141,6 +142,16 @@ def test_frozen_layers_of_a_resnet_keep_their_statistics_in_train_mode(kind):
     train_one_step(body)
     assert all(torch.equal(value, kept[key]) for key, value in buffers_of(*frozen).items())
     assert not any(torch.equal(value, moved[key]) for key, value in buffers_of(*learning).items())
+
+
+@each_backbone
+def test_a_backbone_without_anything_to_learn_keeps_all_its_statistics_even_if_nobody_calls_train(name):
+    body = build("map", name, 0)
+    assert body.training
+    kept = buffers_of(body)
+    body(images())
+    changed = {key for key, value in buffers_of(body).items() if not torch.equal(value, kept[key])}
+    assert {key.split(".")[0] for _, key in changed} == ({"whiten"} if name == "vit" else set())
 
 
 # ---------------------------------------------------------------- the map

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdlib.datasets import Instances, Sample, check_sample, open_dataset
+from mdlib.datasets import Instances, Remembered, Sample, check_sample, open_dataset
 from mdlib.datasets.images import ImageError, read_image, read_label_map
 from mdlib.datasets.sample import mask_to_box
 from mdlib.datasets.zoo import ClipDataset
@@ -308,3 +308,61 @@ def test_label_maps_that_do_not_fit_are_refused(tmp_path, labels):
 def test_colour_and_deep_label_maps_are_refused(tmp_path, mode):
     with pytest.raises(ImageError, match="palette or grey"):
         read_label_map(saved(tmp_path, Image.new(mode, (14, 10))), image_hw=(10, 14), num_classes=3)
+
+
+# ---------------------------------------------------------------- remembered
+
+
+class Counting(list):
+    """A data set of samples that counts how often each was asked for."""
+
+    name, classes = "counting", ("background", "thing")
+
+    def __init__(self, samples):
+        super().__init__(samples)
+        self.asked = [0] * len(self)
+
+    def ids(self):
+        return [sample.id for sample in self]
+
+    def __getitem__(self, index):
+        self.asked[index] += 1
+        return super().__getitem__(index)
+
+
+def sized(index, *, labelled=False):
+    """A sample of 300 bytes, or of 300 + 100 + 2 * 100 with its labels."""
+    image = np.full((10, 10, 3), index, np.uint8)
+    if not labelled:
+        return Sample(f"s{index}", image)
+    return Sample(f"s{index}", image, np.zeros((10, 10), np.uint8), Instances(np.ones((2, 10, 10), bool), np.array([1, 1])))
+
+
+def test_a_remembered_data_set_is_the_data_set(zoo_root):
+    plain = zoo(zoo_root, count=3)
+    remembered = Remembered(plain)
+    assert (len(remembered), remembered.ids(), remembered.classes, remembered.name) == (3, plain.ids(), plain.classes, plain.name)
+    for _ in range(2):
+        for index in (2, 0, 1):
+            assert_same(remembered[index], plain[index])
+
+
+def test_a_remembered_sample_is_composed_once():
+    plain = Counting([sized(0), sized(1)])
+    remembered = Remembered(plain)
+    for index in (0, 1, 1, 0, 1):
+        assert remembered[index].id == f"s{index}"
+    assert plain.asked == [1, 1]
+
+
+@pytest.mark.parametrize(("labelled", "budget", "asked"), [(False, 600, [1, 1, 3, 3]), (True, 600, [1, 3, 3, 3]), (True, 599, [3] * 4)])
+def test_what_is_remembered_stays_within_its_budget(labelled, budget, asked):
+    plain = Counting([sized(i, labelled=labelled) for i in range(4)])
+    remembered = Remembered(plain, budget=budget)
+    for _ in range(3):
+        assert [remembered[i].id for i in range(4)] == ["s0", "s1", "s2", "s3"]
+    assert plain.asked == asked and remembered.left >= 0
+
+
+def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):
+    assert len(list(Remembered(zoo(zoo_root, count=2)))) == 2

@@ -192,6 +192,21 @@ def test_an_unmoved_square_view_is_the_picture_or_its_mirror_image():
     assert len(ways) == 6
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (64, 48)])
+def test_a_view_turns_without_distortion(height, width):
+    """A disc in the middle of any picture stays that disc, however it is turned and mirrored."""
+
+    def disc(rows, columns):
+        y, x = np.mgrid[:rows, :columns] + 0.5
+        return np.hypot(y - rows / 2, x - columns / 2) < 18
+
+    scenes = Scenes(Sample(str(i), np.zeros((height, width, 3), np.uint8)) for i in range(2))
+    batches = batches_of(scenes, [disc(height, width).astype(np.uint8)] * 2, zoom=(1, 1), degrees=45)
+    shown = torch.cat([batches(step).labels for step in range(6)]).numpy() == 1
+    expected = disc(SIDE, SIDE)
+    assert min((one & expected).sum() / (one | expected).sum() for one in shown) > 0.95
+
+
 def test_void_stays_void_and_outside_the_picture_is_void():
     scenes, labels = coded(2, height=30, width=60)
     batch = batches_of(scenes, labels, zoom=(1, 1), degrees=0)(0)
@@ -239,17 +254,18 @@ def test_logits_have_the_size_of_the_picture_even_where_it_is_no_whole_patch(mod
 
 @pytest.fixture(scope="module")
 def by_heart(zoo_root):
-    """A segmenter that learnt three zoo scenes by heart: (model, scenes, labels, history)."""
-    scenes = Scenes(open_dataset("zoo", root=zoo_root, split="train", count=3))
+    """A segmenter that learnt two zoo scenes by heart: (model, scenes, labels, history)."""
+    scenes = Scenes(open_dataset("zoo", root=zoo_root, split="train", count=2))
     labels = [(s.semantic > 0).astype(np.uint8) * (1 + i) for i, s in enumerate(scenes)]  # every scene a cluster of its own
     net = tiny_segmenter(weights=ZOO_WEIGHTS, trainable=1).train()
+    # 80 steps, because running statistics that start at a variance of 1 need as many to reach the tokens' 0.005.
     images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1).float() / 255 for s in scenes])
     batch = SegmentationBatch(images, torch.from_numpy(np.stack(labels)).long(), scenes.ids())
     history = training.fit(
         {"segmenter": net},
         training.make_optimizer(net, kind="adamw", weight_decay=0.0, body_scale=0.1),
         lambda batch, step: (ohem_loss(net(batch.images), batch.labels, share=0.5), {}), lambda step: batch,
-        steps=40, lr_of=lambda step: training.cosine_schedule(step, steps=40, warmup=3, peak=2e-3),
+        steps=80, lr_of=lambda step: training.cosine_schedule(step, steps=80, warmup=3, peak=2e-3),
         seed=0, settings={}, clip_norm=5.0, log_every=1, log=lambda line: None,
     )  # fmt: skip
     return net.eval(), scenes, labels, history
@@ -266,7 +282,7 @@ def test_what_was_learnt_by_heart_is_labelled_right(by_heart):
     right = [label_map(one, image_hw=plan.shape) == plan for one, plan in zip(logits, labels, strict=True)]
     assert np.mean(right) > 0.9
     foreground = [ok[plan > 0].mean() for ok, plan in zip(right, labels)]
-    assert min(foreground) > 0.7  # background alone would be right in most pixels too
+    assert min(foreground) > 0.75  # background alone would be right in most pixels too
 
 
 def test_train_learns_resumes_and_leaves_frozen_weights_alone(tmp_path):

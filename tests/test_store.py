@@ -134,6 +134,27 @@ def test_safetensors_of_others_are_not_called_broken(tmp_path):
         store.load_weights(tmp_path / "w", architecture={"depth": 6})
 
 
+def test_the_architecture_of_a_header_is_given_back():
+    made = {"network": "mask_rcnn", "backbone": "vit", "num_clusters": 8, "note": "more is allowed"}
+    assert store.check_architecture({"architecture": made}, network="mask_rcnn", keys=("backbone", "num_clusters"), source="w") == made
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"architecture": None},
+        {"architecture": "mask_rcnn"},
+        {"architecture": {"network": "deeplab_v3", "backbone": "vit"}},
+        {"architecture": {"network": "mask_rcnn"}},
+        {"architecture": {"backbone": "vit"}},
+    ],
+)
+def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
+    with pytest.raises(store.WeightsError, match="w.safetensors holds .*, expected a mask_rcnn with backbone"):
+        store.check_architecture(header, network="mask_rcnn", keys=("backbone",), source="w.safetensors")
+
+
 # ---------------------------------------------------------------- masks and maps
 
 
@@ -176,6 +197,44 @@ def test_label_maps_refuse_what_a_byte_cannot_hold(tmp_path, labels):
     with pytest.raises(ValueError):
         store.write_label_map(tmp_path / "map.png", np.array(labels))
     assert not list(tmp_path.iterdir())
+
+
+def test_label_maps_are_read_as_they_were_written(rng, tmp_path):
+    labels = rng.choice([0, 1, 15, 254, 255], (9, 11)).astype(np.uint16)
+    store.write_label_map(tmp_path / "map.png", labels)
+    read = store.read_label_map(tmp_path / "map.png")
+    assert read.dtype == np.uint8 and read.flags.writeable
+    np.testing.assert_array_equal(read, labels)
+    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(store.read_label_map(tmp_path / "grey.png"), labels)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16"])
+def test_a_picture_is_no_label_map(tmp_path, mode):
+    Image.new(mode, (5, 4)).save(tmp_path / "picture.png")
+    with pytest.raises(store.StoreError, match=f"picture.png is {mode}, not a palette"):
+        store.read_label_map(tmp_path / "picture.png")
+
+
+def test_missing_and_truncated_label_maps_name_the_file(rng, tmp_path):
+    with pytest.raises(store.StoreError, match="absent.png is missing"):
+        store.read_label_map(tmp_path / "absent.png")
+    store.write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
+    whole = (tmp_path / "map.png").read_bytes()
+    assert len(whole) > 1500
+    for cut in (0, 4, 20, 60, 1000, len(whole) - 30):
+        (tmp_path / "map.png").write_bytes(whole[:cut])
+        with pytest.raises(store.StoreError, match="map.png is not a whole PNG"):
+            store.read_label_map(tmp_path / "map.png")
+
+
+def test_a_damaged_label_map_is_refused(rng, tmp_path):
+    store.write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
+    damaged = bytearray((tmp_path / "map.png").read_bytes())
+    damaged[1200] ^= 0xFF
+    (tmp_path / "map.png").write_bytes(damaged)
+    with pytest.raises(store.StoreError, match="map.png is not a whole PNG"):
+        store.read_label_map(tmp_path / "map.png")
 
 
 # ---------------------------------------------------------------- arrays

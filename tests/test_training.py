@@ -65,6 +65,70 @@ def test_cosine_schedule_without_warmup_starts_at_the_peak():
     assert training.cosine_schedule(0, steps=10, warmup=0, peak=1.0) == 1.0
 
 
+# ---------------------------------------------------------------- optimizer
+
+
+class WithBody(nn.Module):
+    """A body that starts trained, half of it frozen, and a new head."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3))
+        self.head = nn.Linear(3, 2)
+        self.body[0].requires_grad_(False)
+
+
+def groups_of(model, **changed):
+    """{names of the parameters: (share of the rate, decay)}, a group each."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer = training.make_optimizer(model, **{"kind": "adamw", "weight_decay": 0.1, "body_scale": 0.3} | changed)
+    return {frozenset(names[id(p)] for p in g["params"]): (g["lr_scale"], g["weight_decay"]) for g in optimizer.param_groups}
+
+
+def test_adamw_decays_matrices_alone_and_the_body_learns_more_slowly():
+    assert groups_of(WithBody()) == {
+        frozenset({"body.2.weight"}): (0.3, 0.1),
+        frozenset({"body.1.weight", "body.1.bias", "body.2.bias"}): (0.3, 0.0),
+        frozenset({"head.weight"}): (1.0, 0.1),
+        frozenset({"head.bias"}): (1.0, 0.0),
+    }
+
+
+def test_sgd_decays_all_that_learns_as_the_reference_does():
+    assert groups_of(WithBody(), kind="sgd") == {
+        frozenset({"body.2.weight", "body.1.weight", "body.1.bias", "body.2.bias"}): (0.3, 0.1),
+        frozenset({"head.weight", "head.bias"}): (1.0, 0.1),
+    }
+    assert training.make_optimizer(WithBody(), kind="sgd", weight_decay=0.1, body_scale=1.0).param_groups[0]["momentum"] == 0.9
+
+
+def test_the_body_of_a_detectors_backbone_is_a_body_too_and_what_stands_beside_it_is_not():
+    model = nn.ModuleDict({"backbone": nn.ModuleDict({"body": nn.Linear(2, 2), "fpn": nn.Linear(2, 2)})})
+    scales = {name: scale for names, (scale, _) in groups_of(model).items() for name in names}
+    assert scales == {
+        "backbone.body.weight": 0.3, "backbone.body.bias": 0.3, "backbone.fpn.weight": 1.0, "backbone.fpn.bias": 1.0,
+    }  # fmt: skip
+
+
+def test_an_optimizer_takes_steps_of_its_rate_in_fit():
+    model = WithBody()
+    before = copy.deepcopy(model.state_dict())
+    training.fit(
+        {"model": model}, training.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.1),
+        lambda x, step: (model.head(model.body(x)).square().sum(), {}), lambda step: torch.randn(5, 3),
+        steps=1, lr_of=lambda step: 0.01, seed=0, settings={}, log=lambda line: None,
+    )  # fmt: skip
+    moved = {name: (value - before[name]).abs().max().item() for name, value in model.state_dict().items()}
+    assert moved["body.0.weight"] == moved["body.0.bias"] == 0
+    assert moved["head.weight"] == pytest.approx(0.01, rel=1e-3)  # AdamW's first step is the rate itself
+    assert moved["body.2.weight"] == pytest.approx(0.001, rel=1e-3)
+
+
+def test_an_unknown_optimizer_names_the_known_ones():
+    with pytest.raises(ValueError, match="adamw.*sgd.*adam"):
+        training.make_optimizer(WithBody(), kind="adam", weight_decay=0.0, body_scale=1.0)
+
+
 # ---------------------------------------------------------------- resume
 
 

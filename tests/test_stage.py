@@ -1,0 +1,79 @@
+"""A stage reads only what was made from what this run holds now."""
+
+import pytest
+
+from mdlib import stage, store
+from mdlib.stage import Stage
+
+FIRST, SECOND, THIRD = "00_prepare_data", "01_distill_masks", "02_cluster_masks"
+
+
+def opened(run_dir, name, **parameters):
+    folder = run_dir / "artifacts" / f".{name}.test"
+    folder.mkdir(parents=True)
+    return Stage(name, parameters, run_dir, "test", folder)
+
+
+def made(run_dir, name, *inputs, **parameters):
+    """Run a stage that reads `inputs` and does nothing else."""
+    ours = opened(run_dir, name, **parameters)
+    for earlier in inputs:
+        ours.read(earlier)
+    ours.finish({"number": 1.0})
+    return stage.identity(stage.read_manifest(run_dir, name))
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """A run of two stages, the second made from the first."""
+    made(tmp_path, FIRST, count=4)
+    made(tmp_path, SECOND, FIRST)
+    return tmp_path
+
+
+def test_reading_a_stage_gives_its_folder_and_records_what_it_was(chain):
+    third = opened(chain, THIRD)
+    assert third.read(SECOND) == chain / "artifacts" / SECOND
+    assert third.inputs == {SECOND: stage.identity(stage.read_manifest(chain, SECOND))}
+
+
+def test_a_stage_that_has_not_run_is_an_error(tmp_path):
+    third = opened(tmp_path, THIRD)
+    with pytest.raises(store.StoreError, match=f"{SECOND} has not run"):
+        third.read(SECOND)
+    assert third.inputs == {}
+
+
+def test_a_stage_made_from_another_version_of_its_own_input_is_refused(chain):
+    made(chain, FIRST, count=5)  # the first stage ran again, with other parameters; the second did not
+    third = opened(chain, THIRD)
+    with pytest.raises(store.StoreError, match=f"{SECOND} was made from another {FIRST} .* run {SECOND} again"):
+        third.read(SECOND)
+    assert third.inputs == {}
+    assert third.read(FIRST)  # which itself is sound
+    made(chain, SECOND, FIRST)
+    assert third.read(SECOND)
+
+
+def test_an_input_that_ran_again_unchanged_is_no_other_version(chain):
+    made(chain, FIRST, count=4)  # its seconds differ, its identity does not
+    assert opened(chain, THIRD).read(SECOND)
+
+
+def test_a_stage_whose_own_input_is_gone_is_refused(chain):
+    (chain / "artifacts" / FIRST / "manifest.json").unlink()
+    with pytest.raises(store.StoreError, match=f"{FIRST} has not run"):
+        opened(chain, THIRD).read(SECOND)
+
+
+def test_what_read_refuses_the_runner_calls_stale(chain):
+    assert stage.stale_reason(chain, SECOND, {}) is None
+    made(chain, FIRST, count=5)
+    assert stage.stale_reason(chain, SECOND, {}) == f"{FIRST} changed"
+
+
+def test_every_training_of_a_stage_has_a_checkpoint_of_its_own_outside_its_folder(chain):
+    third = opened(chain, THIRD)
+    paths = {third.checkpoint("detector"), third.checkpoint("probe"), opened(chain, SECOND).checkpoint("probe")}
+    assert len(paths) == 3
+    assert not any(third.folder in path.parents for path in paths)  # a killed stage's folder is removed
