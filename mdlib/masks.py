@@ -28,18 +28,20 @@ def object_mask(
     Returns (..., h, w) bool: the 4-connected region of G_diff > 0 that holds the seed. It is never empty
     unless the seed's key is zero, so it cannot say "no object here".
     """
-    _check(cls_query, keys, grid_hw, top_k, cls_heads, mass)
+    check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass)
     batch = keys.shape[:-3]
     cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
     keys = keys.reshape(-1, *keys.shape[-3:]).float()
 
-    scores = cls_scores(cls_query, keys, cls_heads=cls_heads)
-    if mass is not None:
-        scores = apply_mass(scores, mass=mass)
-    candidates = top_patches(scores, top_k=top_k)
-    g_diff, seed = diffuse(keys, candidates)
+    g_diff, seed = diffuse(keys, candidate_patches(cls_query, keys, top_k=top_k, cls_heads=cls_heads, mass=mass))
     mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
     return mask.view(*batch, *grid_hw)
+
+
+def candidate_patches(cls_query: Tensor, keys: Tensor, *, top_k: float, cls_heads: int, mass: float | None) -> Tensor:
+    """P of each image, best first: (B, heads, d), (B, heads, N, d) -> (B, P) int64."""
+    scores = cls_scores(cls_query, keys, cls_heads=cls_heads)
+    return top_patches(scores if mass is None else apply_mass(scores, mass=mass), top_k=top_k)
 
 
 def cls_scores(cls_query: Tensor, keys: Tensor, *, cls_heads: int) -> Tensor:
@@ -120,13 +122,17 @@ def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str)
     return keys - (liked + disliked) / 2
 
 
+def cls_attention(cls_query: Tensor, keys: Tensor) -> Tensor:
+    """The CLS token's attention to the patches alone: (B, heads, d), (B, heads, N, d) -> (B, heads, N), sum 1 over N."""
+    return (torch.einsum("bhd,bhnd->bhn", cls_query, keys) * cls_query.shape[-1] ** -0.5).softmax(-1)
+
+
 def attention_inside(cls_query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     """Share of the CLS token's attention to patches that falls inside the mask, mean over heads: (B,) in [0, 1].
 
     cls_query (B, heads, d), keys (B, heads, N, d), mask (B, h, w) bool. Blind to the gauge, as attention is.
     """
-    logits = torch.einsum("bhd,bhnd->bhn", cls_query, keys) * cls_query.shape[-1] ** -0.5
-    return (logits.softmax(-1).mean(1) * mask.flatten(1)).sum(-1)
+    return (cls_attention(cls_query, keys).mean(1) * mask.flatten(1)).sum(-1)
 
 
 def mask_to_pixels(mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[int, int], crop_hw=None) -> Tensor:
@@ -141,7 +147,8 @@ def mask_to_pixels(mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[
     return pixels[:, 0] > 0.5
 
 
-def _check(cls_query, keys, grid_hw, top_k, cls_heads, mass):
+def check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass) -> None:
+    """ValueError for tokens, shapes or settings that `object_mask` cannot take."""
     if keys.ndim < 3 or keys.shape[-2] != grid_hw[0] * grid_hw[1]:
         raise ValueError(f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, got {tuple(keys.shape)}")
     if cls_query.shape != keys.shape[:-2] + keys.shape[-1:]:
