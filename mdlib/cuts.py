@@ -38,8 +38,12 @@ def second_eigenvector(weights: Tensor) -> Tensor:
     space = eigh(matrix, subset_by_value=(values[1] - TIE, values[1] + TIE))[1] if tied[2] else vectors[:, tied]
     space = root[:, None] * torch.from_numpy(space).to(root)  # (n, m): the same space in the coordinates of y
     reach = space.norm(dim=1)  # the largest entry that a unit vector of the space can have at each patch
-    peak = (reach > reach.max() * (1 - 1e-6)).int().argmax()  # the first, equal up to rounding
-    return space @ space[peak]
+    return space @ space[first_peak(reach)]
+
+
+def first_peak(values: Tensor) -> Tensor:
+    """Index of the first entry that equals the maximum, up to rounding: (n,) with a positive maximum -> () int64."""
+    return (values > values.max() * (1 - 1e-6)).int().argmax()
 
 
 def cheapest_cut(weights: Tensor, *, least: int) -> tuple[float, Tensor]:

@@ -148,9 +148,8 @@ def mask_to_pixels(mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[
 
 
 def check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass) -> None:
-    """ValueError for tokens, shapes or settings that `object_mask` cannot take."""
-    if keys.ndim < 3 or keys.shape[-2] != grid_hw[0] * grid_hw[1]:
-        raise ValueError(f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, got {tuple(keys.shape)}")
+    """ValueError for tokens or settings that `object_mask` cannot take."""
+    check_keys(keys, grid_hw)
     if cls_query.shape != keys.shape[:-2] + keys.shape[-1:]:
         raise ValueError(f"cls_query {tuple(cls_query.shape)} does not fit keys {tuple(keys.shape)}")
     if not 0 < top_k <= 1:
@@ -159,5 +158,13 @@ def check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass) -> None:
         raise ValueError(f"cls_heads must be in 1..{keys.shape[-3]}, got {cls_heads}")
     if mass is not None and not 0 < mass <= 1:
         raise ValueError(f"mass must be None or in (0, 1], got {mass}")
-    if not (torch.isfinite(cls_query).all() and torch.isfinite(keys).all()):
-        raise ValueError("queries or keys are not finite: was the encoder run in too low a precision?")
+    if not torch.isfinite(cls_query).all():
+        raise ValueError("queries are not finite: was the encoder run in too low a precision?")
+
+
+def check_keys(keys: Tensor, grid_hw: tuple[int, int]) -> None:
+    """ValueError for keys that do not fill the grid, or are not finite."""
+    if keys.ndim < 3 or keys.shape[-2] != grid_hw[0] * grid_hw[1]:
+        raise ValueError(f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, got {tuple(keys.shape)}")
+    if not torch.isfinite(keys).all():
+        raise ValueError("keys are not finite: was the encoder run in too low a precision?")
