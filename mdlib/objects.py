@@ -52,7 +52,7 @@ def object_masks(
     floor = -math.inf if min_contrast is None else min_contrast
     found, contrasts = [], []
     for _ in range(max_masks):
-        left_first = taken.gather(1, candidates).sort(dim=1, stable=True).indices
+        left_first = taken.gather(1, candidates).int().sort(dim=1, stable=True).indices
         left = keys.masked_fill(taken[:, None, :, None], 0)
         g_diff, seed = diffuse(left, candidates.gather(1, left_first))
         mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
