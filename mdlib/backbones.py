@@ -4,6 +4,11 @@
                 (Li et al., "Exploring plain ViT backbones", arXiv 2203.16527: a plain ViT needs no more than that)
     "resnet50"  the paper's: with an FPN for Mask R-CNN, at stride 8 for DeepLab-v3
 
+Self-supervised weights of a ResNet-50 that are known by name (PUBLISHED_WEIGHTS), fetched once into the user's cache:
+
+    "dino_resnet50"    DINO (arXiv 2104.14294), for Mask R-CNN as in LOST's recipe
+    "mocov2_resnet50"  MoCo v2, 800 epochs (arXiv 2003.04297), for DeepLab-v3 as in the paper; CC BY-NC 4.0
+
 torchvision would load supervised ImageNet weights where none are named; here `weights=None` is always passed on.
 """
 
@@ -18,9 +23,17 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from mdlib import store
+from mdlib.checkpoints import fetch_checkpoint, read_checkpoint
 from mdlib.encoder import ZOO_ARCHITECTURE, build_zoo_vit
 
 BACKBONES = ("vit", "resnet50")
+PUBLISHED_WEIGHTS = {  # name: address, and the first digits of the file's MD5 where its authors give them (MoCo's README)
+    "dino_resnet50": ("https://dl.fbaipublicfiles.com/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth", ""),
+    "mocov2_resnet50": (
+        "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
+        "a04e12f8",
+    ),
+}
 
 
 class ViTMap(nn.Module):
@@ -76,11 +89,14 @@ class ViTPyramid(nn.Module):
         return {"0": fine, "1": F.avg_pool2d(fine, 2, ceil_mode=True, count_include_pad=False)}
 
 
-def build_map(name: str, *, weights: Path | None, trainable_blocks: int) -> nn.Module:
+def build_map(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
     """A body for DeepLab-v3: {"out": feature map of stride 8}, and its `out_channels`.
 
-    weights: a safetensors file of self-supervised weights, or None for random ones. trainable_blocks: how many of
-    the ViT's blocks, or of the ResNet's four layers, learn; the others are frozen.
+    weights: a file of self-supervised weights, or None for random ones. For "vit" safetensors as pretrain writes them;
+    for "resnet50" also a name in PUBLISHED_WEIGHTS, or a file of torch.save or safetensors with torchvision's key names
+    and no head, or a checkpoint of MoCo v2. trainable_blocks: how many of the ViT's blocks, or of the ResNet's four
+    layers, learn; the others are frozen.
+    Raises store.WeightsError for weights that are missing, broken or unfitting, or cannot be fetched.
     """
     _check_name(name)
     if name == "vit":
@@ -92,7 +108,7 @@ def build_map(name: str, *, weights: Path | None, trainable_blocks: int) -> nn.M
     return body
 
 
-def build_pyramid(name: str, *, weights: Path | None, trainable_blocks: int) -> nn.Module:
+def build_pyramid(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
     """A body for Mask R-CNN: {level: feature map}, all of `out_channels`. See `build_map` for the rest."""
     _check_name(name)
     if name == "vit":
@@ -103,7 +119,7 @@ def build_pyramid(name: str, *, weights: Path | None, trainable_blocks: int) -> 
     return BackboneWithFPN(network, layers, [256, 512, 1024, 2048], 256)
 
 
-def _zoo_vit(weights: Path | None) -> VisionTransformer:
+def _zoo_vit(weights: str | Path | None) -> VisionTransformer:
     vit = build_zoo_vit()
     if weights is not None:
         store.fit_weights(vit, store.load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights)
@@ -117,11 +133,18 @@ class _StillNorm(nn.BatchNorm2d):
         return super().train(mode and self.weight.requires_grad)
 
 
-def _resnet50(weights: Path | None, **options) -> nn.Module:
+def _resnet50(weights: str | Path | None, **options) -> nn.Module:
     network = resnet50(weights=None, norm_layer=_StillNorm, **options)
     network.fc = nn.Identity()  # a head for ImageNet's classes has no place here
     if weights is not None:
-        store.fit_weights(network, store.read_weights(weights)[0], source=weights)
+        path = weights
+        if weights in PUBLISHED_WEIGHTS:
+            url, md5 = PUBLISHED_WEIGHTS[weights]
+            path = fetch_checkpoint(url, md5=md5)
+        # MoCo keeps the wanted network beside its slow copy and a queue; its `fc` is a projection head. An `fc` elsewhere
+        # is left in, and does not fit: it would be a head for classes, of a network that has seen labels.
+        state = read_checkpoint(path, networks=("module.encoder_q.",), head="fc.")
+        store.fit_weights(network, state, source=path)
     return network
 
 

@@ -1,7 +1,9 @@
 """A frozen self-supervised ViT: images in, tokens out.
 
-`Tokens` holds the last block's queries, keys and values beside the output tokens. They are read by a
-forward hook on `blocks[-1].attn.qkv`, which sees exactly what the model's own attention uses.
+`load_encoder` knows "zoo", the course's own small ViT, and the published ones of encoder_hub, whose docstring has the
+table of their names. `Tokens` holds the last block's queries, keys and values beside the output tokens, exactly as the
+model's own attention uses them: a forward hook on `blocks[-1].attn.qkv` reads them, and where a rotation follows
+(DINOv3) it is done here as well.
 """
 
 from contextlib import contextmanager
@@ -10,11 +12,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, apply_rot_embed_cat
+from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mdlib import store
+from mdlib.encoder_hub import PUBLISHED, load_published_vit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ZOO_WEIGHTS = Path(__file__).parent.parent / "data" / "zoo" / "encoder.safetensors"
@@ -67,16 +71,20 @@ def build_zoo_vit() -> VisionTransformer:
 
 
 class Encoder:
-    """A frozen ViT in eval mode. patch: side of a patch in pixels; width: dimension D of its tokens."""
+    """A frozen ViT of timm in eval mode. patch: side of a patch in pixels; width: dimension D of its tokens.
 
-    def __init__(self, model: VisionTransformer, *, name: str, device: str | torch.device):
+    Pixels are normalised by the mean and std of the model's own configuration, ImageNet's where it has none.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str, device: str | torch.device):
         self.model = model.eval().requires_grad_(False).to(device)
         self.name, self.device = name, torch.device(device)
         self.patch = model.patch_embed.patch_size[0]
         self.heads = model.blocks[-1].attn.num_heads
         self.width = model.embed_dim
-        self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
-        self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
+        config = getattr(model, "pretrained_cfg", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+        self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
+        self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB -> normalised float32, zero-padded right and bottom to whole patches."""
@@ -107,10 +115,16 @@ class Encoder:
 
 
 @contextmanager
-def capture_qkv(model: VisionTransformer):
-    """Yields a list that holds, after a forward, the last block's qkv projection (B, 1 + N, 3 * D)."""
+def capture_qkv(model: nn.Module):
+    """Yields a list that holds, after a forward, the last block's q, k and v side by side (B, 1 + N, 3 * D)."""
     captured: list[Tensor] = []
-    handle = model.blocks[-1].attn.qkv.register_forward_hook(lambda module, args, out: captured.append(out))
+    attention = model.blocks[-1].attn
+    if isinstance(attention, EvaAttention):  # it rotates what its qkv layer gives
+        handle = attention.register_forward_pre_hook(
+            lambda module, args, options: captured.append(_rotated_qkv(module, args[0], options["rope"])), with_kwargs=True
+        )
+    else:
+        handle = attention.qkv.register_forward_hook(lambda module, args, out: captured.append(out))
     try:
         yield captured
     finally:
@@ -121,6 +135,18 @@ def split_heads(qkv: Tensor, *, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, T, 3 * D) -> queries, keys, values, each (B, heads, T, D / heads)."""
     batch, tokens, triple = qkv.shape
     return qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _rotated_qkv(attention: EvaAttention, tokens: Tensor, rope: Tensor) -> Tensor:
+    """What DINOv3's attention computes from its tokens (B, T, D): patches' queries and keys turned by their position."""
+    q, k, v = split_heads(attention.qkv(tokens), heads=attention.num_heads)
+    first = attention.num_prefix_tokens
+
+    def rotate(x: Tensor) -> Tensor:
+        turned = apply_rot_embed_cat(x[:, :, first:], rope, half=attention.rotate_half)
+        return torch.cat([x[:, :, :first], turned], dim=2).type_as(x)
+
+    return torch.stack([rotate(q), rotate(k), v]).permute(1, 3, 0, 2, 4).flatten(2)  # (3, B, heads, T, d) -> (B, T, 3 * D)
 
 
 def fold_key_mean(model: VisionTransformer, mean_key: Tensor) -> None:
@@ -143,13 +169,16 @@ def fold_key_mean(model: VisionTransformer, mean_key: Tensor) -> None:
 
 
 def load_encoder(name: str, *, weights: str | Path | None = None, device: str | torch.device) -> Encoder:
-    """A frozen encoder by name ("zoo": the demo's own).
+    """A frozen encoder by name: "zoo", or one of encoder_hub.PUBLISHED.
 
-    weights: a safetensors file; None: the embedded one; "random": none, as a baseline.
+    weights: a file (zoo: safetensors as pretrain writes them; others: see encoder_hub); None: the embedded ones of
+    "zoo", the published ones of others, fetched into the user's cache; "random": none, as a baseline.
     Raises ValueError for an unknown name, and store.WeightsError for missing, broken or unfitting weights.
     """
+    if name in PUBLISHED:
+        return Encoder(load_published_vit(name, weights=weights), name=name, device=device)
     if name != ZOO_ARCHITECTURE["name"]:
-        raise ValueError(f"unknown encoder {name!r}; expected one of ['zoo']")
+        raise ValueError(f"unknown encoder {name!r}; expected one of {['zoo', *PUBLISHED]}")
     model = build_zoo_vit()
     if weights != "random":
         state = store.load_weights(Path(weights or ZOO_WEIGHTS), architecture=ZOO_ARCHITECTURE)

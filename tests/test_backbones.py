@@ -2,13 +2,14 @@
 
 import copy
 import pathlib
+import shutil
 import socket
 
 import pytest
 import torch
 from torchvision.models import _api, resnet50
 
-from mdlib import store
+from mdlib import backbones, store
 from mdlib.backbones import BACKBONES, ViTMap, ViTPyramid, build_map, build_pyramid
 from mdlib.detector import build_detector
 from mdlib.encoder import ZOO_ARCHITECTURE, ZOO_WEIGHTS, build_zoo_vit
@@ -18,6 +19,13 @@ BUILDERS = {"map": build_map, "pyramid": build_pyramid}
 PARTS = {"vit": 6, "resnet50": 4}  # how many blocks or layers each can train
 each_backbone = pytest.mark.parametrize("name", BACKBONES)
 each_kind = pytest.mark.parametrize("kind", BUILDERS)
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """Weights are large: pytest would keep those of three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture
@@ -191,14 +199,54 @@ def test_zoo_weights_are_really_loaded():
     assert all(torch.equal(value, state[key]) for key, value in body.vit.state_dict().items())
 
 
-def test_resnet_weights_of_ones_own_are_really_loaded(tmp_path):
+@pytest.fixture(scope="module")
+def resnet_state():
     network = resnet50(weights=None)
     network.fc = torch.nn.Identity()
-    store.save_weights(tmp_path / "moco.safetensors", network.state_dict(), header={})
-    for kind in BUILDERS:
-        body = build(kind, "resnet50", weights=tmp_path / "moco.safetensors")
-        body = body.body if kind == "pyramid" else body
-        assert all(torch.equal(value, network.state_dict()[key]) for key, value in body.state_dict().items())
+    return network.state_dict()
+
+
+def mocov2(state):
+    """As MoCo v2's published checkpoint: the wanted encoder with its projection head, and what trained it."""
+    networks = {"module.encoder_q." + key: value for key, value in state.items()}
+    for layer in ("fc.0", "fc.2"):
+        networks |= {f"module.encoder_q.{layer}.weight": torch.ones(2, 2), f"module.encoder_q.{layer}.bias": torch.ones(2)}
+    networks |= {"module.encoder_k.conv1.weight": torch.ones(1), "module.queue": torch.ones(1), "module.queue_ptr": torch.ones(1)}
+    return {"epoch": 800, "arch": "resnet50", "state_dict": networks, "optimizer": {"state": {}, "param_groups": []}}
+
+
+def assert_loaded(kind, weights, state):
+    body = build(kind, "resnet50", weights=weights)
+    body = body.body if kind == "pyramid" else body
+    ours = body.state_dict()
+    assert ours.keys() == state.keys()
+    assert all(torch.equal(ours[key], state[key]) for key in state)
+
+
+@each_kind
+@pytest.mark.parametrize("maker", ["safetensors", "dino", "mocov2"])
+def test_self_supervised_weights_of_a_resnet_are_really_loaded_and_nothing_is_fetched(sealed, tmp_path, resnet_state, kind, maker):
+    path = tmp_path / "weights"
+    if maker == "safetensors":
+        store.save_weights(path, resnet_state, header={})
+    else:
+        torch.save(resnet_state if maker == "dino" else mocov2(resnet_state), path)
+    assert_loaded(kind, path, resnet_state)
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("name", "end", "md5"),
+    [("dino_resnet50", "/dino_resnet50_pretrain.pth", ""), ("mocov2_resnet50", "/moco_v2_800ep_pretrain.pth.tar", "a04e12f8")],
+)
+def test_published_weights_are_fetched_by_name_and_no_others(sealed, monkeypatch, tmp_path, resnet_state, kind, name, end, md5):
+    asked = []
+    torch.save(mocov2(resnet_state) if "moco" in name else resnet_state, tmp_path / "cached")
+    monkeypatch.setattr(backbones, "fetch_checkpoint", lambda url, md5: asked.append((url, md5)) or tmp_path / "cached")
+    assert_loaded(kind, name, resnet_state)
+    ((url, digits),) = asked
+    assert url.startswith("https://dl.fbaipublicfiles.com/mo" if "moco" in name else "https://dl.fbaipublicfiles.com/dino/")
+    assert url.endswith(end) and digits == md5
 
 
 # ---------------------------------------------------------------- what is refused
@@ -227,10 +275,27 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         build("map", "resnet50", weights=path)
 
 
-def test_a_supervised_resnet_is_refused_for_its_head(tmp_path):
-    store.save_weights(tmp_path / "supervised", resnet50(weights=None).state_dict(), header={})
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_a_supervised_resnet_is_refused_for_its_head(tmp_path, form):
+    state = resnet50(weights=None).state_dict()
+    if form == "torch":
+        torch.save(state, tmp_path / "supervised")
+    else:
+        store.save_weights(tmp_path / "supervised", state, header={})
     with pytest.raises(store.WeightsError, match=r"left over \['fc"):
         build("map", "resnet50", weights=tmp_path / "supervised")
+
+
+def test_a_checkpoint_without_all_weights_is_refused(tmp_path, resnet_state):
+    checkpoint = mocov2({key: value for key, value in resnet_state.items() if key != "bn1.running_mean"})
+    torch.save(checkpoint, tmp_path / "weights")
+    with pytest.raises(store.WeightsError, match=r"missing \['bn1\.running_mean'\], left over \[\]"):
+        build("map", "resnet50", weights=tmp_path / "weights")
+
+
+def test_a_name_that_is_not_known_is_taken_for_a_file():
+    with pytest.raises(store.WeightsError, match="no weights at mocov9_resnet50"):
+        build("map", "resnet50", weights="mocov9_resnet50")
 
 
 class Malicious:
