@@ -77,10 +77,11 @@ def write_xml(path: Path, masks: np.ndarray, labels: np.ndarray, *, folder: str)
 
 def write_mats(folder: Path, name: str, semantic: np.ndarray, objects: np.ndarray, labels: np.ndarray) -> None:
     """cls/NAME.mat and inst/NAME.mat with the structures of SBD."""
-    borders = lambda values: np.array([[sparse.csc_matrix(semantic == v)] for v in values] or [[None]], object)  # noqa: E731
+    borders = np.empty((20, 1), object)  # a column of sparse matrices, one a class
+    borders[:, 0] = [sparse.csc_matrix(semantic == label) for label in range(1, 21)]
     present = np.unique(semantic[semantic > 0]).reshape(-1, 1)
-    classes = {"Boundaries": borders(range(1, 21)), "Segmentation": semantic, "CategoriesPresent": present}
-    instances = {"Boundaries": borders(range(1, len(labels) + 1)), "Segmentation": objects, "Categories": labels.reshape(-1, 1)}
+    classes = {"Boundaries": borders, "Segmentation": semantic, "CategoriesPresent": present}
+    instances = {"Boundaries": borders[: len(labels)], "Segmentation": objects, "Categories": labels.reshape(-1, 1)}
     for kind, key, content in (("cls", "GTcls", classes), ("inst", "GTinst", instances)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         savemat(folder / kind / f"{name}.mat", {key: content}, do_compression=True)
@@ -110,7 +111,7 @@ def make_voc2012(root: Path, zoo_root: Path, *, train: int = 11, val: int = 4, e
     for part in ("train", "val"):
         write_lines(folder / "ImageSets" / "Segmentation" / f"{part}.txt", names[part])
     write_lines(folder / "ImageSets" / "Segmentation" / "trainval.txt", names["train"] + names["val"])
-    write_lines(folder / "ImageSets" / "Main" / "trainval.txt", sorted(sum(names.values(), [])))
+    write_lines(folder / "ImageSets" / "Main" / "trainval.txt", sorted(name for listed in names.values() for name in listed))
     write_lines(sbd / "train.txt", [*names["extra"][:-2], names["train"][0], names["val"][0]])
     write_lines(sbd / "val.txt", [*names["extra"][-2:], names["val"][1]])
     return root

@@ -84,21 +84,17 @@ def fetch(source: Source, root: str | Path) -> Path:
 
 def _download(url: str, to: str, _, *, part: Path) -> None:
     """A downloader for pooch: into `part`, from where it broke off, then to `to`. Raises DownloadError for what is no whole file."""
-    expected = None
 
     def look(answer, **_) -> None:  # called when the header is there
-        nonlocal expected
         if answer.status_code == 416:
             file.truncate(0)
             raise DownloadError("what was kept of an earlier try does not fit; the next try begins anew")
         if answer.is_redirect or not answer.ok:
-            return
+            return  # pooch follows, or raises
         if "html" in answer.headers.get("Content-Type", ""):
             raise DownloadError("an HTML page came instead of the file")
         if answer.status_code != 206:
             file.truncate(0)  # the server begins anew
-        if "Content-Encoding" not in answer.headers and "Content-Length" in answer.headers:
-            expected = file.seek(0, os.SEEK_END) + int(answer.headers["Content-Length"])
 
     try:
         with open(part, "ab") as file:
@@ -106,9 +102,7 @@ def _download(url: str, to: str, _, *, part: Path) -> None:
             headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begun}-"} if begun else {})
             every = 0.1 if sys.stderr.isatty() else 10.0  # seconds
             with tqdm(total=1, unit="B", unit_scale=True, desc=url.rpartition("/")[2], mininterval=every) as bar:
-                pooch.HTTPDownloader(bar, 1 << 20, timeout=TIMEOUT, headers=headers, hooks={"response": look})(url, file, None)
-        if expected is not None and part.stat().st_size != expected:
-            raise DownloadError(f"it broke off after {part.stat().st_size:,} of {expected:,} bytes")
+                pooch.HTTPDownloader(bar, 1 << 16, timeout=TIMEOUT, headers=headers, hooks={"response": look})(url, file, None)
         problem = _what_is_wrong(part, Path(url).suffix)
         if problem:
             part.write_bytes(b"")
@@ -168,6 +162,9 @@ def _untar(archive: Path, room: Path) -> None:
         members = file.getmembers()
         for member in members:
             _refuse_name(archive, member.name)
+        file.fileobj.seek(file.offset)
+        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
+            raise tarfile.ReadError("the end is missing")
         for member in track(members, total=len(members), what=f"unpacking {archive.name}"):
             file.extract(member, room, filter="data")  # the filter refuses links that leave the folder, and devices
 
