@@ -172,10 +172,32 @@ def test_a_sample_refuses_shapes_and_types_that_do_not_fit(sample):
         {"semantic": sample.semantic[:-1]},
         {"semantic": sample.semantic.astype(np.int64)},
         {"instances": Instances(sample.instances.masks[:, :-1], sample.instances.labels)},
+        {"instances": Instances(sample.instances.masks, sample.instances.labels, crowds=np.zeros((1, 12, 10), bool))},
     ]
     for change in wrong:
         with pytest.raises(ValueError, match="one"):
             dataclasses.replace(sample, **change)
+
+
+def test_objects_may_be_known_by_their_drawn_boxes_alone(sample):
+    def boxed(*boxes):
+        instances = Instances(None, np.ones(len(boxes), np.int64), drawn_boxes=np.array(boxes, np.float64).reshape(-1, 4))
+        return dataclasses.replace(sample, instances=instances)
+
+    whole = boxed([0, 0, 12, 10], [1.5, 2, 3, 4])
+    assert check_sample(whole, num_classes=3) is None and check_sample(boxed(), num_classes=3) is None
+    assert whole.instances.masks is None and whole.instances.boxes.tolist() == [[0, 0, 12, 10], [1.5, 2, 3, 4]]
+    for wrong in ([3, 3, 3, 5], [0, 0, 13, 10], [0, -1, 4, 4]):
+        assert "a box is empty or leaves the image" in check_sample(boxed(wrong), num_classes=3)
+    fewer = dataclasses.replace(whole.instances, labels=np.ones(1, np.int64))
+    assert "1 labels for 2" in check_sample(dataclasses.replace(sample, instances=fewer), num_classes=3)
+
+
+def test_instances_are_given_by_masks_or_by_boxes(sample):
+    masks, boxes = sample.instances.masks, sample.instances.boxes
+    for given in ((None, None), (masks, boxes)):
+        with pytest.raises(ValueError, match="by masks, or by drawn boxes"):
+            Instances(given[0], np.array([1, 2]), drawn_boxes=given[1])
 
 
 def test_an_empty_mask_has_no_box():
@@ -362,6 +384,15 @@ def test_what_is_remembered_stays_within_its_budget(labelled, budget, asked):
     for _ in range(3):
         assert [remembered[i].id for i in range(4)] == ["s0", "s1", "s2", "s3"]
     assert plain.asked == asked and remembered.left >= 0
+
+
+def test_boxes_and_crowds_are_remembered_too():
+    image = np.zeros((10, 10, 3), np.uint8)
+    boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
+    crowded = Instances(np.ones((1, 10, 10), bool), np.ones(1, np.int64), crowds=np.ones((2, 10, 10), bool))
+    remembered = Remembered(Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]), budget=899)
+    assert [remembered[i].id for i in (0, 1, 0, 1)] == ["a", "b", "a", "b"]
+    assert remembered.dataset.asked == [1, 2]  # 300 bytes, then 300 + 100 + 200: one too many
 
 
 def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):

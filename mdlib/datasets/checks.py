@@ -49,7 +49,7 @@ def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[st
         return problems
     folder = opened[0].folder
     problems += _absent({data.image_path(name) for data, name in todo.values()}, "images are missing")
-    problems += _absent({path for paths in todo for path in paths}, "images have no label file")
+    problems += _absent({path for paths in todo for path in paths}, "label files are missing, their images have no labels")
     images = {path.stem for path in (folder / "JPEGImages").glob("*.jpg")}
     for labels in ("SegmentationClass", "SegmentationObject", "Annotations"):
         strays = sorted(path.name for path in (folder / labels).glob("*.*") if path.stem not in images)

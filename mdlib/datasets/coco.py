@@ -32,7 +32,6 @@ from faster_coco_eval import mask as rle
 from mdlib.datasets.files import read_list, require
 from mdlib.datasets.images import ImageError, read_image
 from mdlib.datasets.sample import VOID, Instances, Sample
-from mdlib.store import decode_mask
 
 COUNTS = {"train2014": 82783, "val2017": 5000, "coco20k": 19817}  # images, as published
 SPLITS = (*COUNTS, "dev")
@@ -189,7 +188,7 @@ def decode_outline(outline: list | dict, image_hw: tuple[int, int]) -> np.ndarra
     if list(outline["size"]) != [height, width]:
         raise ValueError(f"an RLE of size {outline['size']} in an image of {[height, width]}")
     if isinstance(outline["counts"], str):
-        return decode_mask(outline)
+        return rle.decode({**outline, "counts": outline["counts"].encode()}).astype(bool)
     if sum(outline["counts"]) != height * width:
         raise ValueError(f"an RLE of {sum(outline['counts'])} pixels in an image of {height * width}")
     return rle.decode(rle.frPyObjects(outline, height, width)).astype(bool)
