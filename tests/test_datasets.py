@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mdlib.datasets import Instances, Remembered, Sample, check_sample, open_dataset
-from mdlib.datasets.images import ImageError, read_image, read_label_map
+from mdlib.datasets.images import ImageError, image_size, read_image, read_label_map
 from mdlib.datasets.sample import mask_to_box
 from mdlib.datasets.zoo import ClipDataset
 
@@ -261,6 +261,7 @@ def test_pictures_stand_upright(tmp_path, picture, tag, turns):
     exif[0x0112] = tag
     read = read_image(saved(tmp_path, Image.fromarray(picture), exif=exif))
     np.testing.assert_array_equal(read, np.rot90(picture, turns))
+    assert image_size(tmp_path / "picture.png") == read.shape[:2]
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp", "cut.gif"])
@@ -276,8 +277,9 @@ def test_files_that_are_no_pictures_are_refused_by_name(tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "folder.jpg").mkdir()
     for name in ("empty.jpg", "text.jpg", "folder.jpg", "absent.jpg"):
-        with pytest.raises(ImageError, match=name):
-            read_image(tmp_path / name)
+        for read in (read_image, image_size):
+            with pytest.raises(ImageError, match=name):
+                read(tmp_path / name)
 
 
 def test_too_small_pictures_are_refused(tmp_path):
