@@ -59,7 +59,7 @@ SOURCES = {
         _coco("zips/train2014.zip", 13.6, "train2014"),
     ),
 }
-_FLICKR = "The images come from Flickr; their use must respect Flickr's terms of use, and the authors of the set own none of them."
+_FLICKR = "The images come from Flickr, and their use must respect Flickr's terms of use."
 _VOC_TERMS = f"{_FLICKR} Terms and how to cite: http://host.robots.ox.ac.uk/pascal/VOC/"
 TERMS = {
     "voc2012": f"PASCAL VOC 2012: {_VOC_TERMS}\nSBD: labels on VOC images, published without a licence; cite Hariharan et al., ICCV 2011.",
