@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mdlib.datasets import Instances, Remembered, Sample, check_sample, open_dataset
-from mdlib.datasets.images import ImageError, read_image, read_label_map
+from mdlib.datasets.images import ImageError, image_size, read_image, read_label_map
 from mdlib.datasets.sample import mask_to_box
 from mdlib.datasets.zoo import ClipDataset
 
@@ -172,10 +172,32 @@ def test_a_sample_refuses_shapes_and_types_that_do_not_fit(sample):
         {"semantic": sample.semantic[:-1]},
         {"semantic": sample.semantic.astype(np.int64)},
         {"instances": Instances(sample.instances.masks[:, :-1], sample.instances.labels)},
+        {"instances": Instances(sample.instances.masks, sample.instances.labels, crowds=np.zeros((1, 12, 10), bool))},
     ]
     for change in wrong:
         with pytest.raises(ValueError, match="one"):
             dataclasses.replace(sample, **change)
+
+
+def test_objects_may_be_known_by_their_drawn_boxes_alone(sample):
+    def boxed(*boxes):
+        instances = Instances(None, np.ones(len(boxes), np.int64), drawn_boxes=np.array(boxes, np.float64).reshape(-1, 4))
+        return dataclasses.replace(sample, instances=instances)
+
+    whole = boxed([0, 0, 12, 10], [1.5, 2, 3, 4])
+    assert check_sample(whole, num_classes=3) is None and check_sample(boxed(), num_classes=3) is None
+    assert whole.instances.masks is None and whole.instances.boxes.tolist() == [[0, 0, 12, 10], [1.5, 2, 3, 4]]
+    for wrong in ([3, 3, 3, 5], [0, 0, 13, 10], [0, -1, 4, 4]):
+        assert "a box is empty or leaves the image" in check_sample(boxed(wrong), num_classes=3)
+    fewer = dataclasses.replace(whole.instances, labels=np.ones(1, np.int64))
+    assert "1 labels for 2" in check_sample(dataclasses.replace(sample, instances=fewer), num_classes=3)
+
+
+def test_instances_are_given_by_masks_or_by_boxes(sample):
+    masks, boxes = sample.instances.masks, sample.instances.boxes
+    for given in ((None, None), (masks, boxes)):
+        with pytest.raises(ValueError, match="by masks, or by drawn boxes"):
+            Instances(given[0], np.array([1, 2]), drawn_boxes=given[1])
 
 
 def test_an_empty_mask_has_no_box():
@@ -239,6 +261,7 @@ def test_pictures_stand_upright(tmp_path, picture, tag, turns):
     exif[0x0112] = tag
     read = read_image(saved(tmp_path, Image.fromarray(picture), exif=exif))
     np.testing.assert_array_equal(read, np.rot90(picture, turns))
+    assert image_size(tmp_path / "picture.png") == read.shape[:2]
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp", "cut.gif"])
@@ -254,8 +277,9 @@ def test_files_that_are_no_pictures_are_refused_by_name(tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "folder.jpg").mkdir()
     for name in ("empty.jpg", "text.jpg", "folder.jpg", "absent.jpg"):
-        with pytest.raises(ImageError, match=name):
-            read_image(tmp_path / name)
+        for read in (read_image, image_size):
+            with pytest.raises(ImageError, match=name):
+                read(tmp_path / name)
 
 
 def test_too_small_pictures_are_refused(tmp_path):
@@ -362,6 +386,15 @@ def test_what_is_remembered_stays_within_its_budget(labelled, budget, asked):
     for _ in range(3):
         assert [remembered[i].id for i in range(4)] == ["s0", "s1", "s2", "s3"]
     assert plain.asked == asked and remembered.left >= 0
+
+
+def test_boxes_and_crowds_are_remembered_too():
+    image = np.zeros((10, 10, 3), np.uint8)
+    boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
+    crowded = Instances(np.ones((1, 10, 10), bool), np.ones(1, np.int64), crowds=np.ones((2, 10, 10), bool))
+    remembered = Remembered(Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]), budget=899)
+    assert [remembered[i].id for i in (0, 1, 0, 1)] == ["a", "b", "a", "b"]
+    assert remembered.dataset.asked == [1, 2]  # 300 bytes, then 300 + 100 + 200: one too many
 
 
 def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):

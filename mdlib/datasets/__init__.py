@@ -5,12 +5,15 @@ To add a data set, write one file with a class that has `name`, `classes`, `ids(
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from mdlib.datasets.coco import CocoDataset
 from mdlib.datasets.sample import VOID, Instances, Sample
+from mdlib.datasets.voc import VocDataset
 from mdlib.datasets.zoo import ZooDataset
 
 
@@ -25,13 +28,20 @@ class Dataset(Protocol):
     def ids(self) -> list[str]: ...
 
 
-OPENERS: dict[str, Callable[..., Dataset]] = {"zoo": ZooDataset}
+OPENERS: dict[str, Callable[..., Dataset]] = {
+    "zoo": ZooDataset,
+    "voc2012": partial(VocDataset, year=2012),
+    "voc2007": partial(VocDataset, year=2007),
+    "coco": CocoDataset,
+    "coco_agnostic": partial(CocoDataset, agnostic=True),
+}
 
 
 def open_dataset(name: str, *, root: str | Path, split: str, count: int | None = None) -> Dataset:
     """Open a data set by name. count: only its first `count` images (None: all).
 
-    Raises ValueError for an unknown name or split, FileNotFoundError where the data is missing.
+    Raises ValueError for an unknown name or split, a broken list, or a count that the split does not have;
+    FileNotFoundError where the data is missing.
     """
     if name not in OPENERS:
         raise ValueError(f"unknown data set {name!r}; expected one of {sorted(OPENERS)}")
@@ -58,8 +68,9 @@ class Remembered:
         if index in self.kept:
             return self.kept[index]
         sample = self.dataset[index]
-        size = sample.image.nbytes + (sample.semantic.nbytes if sample.semantic is not None else 0)
-        size += sample.instances.masks.nbytes if sample.instances is not None else 0
+        held = [sample.image, sample.semantic]
+        held += [sample.instances.masks, sample.instances.crowds] if sample.instances is not None else []
+        size = sum(array.nbytes for array in held if array is not None)
         if size <= self.left:
             self.kept[index], self.left = sample, self.left - size
         return sample
@@ -75,13 +86,15 @@ def check_sample(sample: Sample, *, num_classes: int) -> str | None:
         if unknown.size:
             return f"{sample.id}: the semantic map holds unknown values {unknown[:5].tolist()}"
     if sample.instances is not None:
-        labels = sample.instances.labels
-        if len(labels) != len(sample.instances.masks):
-            return f"{sample.id}: {len(labels)} labels for {len(sample.instances.masks)} instance masks"
+        labels, masks, boxes = sample.instances.labels, sample.instances.masks, sample.instances.drawn_boxes
+        if len(labels) != len(boxes if masks is None else masks):
+            return f"{sample.id}: {len(labels)} labels for {len(boxes if masks is None else masks)} instances"
         if len(labels) and not (1 <= labels.min() and labels.max() < num_classes):
             return f"{sample.id}: instance labels {labels.min()}..{labels.max()} are outside 1..{num_classes - 1}"
-        if not sample.instances.masks.any((1, 2)).all():
+        if masks is not None and not masks.any((1, 2)).all():
             return f"{sample.id}: an instance mask is empty"
+        if masks is None and not ((boxes[:, :2] < boxes[:, 2:]).all() and (boxes >= 0).all() and (boxes <= [width, height] * 2).all()):
+            return f"{sample.id}: a box is empty or leaves the image"
     return None
 
 

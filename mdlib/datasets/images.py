@@ -41,6 +41,18 @@ def read_image(path: str | Path, *, min_side: int = 8) -> np.ndarray:
     return np.array(image.convert("RGB"))  # a copy: an array of Pillow's own memory is read-only
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of a picture file as `read_image` would give it, from its header alone. Raises ImageError."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: not a picture ({error})") from None
+
+
 def read_label_map(path: str | Path, *, image_hw: tuple[int, int], num_classes: int) -> np.ndarray:
     """(H, W) uint8 labels of a palette or grey PNG: 0..num_classes - 1, and 255 for void.
 

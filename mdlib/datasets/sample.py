@@ -12,16 +12,26 @@ class Instances:
     """The objects of one image.
 
     masks (n, H, W) bool; labels (n,) int64 class indices from 1; names: n identities of the pasted
-    photographs, or () where a data set has none.
+    photographs, or () where a data set has none. Where only boxes are drawn (VOC's detection set), masks is None and
+    drawn_boxes (n, 4) holds them: a mask is never made up from a box.
+    crowds (c, H, W) bool: regions of objects that nobody counted (COCO's iscrowd), which are no objects here, or None.
     """
 
-    masks: np.ndarray
+    masks: np.ndarray | None
     labels: np.ndarray
     names: tuple[str, ...] = ()
+    drawn_boxes: np.ndarray | None = None
+    crowds: np.ndarray | None = None
+
+    def __post_init__(self):
+        if (self.masks is None) == (self.drawn_boxes is None):
+            raise ValueError("instances are given by masks, or by drawn boxes where there are no masks")
 
     @property
     def boxes(self) -> np.ndarray:
         """(n, 4) float64 x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
+        if self.masks is None:
+            return self.drawn_boxes
         return np.array([mask_to_box(mask) for mask in self.masks], np.float64).reshape(-1, 4)
 
 
@@ -47,8 +57,9 @@ class Sample:
                 f"{self.id}: semantic map must be {size} uint8 as the image, "
                 f"got {self.semantic.shape} {self.semantic.dtype}"
             )
-        if self.instances is not None and self.instances.masks.shape[1:] != size:
-            raise ValueError(f"{self.id}: instance masks {self.instances.masks.shape} do not fit the image {size}")
+        for masks in (self.instances.masks, self.instances.crowds) if self.instances is not None else ():
+            if masks is not None and masks.shape[1:] != size:
+                raise ValueError(f"{self.id}: instance masks {masks.shape} do not fit the image {size}")
 
 
 def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
