@@ -64,6 +64,10 @@ class ViTMap(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.whiten(self.extract(images))}
+
+    def extract(self, images: Tensor) -> Tensor:
+        """The map before whitening, (B, D, H / 8, W / 8): a function of each image alone."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
         grid_hw = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
@@ -74,7 +78,7 @@ class ViTMap(nn.Module):
         for block in self.vit.blocks[self.fixed :]:
             tokens = block(tokens)
         patches = self.vit.norm(tokens)[:, self.vit.num_prefix_tokens :]
-        return {"out": self.whiten(patches.transpose(1, 2).unflatten(2, grid_hw))}
+        return patches.transpose(1, 2).unflatten(2, grid_hw)
 
 
 class ViTPyramid(nn.Module):

@@ -41,10 +41,14 @@ def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
 
 
 def crop_masks(dataset: Dataset, records: list[dict], *, size: int) -> Tensor:
-    """The boxes of one mask an image, cropped: records with "mask", in the data set's order -> (n, 3, size, size) uint8."""
+    """The boxes of masks, cropped: n records with "mask" and "image_id" -> (n, 3, size, size) uint8, in their order."""
     crops = torch.zeros(len(records), 3, size, size, dtype=torch.uint8)
+    index = {image_id: i for i, image_id in enumerate(dataset.ids())}
+    sample = None
     for i, record in enumerate(track(records, total=len(records), what="crops")):
-        crops[i] = crop_boxes(dataset[i].image, np.array([mask_to_box(record["mask"])]), size=size)[0]
+        if sample is None or sample.id != record["image_id"]:  # the masks of one image follow each other
+            sample = dataset[index[record["image_id"]]]
+        crops[i] = crop_boxes(sample.image, np.array([mask_to_box(record["mask"])]), size=size)[0]
     return crops
 
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN on clustered masks: stage 3. One box, one mask and one cluster an image go in; many come out.
+"""Mask R-CNN on clustered masks: stage 3. One or a few masks with their clusters go in for an image; many come out.
 
 The network is torchvision's (He et al., arXiv 1703.06870). On the ViT backbone its heads are small: two levels, 64
 channels in the mask head, 16 regions an image. torchvision counts classes from 1, because 0 is background: label = 1 + cluster.
@@ -104,18 +104,21 @@ class DetectionBatch(list):
         return [target["id"] for _, target in self]
 
 
-def target_of(mask: np.ndarray, cluster: int, *, image_id: str) -> dict:
-    """One pseudo object as torchvision wants it: boxes (1, 4) float, labels (1,) int64 from 1, masks (1, H, W) uint8.
+def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
+    """An image's pseudo objects as torchvision wants them, from (n, H, W) bool masks and their n clusters from 0.
 
+    boxes (n, 4) float, labels (n,) int64 from 1, masks (n, H, W) uint8, and the image's "id".
     Raises ValueError for an empty mask or one less than two pixels wide or high: its box would be degenerate.
     """
-    x0, y0, x1, y1 = mask_to_box(mask)
-    if x1 - x0 < 2 or y1 - y0 < 2:
-        raise ValueError(f"{image_id}: a mask of {x1 - x0} x {y1 - y0} pixels has a degenerate box")
+    boxes = []
+    for x0, y0, x1, y1 in map(mask_to_box, masks):
+        if x1 - x0 < 2 or y1 - y0 < 2:
+            raise ValueError(f"{image_id}: a mask of {x1 - x0} x {y1 - y0} pixels has a degenerate box")
+        boxes.append((x0, y0, x1, y1))
     return {
-        "boxes": torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32),
-        "labels": torch.tensor([1 + int(cluster)]),
-        "masks": torch.from_numpy(mask[None].astype(np.uint8)),
+        "boxes": torch.tensor(boxes, dtype=torch.float32),
+        "labels": torch.tensor([1 + int(cluster) for cluster in clusters]),
+        "masks": torch.from_numpy(masks.astype(np.uint8)),
         "id": image_id,
     }
 
@@ -123,16 +126,19 @@ def target_of(mask: np.ndarray, cluster: int, *, image_id: str) -> dict:
 class DetectionBatches:
     """batch(step) -> DetectionBatch, a pure function of (seed, step); images are mirrored half the time.
 
-    records: one pseudo object {"mask", "cluster", "image_id"} an image, in the order of `dataset`. An image whose
-    mask is too small for a box is left out; `self.kept` holds the indices of the others.
+    records: pseudo objects {"mask", "cluster", "image_id"}, any number an image. An image without a mask that is large
+    enough for a box is left out; `self.kept` holds the indices of the others.
     """
 
     def __init__(self, dataset: Dataset, records: list[dict], *, batch: int, seed: int, device: str):
         self.dataset, self.batch, self.seed, self.device = dataset, batch, seed, device
-        if len(records) != len(dataset):
-            raise ValueError(f"{len(records)} masks for {len(dataset)} images")
-        self.records = records
-        self.kept = [i for i, r in enumerate(records) if r["mask"].any() and min(_extent(r["mask"])) >= 2]
+        self.objects: dict[str, list[dict]] = {image_id: [] for image_id in dataset.ids()}
+        for record in records:
+            if record["image_id"] not in self.objects:
+                raise ValueError(f"a mask of {record['image_id']!r}, which the data set does not hold")
+            if record["mask"].any() and min(_extent(record["mask"])) >= 2:
+                self.objects[record["image_id"]].append(record)
+        self.kept = [i for i, found in enumerate(self.objects.values()) if found]
         if not self.kept:
             raise ValueError("no mask is large enough to train on")
 
@@ -142,11 +148,12 @@ class DetectionBatches:
         return DetectionBatch(self._pair(int(i), bool(flip)) for i, flip in zip(chosen, rng.random(self.batch) < 0.5))
 
     def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
-        image, record = self.dataset[index].image, self.records[index]
-        mask = record["mask"]
+        sample = self.dataset[index]
+        image, found = sample.image, self.objects[sample.id]
+        masks = np.stack([record["mask"] for record in found])
         if flip:
-            image, mask = image[:, ::-1], mask[:, ::-1]
-        target = target_of(mask.copy(), record["cluster"], image_id=record["image_id"])
+            image, masks = image[:, ::-1], masks[:, :, ::-1]
+        target = target_of(masks, [record["cluster"] for record in found], image_id=sample.id)
         moved = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in target.items()}
         return to_tensor(image, self.device), moved
 

@@ -38,3 +38,14 @@ def label_map(
         if overlap == "overwrite" or not labels[masks[i]].any():
             labels[masks[i]] = 1 + clusters[i]
     return labels
+
+
+def clustered_map(records: list[dict], *, image_hw: tuple[int, int]) -> np.ndarray:
+    """Stage 2's masks of one image with their clusters, none of them left out: (H, W) uint16, 0 background, 1 + cluster.
+
+    records: {"mask" (H, W) bool, "cluster"}; the masks of one image do not overlap. Without one all is background.
+    """
+    labels = np.zeros(image_hw, np.uint16)
+    for record in records:
+        labels[record["mask"]] = 1 + record["cluster"]
+    return labels

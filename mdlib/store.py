@@ -166,6 +166,14 @@ def read_masks(path: Path) -> list[dict]:
     return records
 
 
+def by_image(records: list[dict], ids: list[str]) -> list[list[dict]]:
+    """Records gathered by image: one list for each of `ids`, empty where an image has none; order is kept."""
+    gathered: dict[str, list[dict]] = {image_id: [] for image_id in ids}
+    for record in records:
+        gathered[record["image_id"]].append(record)
+    return list(gathered.values())
+
+
 def voc_palette() -> list[int]:
     """VOC's 256 colours, flat R, G, B: the bits of a label spread over three channels."""
     colours = []

@@ -25,8 +25,12 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_
 FLOORS = [
     ["presets", "progress"],
     ["store"],
+    ["checkpoints"],
     ["datasets"],
-    ["masks", "metrics", "priors"],
+    ["cuts"],
+    ["masks", "metrics"],
+    ["objects", "priors"],
+    ["encoder_hub"],
     ["encoder"],
     ["backbones"],
     ["distill", "clusters", "pseudo", "crf"],
@@ -160,9 +164,9 @@ def test_nothing_is_pickled(path):
     assert not {"torch.load", "torch.save"} & imports_of(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in {"torch.load", "torch.save"}, (
-                f"line {node.lineno}: use store's safetensors"
-            )
+            called, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            foreign = path.name == "checkpoints.py" and called == "torch.load" and options.get("weights_only") == "True"
+            assert foreign or called not in {"torch.load", "torch.save"}, f"line {node.lineno}: use store's safetensors"
             allowed = [k for k in node.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"]
             assert not allowed, f"line {node.lineno}: allow_pickle"
 
