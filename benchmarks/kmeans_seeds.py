@@ -6,8 +6,8 @@
 import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
 
-from mdlib import clusters, metrics, store
-from mdlib.datasets import open_dataset
+from mdlib import clusters, metrics, pseudo, store
+from mdlib.datasets import Remembered, open_dataset
 from mdlib.encoder import load_encoder
 from mdlib.presets import ROOT, load_preset, resolve
 from mdlib.stage import device
@@ -26,8 +26,7 @@ def main() -> None:
     records, data, z_val = {}, {}, None
     for split in ("train", "val"):
         records[split] = store.read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
-        scenes = open_dataset(index["dataset"], root=ROOT / index["root"], split=split, count=index["splits"][split])
-        data[split] = [scenes[i] for i in range(len(scenes))]
+        data[split] = Remembered(open_dataset(index["dataset"], root=ROOT / index["root"], split=split, count=index["splits"][split]))
     crops = clusters.crop_masks(data["val"], records["val"], size=fitted["crop_side"])
     z_val = clusters.whiten(clusters.describe_crops(load_encoder("zoo", device=device()), crops, batch=64), deviation)
 
@@ -43,9 +42,11 @@ def main() -> None:
         total = {}
         for split in ("train", "val"):
             total[split] = np.zeros((fitted["k"] + 1, num), np.int64)
-            for sample, record, cluster in zip(data[split], records[split], assigned[split]):
-                pred = np.where(record["mask"], 1 + cluster, 0)
-                total[split] += metrics.confusion(pred, sample.semantic, num_preds=fitted["k"] + 1, num_targets=num)
+            clustered = [{**record, "cluster": cluster} for record, cluster in zip(records[split], assigned[split], strict=True)]
+            for i, found in enumerate(store.by_image(clustered, data[split].ids())):
+                true = data[split][i].semantic
+                pred = pseudo.clustered_map(found, image_hw=true.shape)
+                total[split] += metrics.confusion(pred, true, num_preds=fitted["k"] + 1, num_targets=num)
         named = np.array([0, *names])
         rows.append({
             "cluster_accuracy": float((names[assigned["train"]] == classes).mean()),

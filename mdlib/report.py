@@ -15,6 +15,7 @@ from mdlib.stage import device, read_manifest, versions
 MEANINGS = {
     "mask_iou": "stage 1: IoU of the mask with the object it overlaps best, mean over val images",
     "mask_iou_train": "the same over train images",
+    "masks_per_image": "stage 1: masks an image, train",
     "mask_iou_centre_box": "the same for a centred box (a baseline)",
     "mask_iou_random_encoder": "the same with random weights, first 100 val images (a baseline)",
     "mask_ap50": "stage 1: mask AP50 on val, class-agnostic, one prediction an image",
@@ -52,6 +53,23 @@ MEANINGS = {
     "masks_miou_clustering_valmatch": "the same; clusters named on val by pixel IoU (most peers' protocol)",
     "masks_miou_shuffled": "mIoU on val after shuffling the clusters, names as on train (a baseline)",
     "masks_miou_background": "mIoU of predicting background everywhere, val (a baseline)",
+}
+
+
+PRIORS = {
+    "maskdistill": "MaskDistill, one mask", "several": "MaskDistill, several masks", "geodesic": "geodesic saliency",
+    "tokencut": "TokenCut", "maskcut": "MaskCut", "lost": "LOST", "attention": "attention threshold",
+    "frequency_tuned": "frequency-tuned saliency", "centre_box": "centred box", "whole_image": "whole image",
+}  # fmt: skip
+PRIOR_MEASURES = {
+    "mask_iou": "mask IoU", "corloc": "CorLoc", "ap50": "mask AP50, single", "ap50_multi": "mask AP50, multi",
+    "gain_low": "mask IoU of MaskDistill minus this, lower end of the 95 % interval",
+    "gain_high": "the same, upper end", "empty_refused": "share of empty scenes without a mask",
+}  # fmt: skip
+MEANINGS |= {
+    f"prior_{prior}_{measure}": f"{name} on the first val images: {meaning}"
+    for prior, name in PRIORS.items()
+    for measure, meaning in PRIOR_MEASURES.items()
 }
 
 

@@ -5,7 +5,7 @@ The loss looks at the hardest pixels alone (OHEM, Shrivastava et al., arXiv 1604
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +133,7 @@ class SegmentationBatch:
     images: Tensor
     labels: Tensor
     ids: list[str]
-    views: list[tuple[str, int]]
+    views: list[tuple[str, int]] = field(default_factory=list)
 
 
 class SegmentationBatches:

@@ -5,9 +5,29 @@ import pytest
 import torch
 
 from mdlib import clusters
-from mdlib.datasets import Instances
+from mdlib.datasets import Instances, Sample
+
+
+class Scenes(list):
+    """Samples as a data set."""
+
+    def ids(self):
+        return [sample.id for sample in self]
+
 
 # ---------------------------------------------------------------- crops
+
+
+def test_each_mask_is_cropped_from_its_own_image_however_many_it_has(rng):
+    scenes = Scenes(Sample(name, rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for name in "abc")
+    records = []
+    for name, corner in (("a", 0), ("a", 9), ("c", 4)):
+        mask = np.zeros((20, 20), bool)
+        mask[corner : corner + 8, corner : corner + 8] = True
+        records.append({"image_id": name, "mask": mask})
+    crops = clusters.crop_masks(scenes, records, size=8)
+    for crop, image, corner in zip(crops, (scenes[0], scenes[0], scenes[2]), (0, 9, 4)):
+        np.testing.assert_array_equal(crop.permute(1, 2, 0).numpy(), image.image[corner : corner + 8, corner : corner + 8])
 
 
 def test_a_crop_at_its_own_size_is_the_picture(rng):

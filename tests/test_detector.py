@@ -83,12 +83,12 @@ def assert_same_predictions(ours, theirs):
 def test_a_target_counts_labels_from_one_and_ends_its_box_after_the_last_pixel():
     mask = np.zeros((9, 12), bool)
     mask[2:5, 3:10] = True
-    target = target_of(mask, 0, image_id="a")
+    target = target_of(mask[None], [0], image_id="a")
     assert target["boxes"].tolist() == [[3, 2, 10, 5]] and target["boxes"].dtype == torch.float32
     assert target["labels"].tolist() == [1] and target["labels"].dtype == torch.int64
     assert target["masks"].shape == (1, 9, 12) and target["masks"].dtype == torch.uint8
     np.testing.assert_array_equal(target["masks"][0].numpy(), mask)
-    assert target_of(mask, np.int64(41), image_id="a")["labels"].tolist() == [42]  # as k-means hands clusters out
+    assert target_of(mask[None], np.array([41]), image_id="a")["labels"].tolist() == [42]  # as k-means hands clusters out
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (5, 1)])
@@ -96,12 +96,12 @@ def test_a_degenerate_box_is_refused_by_name(height, width):
     mask = np.zeros((8, 8), bool)
     mask[3 : 3 + height, 2 : 2 + width] = True
     with pytest.raises(ValueError, match=f"pic: a mask of {width} x {height}"):
-        target_of(mask, 0, image_id="pic")
+        target_of(mask[None], [0], image_id="pic")
 
 
 def test_an_empty_mask_is_refused():
     with pytest.raises(ValueError, match="empty"):
-        target_of(np.zeros((8, 8), bool), 0, image_id="pic")
+        target_of(np.zeros((1, 8, 8), bool), [0], image_id="pic")
 
 
 # ---------------------------------------------------------------- batches
@@ -130,10 +130,27 @@ def test_no_usable_mask_at_all_is_an_error():
         batches_of(scenes, records)
 
 
-def test_masks_that_are_not_one_an_image_are_refused():
+def test_a_mask_of_an_unknown_image_is_refused():
     scenes, records = blobs(3)
-    with pytest.raises(ValueError, match="2 masks for 3 images"):
-        batches_of(scenes, records[:2])
+    with pytest.raises(ValueError, match="a mask of 'scene_2', which the data set does not hold"):
+        batches_of(Scenes(scenes[:2]), records)
+
+
+def test_an_image_has_any_number_of_masks_and_all_of_them_become_targets():
+    scenes, records = blobs(3)
+    second = np.zeros((SIDE, SIDE), bool)
+    second[50:60, 45:60] = True
+    thin = np.zeros((SIDE, SIDE), bool)
+    thin[3, 10:40] = True  # no box: left out, its image stays
+    more = [{"mask": second, "cluster": 7, "image_id": "scene_0"}, {"mask": thin, "cluster": 1, "image_id": "scene_0"}]
+    batches = batches_of(scenes, [records[0], records[2], *more], batch=2)
+    assert batches.kept == [0, 2]
+    for image, target in batches(0):
+        expected = [(records[0]["mask"], 0), (second, 7)] if target["id"] == "scene_0" else [(records[2]["mask"], 2)]
+        turned = slice(None, None, 1 if torch.equal(image, to_tensor(scenes[int(target["id"][-1])].image, "cpu")) else -1)
+        assert target["labels"].tolist() == [1 + cluster for _, cluster in expected]
+        np.testing.assert_array_equal(target["masks"].numpy(), np.stack([mask[:, turned] for mask, _ in expected]))
+        assert len(target["boxes"]) == len(expected)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step():
@@ -165,7 +182,7 @@ def test_mirroring_moves_image_mask_and_box_together():
         mask = records[index]["mask"][:, turned]
         assert torch.equal(image, to_tensor(scenes[index].image[:, turned], "cpu"))
         np.testing.assert_array_equal(target["masks"][0].numpy(), mask)
-        assert torch.equal(target["boxes"], target_of(mask.copy(), 0, image_id="")["boxes"])
+        assert torch.equal(target["boxes"], target_of(mask[None], [0], image_id="")["boxes"])
         assert target["labels"].tolist() == [1 + records[index]["cluster"]]
         mirrored.add((index, flip))
     assert len(mirrored) == 6  # each image was seen both ways
@@ -204,6 +221,7 @@ def test_a_step_with_masks_of_one_cluster_and_any_batch_has_a_finite_gradient(ba
 
 def test_a_batch_of_pictures_of_several_sizes_is_trained_on():
     (wide, wide_records), (tall, tall_records) = blobs(1, height=40, width=64), blobs(1, height=70, width=50)
+    tall, tall_records = [Sample("tall", tall[0].image)], [{**tall_records[0], "image_id": "tall"}]
     batch = batches_of(Scenes(wide + tall), wide_records + tall_records)(0)
     assert {tuple(image.shape) for image, _ in batch} == {(3, 40, 64), (3, 70, 50)}
     loss, _ = detector_loss(tiny_detector().train(), batch)
@@ -233,7 +251,7 @@ def by_heart(zoo_root):
     ]
     model = tiny_detector(weights=ZOO_WEIGHTS, side=96).train()
     batch = DetectionBatch(
-        (to_tensor(sample.image, "cpu"), target_of(record["mask"].copy(), record["cluster"], image_id=sample.id))
+        (to_tensor(sample.image, "cpu"), target_of(record["mask"][None], [record["cluster"]], image_id=sample.id))
         for sample, record in zip(half, records)
     )
     history = fitted(model, batch, steps=60, peak=2e-3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mdlib.datasets import VOID
-from mdlib.pseudo import LARGEST_LABEL, OVERLAPS, confident, label_map
+from mdlib.pseudo import LARGEST_LABEL, OVERLAPS, clustered_map, confident, label_map
 
 each_overlap = pytest.mark.parametrize("overlap", OVERLAPS)
 
@@ -151,3 +151,17 @@ def test_arguments_that_do_not_fit_are_refused(masks, clusters, scores):
 def test_an_unknown_overlap_names_the_known_ones():
     with pytest.raises(ValueError, match="overwrite"):
         pasted(squares((0, 0)), [0], [0.9], overlap="merge")
+
+
+# ---------------------------------------------------------------- without a filter
+
+
+def test_a_clustered_map_holds_every_mask_with_its_cluster():
+    masks = np.zeros((2, 4, 5), bool)
+    masks[0, :2, :2], masks[1, 3, 4] = True, True
+    labels = clustered_map([{"mask": masks[0], "cluster": 0}, {"mask": masks[1], "cluster": 59}], image_hw=(4, 5))
+    assert labels.dtype == np.uint16 and labels.tolist() == (masks[0] * 1 + masks[1] * 60).tolist()
+
+
+def test_a_clustered_map_without_masks_is_background():
+    assert not clustered_map([], image_hw=(3, 4)).any()
