@@ -5,7 +5,7 @@ The loss looks at the hardest pixels alone (OHEM, Shrivastava et al., arXiv 1604
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,39 +43,11 @@ class Segmenter(nn.Module):
         """What the classifier sees: (B, channels, h, w)."""
         if self.training and len(images) < 2:
             raise ValueError("DeepLab's pooled branch normalises over the batch: train with two images or more")
-        return self.pyramid(self.body(self.normalise(images))["out"])
-
-    def normalise(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-    def classify(self, features: Tensor, *, image_hw: tuple[int, int]) -> Tensor:
-        """(B, channels, h, w) -> logits (B, outputs, H, W)."""
-        return F.interpolate(self.classifier(features), size=image_hw, mode="bilinear", align_corners=False)
+        return self.pyramid(self.body((images - self.mean) / self.std)["out"])
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.features(images), image_hw=images.shape[-2:])
-
-
-class BodyMemory:
-    """What a frozen ViT says of a view, computed once; networks that share the frozen body may share the memory.
-
-    On two CPU cores the body is most of a step. Needs batches with a fixed number of views (SegmentationBatches).
-    Each view passes through the body alone and is kept in half precision, so a resumed training sees the same numbers.
-    """
-
-    def __init__(self):
-        self.maps: dict[tuple[str, int], Tensor] = {}
-
-    def features(self, model: Segmenter, batch: "SegmentationBatch") -> Tensor:
-        """model.features(batch.images), up to rounding. Raises ValueError for a body that learns, or new views at each step."""
-        if any(p.requires_grad for p in model.body.parameters()) or not batch.views:
-            raise ValueError("a memory needs a frozen body (trainable_blocks 0) and a fixed number of views")
-        for view, image in zip(batch.views, batch.images):
-            if view not in self.maps:
-                with torch.no_grad():
-                    self.maps[view] = model.body.extract(model.normalise(image[None]))[0].half()
-        maps = torch.stack([self.maps[view] for view in batch.views]).float()
-        return model.pyramid(model.body.whiten(maps))
+        logits = self.classifier(self.features(images))
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def build_segmenter(backbone: str, *, weights: Path | None, trainable_blocks: int, outputs: int) -> Segmenter:
@@ -128,12 +100,11 @@ def ohem_loss(logits: Tensor, labels: Tensor, *, share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SegmentationBatch:
-    """images (B, 3, S, S) float in [0, 1]; labels (B, S, S) int64, 255 void; ids of the images; their views, if numbered."""
+    """images (B, 3, S, S) float in [0, 1]; labels (B, S, S) int64, 255 void; ids of the images."""
 
     images: Tensor
     labels: Tensor
     ids: list[str]
-    views: list[tuple[str, int]] = field(default_factory=list)
 
 
 class SegmentationBatches:
@@ -141,7 +112,8 @@ class SegmentationBatches:
 
     labels: one (H, W) map an image, in the order of `dataset`. Each picture is mirrored half the time, turned by up to
     `degrees`, zoomed by a factor within `zoom`, and shown in a square of `side` pixels; outside it, labels are void.
-    views: a picture is shown in so many ways, of which each draw takes one; 0: in a new way at each draw.
+    views: a picture is shown in so many ways, of which each draw takes one, so that a frozen body may remember them
+    (backbones.ViTMap); 0: in a new way at each draw.
     """
 
     def __init__(
@@ -159,12 +131,12 @@ class SegmentationBatches:
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.dataset), self.batch, replace=len(self.dataset) < self.batch)
         samples = [self.dataset[int(i)] for i in chosen]
-        ids = [sample.id for sample in samples]
-        views = list(zip(ids, rng.integers(self.views, size=self.batch).tolist())) if self.views else []
-        rngs = [np.random.default_rng([self.seed, int(i), v]) for i, (_, v) in zip(chosen, views)] or [rng] * self.batch
+        rngs = [rng] * self.batch
+        if self.views:
+            rngs = [np.random.default_rng([self.seed, int(i), v]) for i, v in zip(chosen, rng.integers(self.views, size=self.batch))]
         pairs = [self._view(s.image, self.labels[int(i)], own) for i, s, own in zip(chosen, samples, rngs)]
         images, labels = (torch.stack(part).to(self.device) for part in zip(*pairs))
-        return SegmentationBatch(images, labels, ids, views)
+        return SegmentationBatch(images, labels, [sample.id for sample in samples])
 
     def _view(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         height, width = labels.shape
@@ -187,19 +159,13 @@ class SegmentationBatches:
 def train(
     model: Segmenter, batches: SegmentationBatches, *, share: float, steps: int, peak_lr: float, warmup: int,
     optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None,
-    memory: BodyMemory | None = None,
 ) -> list[dict]:  # fmt: skip
     """Train in place with OHEM and a cosine schedule; returns the history. See training.fit and training.make_optimizer."""
-
-    def loss_of(batch: SegmentationBatch, step: int) -> tuple[Tensor, dict]:
-        features = memory.features(model, batch) if memory else model.features(batch.images)
-        return ohem_loss(model.classify(features, image_hw=batch.labels.shape[-2:]), batch.labels, share=share), {}
-
     model.train()
     return training.fit(
         {"segmenter": model},
         training.make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
-        loss_of,
+        lambda batch, step: (ohem_loss(model(batch.images), batch.labels, share=share), {}),
         batches,
         steps=steps,
         lr_of=lambda step: training.cosine_schedule(step, steps=steps, warmup=warmup, peak=peak_lr),

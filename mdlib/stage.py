@@ -56,8 +56,13 @@ class Stage:
         return full
 
     def checkpoint(self, training: str) -> Path:
-        """Where a training of this stage keeps its checkpoint: beside the stages, so that it outlives a kill."""
-        return self.run_dir / "artifacts" / "checkpoints" / f"{self.name}-{training}.safetensors"
+        """Where a training of this stage keeps its checkpoint: beside the stages, so that it outlives a kill.
+
+        Other parameters or inputs have another file, so a changed run starts anew; `finish` removes them all.
+        """
+        made_of = repr([sorted(part.items()) for part in (self.parameters, self.inputs, self.files)])
+        folder = self.run_dir / "artifacts" / "checkpoints"
+        return folder / f"{self.name}-{training}-{store.digest_bytes(made_of.encode())[:8]}.safetensors"
 
     def figure(self, figure, name: str, *, caption: str) -> None:
         """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its alt text."""
@@ -89,6 +94,8 @@ class Stage:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(self.folder, final)
         self.folder = final
+        for checkpoint in (self.run_dir / "artifacts" / "checkpoints").glob(f"{self.name}-*"):
+            checkpoint.unlink()
         return metrics
 
 

@@ -332,3 +332,29 @@ def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, kind, nam
 def test_the_malicious_file_would_have_run_if_unpickled(tmp_path):
     torch.load(written("pickle", tmp_path), weights_only=False)
     assert (tmp_path / "the code ran").exists()
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_a_frozen_body_remembers_what_it_has_seen(monkeypatch):
+    torch.manual_seed(0)
+    body = build_map("vit", weights=None, trainable_blocks=0).eval()
+    images = torch.rand(3, 3, 32, 40)
+    plain = body(images)["out"]
+    looked, extract = [], body._extract
+    monkeypatch.setattr(body, "_extract", lambda seen: looked.append(len(seen)) or extract(seen))
+    body.memory = {}
+    first = body(images)["out"]
+    torch.testing.assert_close(first, plain, rtol=1e-2, atol=1e-2)  # half precision
+    assert torch.equal(body(images.flip(0))["out"], first.flip(0)) and looked == [1, 1, 1]
+    other = build_map("vit", weights=None, trainable_blocks=0).eval()
+    other.memory = body.memory  # shared: it need not look, whatever its own weights are
+    assert torch.equal(other(images)["out"], first) and looked == [1, 1, 1]
+
+
+def test_a_body_that_learns_remembers_nothing():
+    body = build_map("vit", weights=None, trainable_blocks=1)
+    body.memory = {}
+    body(torch.rand(2, 3, 32, 32))["out"].sum().backward()
+    assert not body.memory and any(p.grad is not None for p in body.parameters())

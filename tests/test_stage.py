@@ -77,3 +77,21 @@ def test_every_training_of_a_stage_has_a_checkpoint_of_its_own_outside_its_folde
     paths = {third.checkpoint("detector"), third.checkpoint("probe"), opened(chain, SECOND).checkpoint("probe")}
     assert len(paths) == 3
     assert not any(third.folder in path.parents for path in paths)  # a killed stage's folder is removed
+
+
+def test_changed_parameters_or_inputs_start_from_another_checkpoint(chain):
+    third = opened(chain, THIRD, steps=4)
+    before = third.checkpoint("detector")
+    third.read(SECOND)
+    with_input = third.checkpoint("detector")
+    third.parameters["steps"] = 5
+    assert len({before, with_input, third.checkpoint("detector")}) == 3
+
+
+def test_a_finished_stage_leaves_no_checkpoint_and_touches_no_other_stages(chain):
+    third, other = opened(chain, THIRD), chain / "artifacts" / "checkpoints" / "03_train_mask_rcnn-detector-0.safetensors"
+    for path in (third.checkpoint("detector"), other):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    third.finish()
+    assert not third.checkpoint("detector").exists() and other.exists()
