@@ -132,13 +132,11 @@ class DetectionBatches:
 
     def __init__(self, dataset: Dataset, records: list[dict], *, batch: int, seed: int, device: str):
         self.dataset, self.batch, self.seed, self.device = dataset, batch, seed, device
-        self.objects: dict[str, list[dict]] = {image_id: [] for image_id in dataset.ids()}
-        for record in records:
-            if record["image_id"] not in self.objects:
-                raise ValueError(f"a mask of {record['image_id']!r}, which the data set does not hold")
-            if record["mask"].any() and min(_extent(record["mask"])) >= 2:
-                self.objects[record["image_id"]].append(record)
-        self.kept = [i for i, found in enumerate(self.objects.values()) if found]
+        self.objects = [
+            [record for record in found if record["mask"].any() and min(_extent(record["mask"])) >= 2]
+            for found in store.by_image(records, dataset.ids())
+        ]
+        self.kept = [i for i, found in enumerate(self.objects) if found]
         if not self.kept:
             raise ValueError("no mask is large enough to train on")
 
@@ -149,7 +147,7 @@ class DetectionBatches:
 
     def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
         sample = self.dataset[index]
-        image, found = sample.image, self.objects[sample.id]
+        image, found = sample.image, self.objects[index]
         masks = np.stack([record["mask"] for record in found])
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]

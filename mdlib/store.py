@@ -167,9 +167,14 @@ def read_masks(path: Path) -> list[dict]:
 
 
 def by_image(records: list[dict], ids: list[str]) -> list[list[dict]]:
-    """Records gathered by image: one list for each of `ids`, empty where an image has none; order is kept."""
+    """Records gathered by image: one list for each of `ids`, empty where an image has none; order is kept.
+
+    Raises ValueError for a record of an image that is not among `ids`.
+    """
     gathered: dict[str, list[dict]] = {image_id: [] for image_id in ids}
     for record in records:
+        if record["image_id"] not in gathered:
+            raise ValueError(f"a mask of {record['image_id']!r}, which the data set does not hold")
         gathered[record["image_id"]].append(record)
     return list(gathered.values())
 
