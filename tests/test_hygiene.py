@@ -27,6 +27,7 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_
 # mdlib's floors, from the ground up: a module imports from its own floor and from those below it.
 FLOORS = [
     ["presets", "progress"],
+    ["colab"],
     ["store"],
     ["checkpoints"],
     ["datasets"],
@@ -44,7 +45,7 @@ FLOORS = [
     ["exercises"],
     ["figures"],
     ["stage"],
-    ["report", "predict"],
+    ["report", "predict", "overview", "site", "explore"],
     ["pipeline"],
     ["__main__"],
 ]
