@@ -23,7 +23,6 @@ a file name, it ends in "~" and a digest of the path.
 
 import os
 from collections import Counter, deque
-from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
@@ -41,14 +40,14 @@ LONGEST = 150  # bytes of an id: file systems end at 255, and artifacts add to i
 class FolderDataset:
     """The pictures of a folder, sorted by path. files: their paths below `folder`. skipped: {why: paths}.
 
-    left_out: ids of pictures that proved to be broken. classes is ("background",) without labels, and samples then carry
-    an image alone; with them a semantic map, but no instances.
+    classes is ("background",) without labels, and samples then carry an image alone; with them a semantic map, but no
+    instances.
     Raises FileNotFoundError where there is no folder or no picture in it, ValueError for all else that does not fit.
     """
 
     name = "folder"
 
-    def __init__(self, root: str | Path, split: str, count: int | None = None, *, left_out: Collection[str] = ()):
+    def __init__(self, root: str | Path, split: str, count: int | None = None):
         if split not in SPLITS:
             raise ValueError(f"unknown folder split {split!r}; a folder has the split {SPLITS[0]!r} alone")
         root = Path(root).absolute()
@@ -64,10 +63,9 @@ class FolderDataset:
             raise FileNotFoundError(f"no picture in {self.folder}: known endings are {', '.join(sorted(picture_endings()))}")
         if self.masks is not None:
             check_pairs(self.files, list_pictures(self.masks)[0], masks=self.masks)
-        kept = [pair for pair in zip(make_ids(self.files), self.files) if pair[0] not in left_out]
-        if count is not None and count > len(kept):
-            raise ValueError(f"{self.folder} has {len(kept)} pictures, {count} were asked for")
-        self._ids, self.files = [id_ for id_, _ in kept[:count]], [file for _, file in kept[:count]]
+        if count is not None and count > len(self.files):
+            raise ValueError(f"{self.folder} has {len(self.files)} pictures, {count} were asked for")
+        self._ids, self.files = make_ids(self.files)[:count], self.files[:count]  # an id does not hang on the count
 
     def __len__(self) -> int:
         return len(self.files)
