@@ -27,8 +27,9 @@ def main() -> None:
     for split in ("train", "val"):
         records[split] = store.read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
         data[split] = Remembered(open_dataset(index["dataset"], root=ROOT / index["root"], split=split, count=index["splits"][split]))
-    crops = clusters.crop_masks(data["val"], records["val"], size=fitted["crop_side"])
-    z_val = clusters.whiten(clusters.describe_crops(load_encoder("zoo", device=device()), crops, batch=64), deviation)
+    encoder = load_encoder("zoo", device=device())
+    features = clusters.describe_masks(encoder, data["val"], records["val"], size=fitted["crop_side"], batch=64)
+    z_val = clusters.whiten(features, deviation)
 
     rows = []
     for seed in SEEDS:
@@ -42,7 +43,7 @@ def main() -> None:
         total = {}
         for split in ("train", "val"):
             total[split] = np.zeros((fitted["k"] + 1, num), np.int64)
-            clustered = [{**record, "cluster": cluster} for record, cluster in zip(records[split], assigned[split], strict=True)]
+            clustered = [record | {"cluster": cluster} for record, cluster in zip(records[split], assigned[split], strict=True)]
             for i, found in enumerate(store.by_image(clustered, data[split].ids())):
                 true = data[split][i].semantic
                 pred = pseudo.clustered_map(found, image_hw=true.shape)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,9 +56,10 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: Path):
+def read_json(path: Path, **options):
+    """The value of a JSON file. options: of json.loads. Raises StoreError."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), **options)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except ValueError as error:
@@ -147,31 +149,63 @@ def decode_mask(encoded: dict) -> np.ndarray:
     return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
 
 
-def write_masks(path: Path, records: list[dict]) -> None:
-    """COCO-style JSON of predictions. A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}."""
-    annotations = []
-    for record in records:
-        mask = record["mask"]
-        others = {key: value for key, value in record.items() if key != "mask"}
-        annotations.append({**others, "segmentation": encode_mask(mask), "area": int(mask.sum())})
-    write_json(path, {"annotations": annotations})
+class MaskRecord(Mapping):
+    """A mask that `read_masks` gives: what is said of it, and "mask" (H, W) bool, which is decoded at each look.
+
+    It is kept run-length encoded, about a hundredth of its pixels, so that the masks of a whole data set fit into
+    memory. `record | {...}` adds values and stays small; `{**record}` holds the pixels.
+    """
+
+    def __init__(self, values: dict, encoded: dict):
+        self._values, self._encoded = values, encoded
+
+    def __getitem__(self, key: str):
+        return decode_mask(self._encoded) if key == "mask" else self._values[key]
+
+    def __iter__(self):
+        return iter((*self._values, "mask"))
+
+    def __len__(self) -> int:
+        return len(self._values) + 1
+
+    def __or__(self, values: dict) -> "MaskRecord":
+        return MaskRecord(self._values | values, self._encoded)
 
 
-def read_masks(path: Path) -> list[dict]:
-    """What `write_masks` wrote: records with "mask" (H, W) bool again."""
-    records = []
-    for annotation in read_json(path)["annotations"]:
-        others = {key: value for key, value in annotation.items() if key not in ("segmentation", "area")}
-        records.append({**others, "mask": decode_mask(annotation["segmentation"])})
-    return records
+def write_masks(path: Path, records: Iterable[Mapping]) -> None:
+    """COCO-style JSON of predictions. A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}.
+
+    Each is written as it comes: give a generator, and there is never more than one mask in memory.
+    """
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write('{"annotations": [')
+        for number, record in enumerate(records):
+            mask = record["mask"]
+            others = {key: record[key] for key in record if key != "mask"}
+            annotation = {**others, "segmentation": encode_mask(mask), "area": int(mask.sum())}
+            file.write((",\n" if number else "\n") + json.dumps(annotation, sort_keys=True, allow_nan=False))
+        file.write("\n]}\n")
 
 
-def by_image(records: list[dict], ids: list[str]) -> list[list[dict]]:
+def read_masks(path: Path) -> list[MaskRecord]:
+    """What `write_masks` wrote: records with "mask" (H, W) bool again, none of them decoded yet."""
+    return read_json(path, object_hook=_mask_record)["annotations"]
+
+
+def _mask_record(value: dict):
+    """Annotations become records while the file is read, so that only one of them is held in both forms."""
+    if "segmentation" not in value:
+        return value
+    others = {key: each for key, each in value.items() if key not in ("segmentation", "area")}
+    return MaskRecord(others, value["segmentation"])
+
+
+def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
     """Records gathered by image: one list for each of `ids`, empty where an image has none; order is kept.
 
     Raises ValueError for a record of an image that is not among `ids`.
     """
-    gathered: dict[str, list[dict]] = {image_id: [] for image_id in ids}
+    gathered: dict[str, list[Mapping]] = {image_id: [] for image_id in ids}
     for record in records:
         if record["image_id"] not in gathered:
             raise ValueError(f"a mask of {record['image_id']!r}, which the data set does not hold")
