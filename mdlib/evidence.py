@@ -57,8 +57,13 @@ def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) 
     a, b = _paired(a, b, axes=4)
     seeds, images = _draws(a.shape[:2], resamples=resamples, seed=seed)
     drawn = ((_mious(a, images) - _mious(b, images)) * seeds).sum(1)
-    every = np.ones((1, a.shape[1]))
-    return _effect(float((_mious(a, every) - _mious(b, every)).mean()), drawn)
+    return _effect(float((miou(a) - miou(b)).mean()), drawn)
+
+
+def miou(areas: np.ndarray) -> np.ndarray:
+    """The mIoU of a set from `iou_areas`: (images, 2, C) -> (), or (seeds, images, 2, C) -> (seeds,)."""
+    areas = np.asarray(areas)
+    return _mious(areas.reshape(-1, *areas.shape[-3:]), np.ones((1, areas.shape[-3]))).reshape(areas.shape[:-3])
 
 
 def iou_areas(confusions: np.ndarray, mapping: np.ndarray) -> np.ndarray:

@@ -81,6 +81,10 @@ def test_areas_summed_and_divided_are_the_iou_of_the_set(confusions):
     mapping = np.array([0, 1, 2, -1, 3])
     hits, unions = iou_areas(confusions[0], mapping).sum(0)
     np.testing.assert_allclose(hits / unions, metrics.iou(confusions[0].sum(0), mapping))
+    areas = np.stack([iou_areas(each, mapping) for each in confusions])
+    expected = [metrics.mean_iou(each.sum(0), mapping) for each in confusions]
+    np.testing.assert_allclose(evidence.miou(areas), expected)
+    assert evidence.miou(areas[0]) == pytest.approx(expected[0])
 
 
 def miou_spec(areas, shares):
