@@ -23,17 +23,19 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_
 
 # mdlib's floors, from the ground up: a module imports from its own floor and from those below it.
 FLOORS = [
-    ["presets", "progress"],
+    ["presets", "progress", "published"],
     ["store"],
     ["checkpoints"],
     ["datasets"],
     ["cuts"],
     ["masks", "metrics"],
     ["objects", "priors"],
+    ["evidence", "instances", "protocols"],
     ["encoder_hub"],
     ["encoder"],
     ["backbones"],
     ["distill", "clusters", "pseudo", "crf"],
+    ["ablations"],
     ["training"],
     ["pretrain"],
     ["detector", "segmenter"],
