@@ -1,11 +1,11 @@
-"""The command line: python -m mdlib run | report | check | predict."""
+"""The command line: python -m mdlib run | report | check | predict | site."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from mdlib import pipeline, predict, report
-from mdlib.presets import PresetError, load_preset, parse_sets
+from mdlib import pipeline, predict, report, site
+from mdlib.presets import ROOT, PresetError, load_preset, parse_sets
 from mdlib.store import StoreError, read_json
 
 
@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     new.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     new.add_argument("--run", type=Path, required=True, help="folder of the run, such as reports/demo")
     new.add_argument("--out", type=Path, help="where to write (default: RUN/predictions)")
+    pages = commands.add_parser("site", help="the course and a run's executed notebooks as pages")
+    pages.add_argument("run", type=Path)
+    pages.add_argument("--out", type=Path, default=ROOT / "reports" / "site", help="where to write (default: reports/site)")
     given = parser.parse_args(arguments)
     try:
         if given.command == "run":
@@ -35,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
             return pipeline.check(given.preset)
         if given.command == "predict":
             return pipeline.WRONG if predict.run(given.images, run_dir=given.run.resolve(), out=given.out) else pipeline.DONE
+        if given.command == "site":
+            print(f"site: {site.build(given.run, given.out)[0]}")
+            return pipeline.DONE
         preset = load_preset(read_json(given.run / "artifacts" / "run.json")["preset"])
         report.write(given.run.resolve(), preset)
         if given.readme:

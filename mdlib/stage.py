@@ -176,7 +176,7 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
 def code_digest(notebook: str) -> str:
     """Digest of a notebook's code and of the mdlib modules it imports, directly or not; comments do not count."""
     cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    code = [c.source for c in cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
+    code = [c.source for c in cells if c.cell_type == "code" and not ASIDE & set(c.metadata.get("tags", []))]
     trees = [ast.parse("\n".join(code))]
     seen: set[Path] = set()
     queue = _imports(trees[0])
@@ -189,6 +189,8 @@ def code_digest(notebook: str) -> str:
     return store.digest_bytes(*(ast.dump(tree).encode() for tree in trees))
 
 
+# Tags of cells that do not change what a stage computes: its values (compared apart), what a reader tries after it.
+ASIDE = {"parameters", "exercise", "explorer"}
 # What a notebook draws with and how it is run do not change what it computes.
 NEUTRAL = {"mdlib.figures", "mdlib.stage", "mdlib.presets", "mdlib.pipeline", "mdlib.report"}
 
