@@ -53,12 +53,13 @@ def find_images(paths: list[Path]) -> list[tuple[str, Path]]:
 
 def load_models(run_dir: Path) -> Models:
     """The trained networks of a run. Raises StoreError where a stage has not run, WeightsError for broken weights."""
-    needed = ("00_prepare_data", "02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab")
+    needed = ("02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab")
     for name in needed:
         stage.read_manifest(run_dir, name)  # says which notebook to run
     artifacts = run_dir / "artifacts"
     deeplab = artifacts / "05_train_deeplab" / "segmenter.safetensors"
     record = artifacts / "06_refine_with_crf" / "crf.json"
+    fitted = store.read_json(artifacts / "02_cluster_masks" / "clusters.json")
     refining = store.read_json(record)["parameters"] if record.is_file() else None
     if refining and not crf.available():
         print("the run used a CRF, which is not installed here: maps are the network's own")
@@ -67,8 +68,8 @@ def load_models(run_dir: Path) -> Models:
         segmenter.load_segmenter(deeplab, device=stage.device()),
         detector.load_detector(artifacts / "03_train_mask_rcnn" / "detector.safetensors", device=stage.device()),
         store.read_weights(deeplab)[1]["architecture"]["side"],
-        store.read_json(artifacts / "00_prepare_data" / "index.json")["classes"],
-        np.array([0, *store.read_json(artifacts / "02_cluster_masks" / "clusters.json")["names"]]),
+        fitted["class_names"],
+        np.array([0, *fitted["names"]]),
         refining,
     )
 

@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import UserDict
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,6 +77,12 @@ def digest_bytes(*parts: bytes) -> str:
 def digest_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_folder(path: Path) -> str:
+    """Of the names and sizes of all files below a folder, not of their bytes; hidden ones do not count."""
+    found = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in Path(path).rglob("*") if p.is_file()]
+    return digest_bytes(*(repr(entry).encode() for entry in sorted(found) if "/." not in f"/{entry[0]}"))
 
 
 # ---------------------------------------------------------------- weights
@@ -147,7 +155,21 @@ def decode_mask(encoded: dict) -> np.ndarray:
     return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
 
 
-def write_masks(path: Path, records: list[dict]) -> None:
+class Record(UserDict):
+    """A record whose "mask" is held as RLE and decoded at each reading, so that the masks of a large data set fit into memory.
+
+    `record | {"cluster": 3}` is a Record with one entry more; `{**record}` is a plain dict with the mask as pixels.
+    """
+
+    def __getitem__(self, key: str):
+        value = super().__getitem__(key)
+        return decode_mask(value) if key == "mask" else value
+
+    def __setitem__(self, key: str, value) -> None:
+        super().__setitem__(key, encode_mask(value) if key == "mask" and isinstance(value, np.ndarray) else value)
+
+
+def write_masks(path: Path, records: Iterable[dict]) -> None:
     """COCO-style JSON of predictions. A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}."""
     annotations = []
     for record in records:
@@ -157,12 +179,12 @@ def write_masks(path: Path, records: list[dict]) -> None:
     write_json(path, {"annotations": annotations})
 
 
-def read_masks(path: Path) -> list[dict]:
+def read_masks(path: Path) -> list[Record]:
     """What `write_masks` wrote: records with "mask" (H, W) bool again."""
     records = []
     for annotation in read_json(path)["annotations"]:
         others = {key: value for key, value in annotation.items() if key not in ("segmentation", "area")}
-        records.append({**others, "mask": decode_mask(annotation["segmentation"])})
+        records.append(Record({**others, "mask": annotation["segmentation"]}))
     return records
 
 
