@@ -74,14 +74,19 @@ def load_models(run_dir: Path) -> Models:
     )
 
 
-def predict_image(models: Models, sample: Sample) -> tuple[np.ndarray, list[dict]]:
-    """One picture -> its cluster map (H, W) uint8, 0 background and 1 + cluster, and the detector's records, best first."""
+def predict_map(models: Models, sample: Sample) -> np.ndarray:
+    """One picture -> its cluster map (H, W) uint8, 0 background and 1 + cluster."""
     (logits,) = segmenter.predict_logits(models.segmenter, [sample], side=models.side, batch=1, device=stage.device())
     soft = segmenter.probabilities(logits, image_hw=sample.image.shape[:2]).numpy()
     if models.crf:
         soft = crf.dense_crf(sample.image, soft, **models.crf)
+    return soft.argmax(0).astype(np.uint8)
+
+
+def predict_image(models: Models, sample: Sample) -> tuple[np.ndarray, list[dict]]:
+    """One picture -> its cluster map as predict_map's, and the detector's records, best first."""
     (records,) = detector.predict(models.detector, [sample], batch=1, device=stage.device())
-    return soft.argmax(0).astype(np.uint8), records
+    return predict_map(models, sample), records
 
 
 def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
@@ -108,7 +113,7 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
         _write_overlay(out / "overlays" / f"{name}.png", sample.image, labels, records, colours)
         height, width = labels.shape
         images.append({"id": len(images) + 1, "file_name": str(path), "height": height, "width": width})
-        annotations += [_annotation(record, len(images), len(annotations) + i + 1) for i, record in enumerate(records)]
+        annotations += [coco_annotation(record, len(images), len(annotations) + i + 1) for i, record in enumerate(records)]
         print(f"{name}: {len(np.setdiff1d(labels, [0]))} clusters, {sum(r['score'] >= SURE for r in records)} objects")
     coco = {"images": images, "annotations": annotations, "categories": _categories(models)}
     store.write_json(out / "instances.json", coco)
@@ -121,7 +126,8 @@ def _categories(models: Models) -> list[dict]:
     return [{"id": 1 + j, "name": f"{name} (cluster {j})"} for j, name in enumerate(names)]
 
 
-def _annotation(record: dict, image_id: int, number: int) -> dict:
+def coco_annotation(record: dict, image_id: int, number: int) -> dict:
+    """A record {"mask" (H, W) bool, "cluster", "score"} as an annotation of COCO; category ids are 1 + cluster."""
     rows, columns = np.flatnonzero(record["mask"].any(1)), np.flatnonzero(record["mask"].any(0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
     return {

@@ -40,6 +40,7 @@ FLOORS = [
     ["figures"],
     ["stage"],
     ["report", "predict"],
+    ["gallery"],
     ["pipeline"],
     ["__main__"],
 ]

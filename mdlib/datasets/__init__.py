@@ -16,6 +16,7 @@ import numpy as np
 
 from mdlib import store
 from mdlib.datasets.coco import CocoDataset
+from mdlib.datasets.folder import FolderDataset
 from mdlib.datasets.images import ImageError
 from mdlib.datasets.sample import VOID, Instances, Sample
 from mdlib.datasets.voc import VocDataset
@@ -40,6 +41,7 @@ OPENERS: dict[str, Callable[..., Dataset]] = {
     "voc2007": partial(VocDataset, year=2007),
     "coco": CocoDataset,
     "coco_agnostic": partial(CocoDataset, agnostic=True),
+    "folder": FolderDataset,
 }
 
 
