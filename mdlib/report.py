@@ -9,7 +9,7 @@ from nbconvert import HTMLExporter
 
 from mdlib import evidence, store
 from mdlib.presets import ROOT, Preset
-from mdlib.stage import device, read_manifest, versions
+from mdlib.stage import ZOO, data_label, device, read_manifest, versions
 
 # What each metric means, in the order of the tables.
 MEANINGS = {
@@ -108,20 +108,23 @@ MEANINGS |= {
 
 
 def collect(run_dir: Path, preset: Preset) -> dict:
-    """The content of metrics.json: {"run": ..., "metrics": {name: value}, "bands": {name: [low, high]}}."""
+    """The content of metrics.json: {"run": ..., "metrics": {name: value}, "bands": {name: [low, high]}}, and "skipped":
+    {stage: reason} where stages had nothing to do."""
     manifests = [read_manifest(run_dir, name) for name in preset.notebooks]
     metrics = {name: value for manifest in manifests for name, value in manifest["metrics"].items()}
     info = store.read_json(run_dir / "artifacts" / "run.json")
     seeds = {m["parameters"]["seed"] for m in manifests if "seed" in m["parameters"]}
     run = {
         **info,
+        "data": data_label(run_dir),
         "seed": min(seeds) if len(seeds) == 1 else sorted(seeds),
         "device": f"{device()}, {os.cpu_count()} CPU cores",
         "versions": versions(),
         "commit": _commit(),
         "seconds": round(sum(m["seconds"] for m in manifests), 1),
     }
-    return {"run": run, "metrics": metrics, "bands": {k: list(v) for k, v in preset.bands.items()}}
+    skipped = {name: manifest["skipped"] for name, manifest in zip(preset.notebooks, manifests) if "skipped" in manifest}
+    return {"run": run, "metrics": metrics, "bands": {k: list(v) for k, v in preset.bands.items()}, **({"skipped": skipped} if skipped else {})}
 
 
 def write(run_dir: Path, preset: Preset) -> None:
@@ -129,7 +132,7 @@ def write(run_dir: Path, preset: Preset) -> None:
     content = collect(run_dir, preset)
     store.write_json(run_dir / "metrics.json", content)
     evidence.write_claims(run_dir, evidence.gather_claims([run_dir / "artifacts" / name for name in preset.notebooks]))
-    title = f"MaskDistill, {content['run']['preset']} preset, zoo (composited)"
+    title = f"MaskDistill, {content['run']['preset']} preset, {content['run']['data']}"
     table = metric_rows(content)
     store.write_text(run_dir / "summary.md", _markdown(title, content, table))
     store.write_text(run_dir / "index.html", _html(title, content, table, run_dir, preset))
@@ -185,16 +188,19 @@ def render_notebook(path: Path) -> None:
 def _markdown(title: str, content: dict, table: list[tuple]) -> str:
     lines = [f"# {title}", "", _run_line(content), "", "| metric | value | band | | what it is |", "|---|---|---|---|---|"]
     lines += [f"| `{name}` | {value} | {band} | {verdict} | {meaning} |" for name, value, band, verdict, meaning in table]
+    lines += ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())] if "skipped" in content else []
     return "\n".join(lines) + "\n"
 
 
 def _run_line(content: dict) -> str:
     run = content["run"]
-    return (
+    line = (
         f"Measured by this code: preset {run['preset']}, seed {run['seed']}, {run['device']}, torch {run['versions']['torch']}, "
-        f"commit {run['commit']}, {run['seconds']:.0f} s in notebooks. Bands are for the zoo on this preset; "
-        "no number here stands beside one of VOC or COCO."
+        f"commit {run['commit']}, {run['seconds']:.0f} s in notebooks. "
     )
+    if run.get("data", ZOO) != ZOO:
+        return f"{line}Data set: {run['data']}."
+    return f"{line}Bands are for the zoo on this preset; no number here stands beside one of VOC or COCO."
 
 
 def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: Preset) -> str:
@@ -214,7 +220,8 @@ def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: 
             f"<figcaption>{html.escape(f['caption'])}</figcaption></figure>"
             for f in manifest["figures"]
         )
-        sections.append(f"<section><h2>{link}</h2>{figures}</section>")
+        skipped = f"<p>Skipped: {html.escape(manifest['skipped'])}</p>" if "skipped" in manifest else ""
+        sections.append(f"<section><h2>{link}</h2>{skipped}{figures}</section>")
     first = sections.pop() if preset.notebooks[-1] == "12_report" else ""  # the overview opens the page
     return PAGE.format(
         title=html.escape(title), run=html.escape(_run_line(content)), rows=rows, first=first, sections="".join(sections), costs="".join(costs)

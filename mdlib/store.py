@@ -79,6 +79,12 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_folder(path: Path) -> str:
+    """Of the names and sizes of all files below a folder, not of their bytes; hidden ones do not count."""
+    found = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in Path(path).rglob("*") if p.is_file()]
+    return digest_bytes(*(repr(entry).encode() for entry in sorted(found) if "/." not in f"/{entry[0]}"))
+
+
 # ---------------------------------------------------------------- weights
 
 

@@ -48,6 +48,7 @@ FLOORS = [
     ["figures"],
     ["stage"],
     ["report", "predict", "overview", "site", "explore"],
+    ["gallery"],
     ["pipeline"],
     ["__main__"],
 ]
