@@ -139,7 +139,7 @@ def thumbnails(dataset: Dataset, records: list[dict], chosen: list[int], *, side
 
 
 def contact_sheet(clusters: list[Cluster], thumbs: dict[int, np.ndarray], captions: list[str], *, title: str, note: str) -> str:
-    """One HTML page that needs no other file: each cluster's thumbnails, those that there are. captions: one a mask."""
+    """One HTML page that needs no other file: each cluster's thumbnails, those that there are. captions: the file of each mask."""
     links, sections = [], []
     for c in clusters:
         head = html.escape(c.name)
@@ -153,8 +153,8 @@ def contact_sheet(clusters: list[Cluster], thumbs: dict[int, np.ndarray], captio
 def _cell(thumb: np.ndarray, caption: str) -> str:
     jpeg = io.BytesIO()
     Image.fromarray(thumb).save(jpeg, format="JPEG", quality=82)
-    data, text = base64.b64encode(jpeg.getvalue()).decode(), html.escape(caption)
-    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="a mask in {text}"><figcaption title="{text}">{text}</figcaption></figure>'
+    data, path, name = base64.b64encode(jpeg.getvalue()).decode(), html.escape(caption), html.escape(caption.rpartition("/")[2])
+    return f'<figure title="{path}"><img src="data:image/jpeg;base64,{data}" alt="a mask in {path}"><figcaption>{name}</figcaption></figure>'
 
 
 def _masks(count: int) -> str:
