@@ -81,7 +81,7 @@ def test_no_picture_is_an_error(run_dir, tmp_path, given, capsys):
 
 def test_a_run_without_a_segmenter_says_what_to_run(tmp_path, pictures, capsys):
     assert command.main(["predict", str(pictures), "--run", str(tmp_path)]) == 2
-    assert "00_prepare_data has not run" in capsys.readouterr().err
+    assert "02_cluster_masks has not run" in capsys.readouterr().err
 
 
 def test_two_files_of_one_name_do_not_overwrite_each_other(pictures):
