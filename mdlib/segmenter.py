@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from mdlib import store, training
+from mdlib import distributed, store, training
 from mdlib.backbones import build_map
 from mdlib.datasets import VOID, Dataset
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
@@ -108,7 +108,7 @@ class SegmentationBatch:
 
 
 class SegmentationBatches:
-    """batch(step) -> SegmentationBatch, a pure function of (seed, step).
+    """batch(step) -> SegmentationBatch, a pure function of (seed, step); batch(step, part, parts) -> a part of it.
 
     labels: one (H, W) map an image, in the order of `dataset`. Each picture is mirrored half the time, turned by up to
     `degrees`, zoomed by a factor within `zoom`, and shown in a square of `side` pixels; outside it, labels are void.
@@ -127,13 +127,15 @@ class SegmentationBatches:
         self.dataset, self.labels, self.batch, self.side = dataset, labels, batch, side
         self.seed, self.device, self.views, self.zoom, self.degrees = seed, device, views, zoom, degrees
 
-    def __call__(self, step: int) -> SegmentationBatch:
+    def __call__(self, step: int, part: int = 0, parts: int = 1) -> SegmentationBatch:
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.dataset), self.batch, replace=len(self.dataset) < self.batch)
-        samples = [self.dataset[int(i)] for i in chosen]
-        rngs = [rng] * self.batch
+        rngs = rng.spawn(self.batch)
         if self.views:
             rngs = [np.random.default_rng([self.seed, int(i), v]) for i, v in zip(chosen, rng.integers(self.views, size=self.batch))]
+        own = distributed.share(self.batch, part, parts)
+        chosen, rngs = chosen[own], rngs[own]
+        samples = [self.dataset[int(i)] for i in chosen]
         pairs = [self._view(s.image, self.labels[int(i)], own) for i, s, own in zip(chosen, samples, rngs)]
         images, labels = (torch.stack(part).to(self.device) for part in zip(*pairs))
         return SegmentationBatch(images, labels, [sample.id for sample in samples])
@@ -158,10 +160,10 @@ class SegmentationBatches:
 
 def train(
     model: Segmenter, batches: SegmentationBatches, *, share: float, steps: int, peak_lr: float, warmup: int,
-    optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None,
+    optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None, accumulate: int = 1,
 ) -> list[dict]:  # fmt: skip
     """Train in place with OHEM and a cosine schedule; returns the history. See training.fit and training.make_optimizer."""
-    model.train()
+    model.to(batches.device).train()
     return training.fit(
         {"segmenter": model},
         training.make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
@@ -174,6 +176,7 @@ def train(
         checkpoint=checkpoint,
         clip_norm=5.0,
         bf16=batches.device == "cuda",
+        accumulate=accumulate,
     )
 
 

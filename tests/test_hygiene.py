@@ -34,6 +34,7 @@ FLOORS = [
     ["encoder"],
     ["backbones"],
     ["distill", "clusters", "pseudo", "crf"],
+    ["distributed"],
     ["training"],
     ["pretrain"],
     ["detector", "segmenter"],
