@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from mdlib.datasets.coco import CocoDataset
+from mdlib.datasets.folder import FolderDataset
 from mdlib.datasets.sample import VOID, Instances, Sample
 from mdlib.datasets.voc import VocDataset
 from mdlib.datasets.zoo import ZooDataset
@@ -34,6 +35,7 @@ OPENERS: dict[str, Callable[..., Dataset]] = {
     "voc2007": partial(VocDataset, year=2007),
     "coco": CocoDataset,
     "coco_agnostic": partial(CocoDataset, agnostic=True),
+    "folder": FolderDataset,
 }
 
 
