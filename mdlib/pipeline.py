@@ -8,7 +8,6 @@ import csv
 import io
 import logging
 import os
-import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from mdlib import report, store
 from mdlib.presets import NOTEBOOKS, ROOT, Preset, PresetError, load_preset, resolve
-from mdlib.stage import PLACE, StageSkipped, device, stale_reason
+from mdlib.stage import PLACE, StageSkipped, stale_reason
 
 DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
 # The kernels inherit this. Plain progress lines (mdlib.progress); and glibc's malloc keeps its memory instead of
@@ -127,31 +126,6 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
         print(f"what it did until then: {_shown(partial)}")
     seconds = round(time.monotonic() - began, 1)
     return code, dict(zip(COST_COLUMNS, (name, status, seconds, round(peak["bytes"] / 1e6))))
-
-
-def check(preset_name: str) -> int:
-    """Say what a preset needs and what is missing. Returns an exit code."""
-    preset = load_preset(preset_name)
-    parameters = resolve(preset, {})
-    problems = []
-    values = {k: v for notebook in parameters.values() for k, v in notebook.items()}
-    for key in ("data_root", "weights"):
-        path = values.get(key)
-        if isinstance(path, str) and path != "random" and not (ROOT / path).exists():
-            problems.append(f"{key}: {path} is missing; it is part of the repository: `git checkout {path}`")
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if free < 1:
-        problems.append(f"disk: {free:.1f} GB are free, 1 GB is needed")
-    if not os.access(ROOT if not (ROOT / "reports").exists() else ROOT / "reports", os.W_OK):
-        problems.append("reports/ cannot be written: give --out a folder that can")
-    minutes = sum(preset.seconds.get(n, 30.0) for n in preset.notebooks) / 60
-    print(f"{preset_name}: {preset.description}")
-    print(f"notebooks: {', '.join(preset.notebooks)}; about {minutes:.1f} minutes on two CPU cores")
-    print(f"device: {device()}; free disk: {free:.0f} GB; free memory: {psutil.virtual_memory().available / 1e9:.0f} GB")
-    for problem in problems:
-        print(f"missing: {problem}")
-    print("nothing is missing" if not problems else f"{len(problems)} problem(s)")
-    return WRONG if problems else DONE
 
 
 @contextmanager

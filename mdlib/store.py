@@ -152,24 +152,21 @@ def write_masks(path: Path, records: Iterable[Mapping]) -> None:
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"annotations": [')
         for number, record in enumerate(records):
-            mask = record["mask"]
-            others = {key: record[key] for key in record if key != "mask"}
-            annotation = {**others, "segmentation": encode_mask(mask), "area": int(mask.sum())}
+            annotation = dict(record)
+            mask = annotation.pop("mask")
+            annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
             file.write((",\n" if number else "\n") + json.dumps(annotation, sort_keys=True, allow_nan=False))
         file.write("\n]}\n")
 
 
 def read_masks(path: Path) -> list[MaskRecord]:
     """What `write_masks` wrote: records with "mask" (H, W) bool again, none of them decoded yet."""
-    return read_json(path, object_hook=_mask_record)["annotations"]
 
+    def record(value: dict):  # called for each object of the file, inner ones first
+        others = {key: each for key, each in value.items() if key not in ("segmentation", "area")}
+        return MaskRecord(others, value["segmentation"]) if "segmentation" in value else value
 
-def _mask_record(value: dict):
-    """Annotations become records while the file is read, so that only one of them is held in both forms."""
-    if "segmentation" not in value:
-        return value
-    others = {key: each for key, each in value.items() if key not in ("segmentation", "area")}
-    return MaskRecord(others, value["segmentation"])
+    return read_json(path, object_hook=record)["annotations"]
 
 
 def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
