@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     again.add_argument("--readme", action="store_true", help="also put the results into README.md")
     check = commands.add_parser("check", help="say what a preset needs and what is missing")
     check.add_argument("preset")
+    check.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets")
     new = commands.add_parser("predict", help="maps, overlays and COCO JSON for new pictures, from a finished run")
     new.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     new.add_argument("--run", type=Path, required=True, help="folder of the run, such as reports/demo")
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "run":
             return pipeline.run(given.preset, out=given.out, overrides=parse_sets(given.sets), start=given.start, only=given.only)
         if given.command == "check":
-            return pipeline.check(given.preset)
+            return pipeline.check(given.preset, parse_sets(given.sets))
         if given.command == "predict":
             return pipeline.WRONG if predict.run(given.images, run_dir=given.run.resolve(), out=given.out) else pipeline.DONE
         if given.command == "site":
