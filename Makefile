@@ -5,7 +5,7 @@ RUN := reports/demo
 SUITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON = $(shell for p in python3.12 python3.11 python3; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo smoke test lab report clean
+.PHONY: help quickstart demo smoke test lab report site clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -21,6 +21,9 @@ help: ## list the targets
 	@$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[crf]" || echo "pydensecrf2 could not be built (a C++ compiler is needed): stage 06 will be skipped"
 	@touch $@
 
+quickstart: .venv/.installed ## the whole idea in one notebook, two minutes
+	$(PY) -m mdlib run quickstart
+
 demo: .venv/.installed ## run the demo on the embedded images, report in reports/demo
 	$(PY) -m mdlib run demo
 
@@ -35,6 +38,9 @@ lab: .venv/.installed ## open the notebooks in JupyterLab
 
 report: .venv/.installed ## write the report of a finished run again (RUN=reports/demo)
 	$(PY) -m mdlib report $(RUN)
+
+site: .venv/.installed ## the course and a run's notebooks as pages, in reports/site (RUN=reports/demo)
+	$(PY) -m mdlib site $(RUN)
 
 clean: ## delete .venv and caches; data and runs stay
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache

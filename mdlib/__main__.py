@@ -1,10 +1,10 @@
-"""The command line: python -m mdlib run | report | check | fetch | predict."""
+"""The command line: python -m mdlib run | report | check | fetch | predict | site."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from mdlib import needs, pipeline, predict, report
+from mdlib import needs, pipeline, predict, report, site
 from mdlib.datasets.download import fetch_dataset
 from mdlib.datasets.sources import SOURCES
 from mdlib.presets import ROOT, PresetError, load_preset, parse_sets
@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     new.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     new.add_argument("--run", type=Path, required=True, help="folder of the run, such as reports/demo")
     new.add_argument("--out", type=Path, help="where to write (default: RUN/predictions)")
+    pages = commands.add_parser("site", help="the course and a run's executed notebooks as pages")
+    pages.add_argument("run", type=Path)
+    pages.add_argument("--out", type=Path, default=ROOT / "reports" / "site", help="where to write (default: reports/site)")
     given = parser.parse_args(arguments)
     try:
         if given.command == "run":
@@ -43,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
             return pipeline.DONE
         if given.command == "predict":
             return pipeline.WRONG if predict.run(given.images, run_dir=given.run.resolve(), out=given.out) else pipeline.DONE
+        if given.command == "site":
+            print(f"site: {site.build(given.run, given.out)[0]}")
+            return pipeline.DONE
         preset = load_preset(read_json(given.run / "artifacts" / "run.json")["preset"])
         report.write(given.run.resolve(), preset)
         if given.readme:

@@ -1,7 +1,7 @@
 """Runs the notebooks of a preset in order through papermill, and leaves a report.
 
 A stage whose manifest still matches is skipped; the log says why one is stale. Success is: no exception, and the
-stage's manifest is there. cost.csv is written after every notebook, also when one fails.
+stage's manifest is there; a stage that skipped itself (StageSkipped) has one too. cost.csv is written after every notebook, also when one fails.
 """
 
 import csv
@@ -20,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from mdlib import report, store
 from mdlib.presets import NOTEBOOKS, ROOT, Preset, PresetError, load_preset, resolve
-from mdlib.stage import PLACE, stale_reason
+from mdlib.stage import PLACE, StageSkipped, stale_reason
 
 DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
 # The kernels inherit this. Plain progress lines (mdlib.progress); and glibc's malloc keeps its memory instead of
@@ -79,7 +79,7 @@ def _run_all(preset: Preset, notebooks: list[str], parameters: dict, run_dir: Pa
         if code != DONE:
             return code
         spent, planned = spent + row["seconds"], planned + expected[name]
-        print(f"{head}: done in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB", flush=True)
+        print(f"{head}: {row['status']} in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB", flush=True)
     return DONE
 
 
@@ -102,11 +102,12 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
                 log_output=False,
                 extra_arguments=["--log-level=ERROR"],
             )
-            if (reason := stale_reason(run_dir, name, values)) is not None:
-                status, code = f"failed: it ended without its manifest ({reason})", FAILED
         except PapermillExecutionError as error:
-            status, code = f"failed: {error.ename}: {error.evalue}".splitlines()[0], FAILED
-            print(f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}")
+            if error.ename == StageSkipped.__name__:
+                status = f"skipped: {error.evalue}"
+            else:
+                status, code = f"failed: {error.ename}: {error.evalue}".splitlines()[0], FAILED
+                print(f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}")
         except (DeadKernelError, CellTimeoutError) as error:
             status, code = f"died: {type(error).__name__}", DIED
             print(f"the kernel of {name} died or timed out: {error}. Was there enough memory?")
@@ -116,6 +117,8 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
         except RuntimeError as error:  # nbclient: the kernel never came up
             status, code = f"died: {error}".splitlines()[0], DIED
             print(f"the kernel of {name} did not start: {error}")
+    if code == DONE and (reason := stale_reason(run_dir, name, values)) is not None:
+        status, code = f"failed: it ended without its manifest ({reason})", FAILED
     if code == DONE:
         os.replace(partial, executed)
         report.render_notebook(executed)

@@ -17,10 +17,9 @@ def run_dir(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
     artifacts = folder / "artifacts"
-    for name in ("00_prepare_data", "02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab"):
+    for name in ("02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab"):
         store.write_json(artifacts / name / "manifest.json", {"stage": name})
-    store.write_json(artifacts / "00_prepare_data" / "index.json", {"classes": CLASSES})
-    store.write_json(artifacts / "02_cluster_masks" / "clusters.json", {"names": NAMES})
+    store.write_json(artifacts / "02_cluster_masks" / "clusters.json", {"names": NAMES, "class_names": CLASSES})
     found = detector.build_detector("vit", weights=None, trainable_blocks=0, num_clusters=3, shorter_sides=(64,))
     header = {"architecture": {"network": "mask_rcnn", "backbone": "vit", "num_clusters": 3, "shorter_side": 64}}
     store.save_weights(artifacts / "03_train_mask_rcnn" / "detector.safetensors", found.state_dict(), header=header)

@@ -1,0 +1,45 @@
+"""Colab: install what the course misses there, and leave the preinstalled torch alone. For a notebook's first cell."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from mdlib.presets import ROOT
+
+GIVEN = ("torch", "torchvision")  # Colab's own fit its GPU; pip would bring others
+
+
+def in_colab() -> bool:
+    return "google.colab" in sys.modules
+
+
+def missing_packages() -> list[str]:
+    """The dependencies of pyproject.toml that are not installed, as pip takes them; never one of GIVEN."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [line for line in project["dependencies"] if _name(line) not in GIVEN and not _version(_name(line))]
+
+
+def install_missing() -> None:
+    """In Colab, pip-install `missing_packages`, with torch held at the version that is there. Elsewhere, nothing."""
+    wanted = missing_packages() if in_colab() else []
+    if not wanted:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        held = Path(folder) / "held.txt"
+        held.write_text("".join(f"{name}=={version}\n" for name in GIVEN if (version := _version(name))))
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(held), *wanted], check=True)
+
+
+def _name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement).group()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,56 @@
+"""Solutions of the exercises: every cell runs, without a run of the course, and each checked function is right."""
+
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
+
+
+def code_of(path: Path, tag: str | None = None) -> list[str]:
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    return [c.source for c in cells if tag is None or tag in c.metadata.get("tags", [])]
+
+
+def checks_in(sources: list[str]) -> list[str]:
+    return re.findall(r"^(check_\w+)\(", "\n".join(sources), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
+def test_the_solution_runs_and_is_right(path):
+    said, space = StringIO(), {}
+    with redirect_stdout(said):
+        for number, source in enumerate(code_of(path), 1):
+            exec(compile(source, f"{path.stem}, code cell {number}", "exec"), space)  # cells of this repository alone
+    (name,) = checks_in(code_of(path))
+    assert f"{name.removeprefix('check_')}: right, " in said.getvalue()
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
+def test_it_solves_what_the_notebook_asks(path):
+    exercise = code_of(NOTEBOOKS / path.name, "exercise")
+    assert checks_in(exercise) == checks_in(code_of(path))
+    signature = re.compile(r"^def \w+\(.*\):\n    \"\"\".*\"\"\"", re.MULTILINE)
+    assert signature.findall("\n".join(exercise)) == signature.findall(code_of(path)[0])
+
+
+def test_every_stage_notebook_has_exercises_in_three_grades_and_a_quiz():
+    stages = [p for p in NOTEBOOKS.glob("*.ipynb") if re.match(r"0\d|10|A1", p.stem)]
+    assert {p.name for p in stages} == {p.name for p in SOLUTIONS}
+    for path in stages:
+        cells = {c.id: c for c in nbformat.read(path, as_version=4).cells}
+        assert re.findall(r"^\*\*(★+)\*\*", cells["exercises"].source, re.MULTILINE) == ["★", "★★", "★★★"], path.stem
+        questions = re.findall(r"^\d\. .+\n   <details><summary>answer</summary>.+</details>", cells["quiz"].source, re.MULTILINE)
+        assert 3 <= len(questions) <= 5, path.stem
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
+def test_an_open_exercise_does_not_stop_the_notebook(path, capsys):
+    for source in code_of(NOTEBOOKS / path.name, "exercise"):
+        exec(source, {})
+    assert "not written yet" in capsys.readouterr().out
