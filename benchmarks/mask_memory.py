@@ -57,7 +57,7 @@ class Blobs:
 class MeanColours:
     """In an encoder's place: the key of a patch is its mean colour about grey, and CLS asks for what is bright."""
 
-    patch = 16
+    patch, device = 16, "cpu"
 
     def tokens(self, images: torch.Tensor) -> Tokens:
         images = F.pad(images.float() / 255 - 0.5, (0, -images.shape[-1] % self.patch, 0, -images.shape[-2] % self.patch), value=-0.25)

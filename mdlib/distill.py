@@ -53,7 +53,7 @@ def distill_masks(
 
 def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **rule) -> list[Distilled]:
     """The masks of images of one size. Its tensors end with it: the next batch finds their memory free."""
-    images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([sample.image for sample in batch])).to(encoder.device).permute(0, 3, 1, 2)
     resized = resize_images(images, input_side=input_side)
     found, scores = several_tokens(encoder.tokens(resized), **rule)
     image_hw, crop_hw = tuple(images.shape[-2:]), tuple(resized.shape[-2:])
