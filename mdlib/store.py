@@ -184,14 +184,8 @@ def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
 
 def voc_palette() -> list[int]:
     """VOC's 256 colours, flat R, G, B: the bits of a label spread over three channels."""
-    colours = []
-    for label in range(256):
-        channels = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
-        colours += channels
-    return colours
+    label, bit, channel = np.ogrid[:256, :8, :3]
+    return ((label >> (3 * bit + channel) & 1) << (7 - bit)).sum(1).ravel().tolist()
 
 
 def write_label_map(path: Path, labels: np.ndarray) -> None:
