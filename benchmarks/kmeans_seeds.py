@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
 
 from mdlib import clusters, metrics, pseudo, store
-from mdlib.datasets import Remembered, open_dataset
+from mdlib.datasets import open_role
 from mdlib.encoder import load_encoder
 from mdlib.presets import ROOT, load_preset, resolve
 from mdlib.stage import device
@@ -26,9 +26,10 @@ def main() -> None:
     records, data, z_val = {}, {}, None
     for split in ("train", "val"):
         records[split] = store.read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
-        data[split] = Remembered(open_dataset(index["dataset"], root=ROOT / index["root"], split=split, count=index["splits"][split]))
-    crops = clusters.crop_masks(data["val"], records["val"], size=fitted["crop_side"])
-    z_val = clusters.whiten(clusters.describe_crops(load_encoder("zoo", device=device()), crops, batch=64), deviation)
+        data[split] = open_role(artifacts / "00_prepare_data", split)
+    encoder = load_encoder("zoo", device=device())
+    features = clusters.describe_masks(encoder, data["val"], records["val"], size=fitted["crop_side"], batch=64)
+    z_val = clusters.whiten(features, deviation)
 
     rows = []
     for seed in SEEDS:
@@ -42,7 +43,7 @@ def main() -> None:
         total = {}
         for split in ("train", "val"):
             total[split] = np.zeros((fitted["k"] + 1, num), np.int64)
-            clustered = [{**record, "cluster": cluster} for record, cluster in zip(records[split], assigned[split], strict=True)]
+            clustered = [record | {"cluster": cluster} for record, cluster in zip(records[split], assigned[split], strict=True)]
             for i, found in enumerate(store.by_image(clustered, data[split].ids())):
                 true = data[split][i].semantic
                 pred = pseudo.clustered_map(found, image_hw=true.shape)

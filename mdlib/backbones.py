@@ -112,7 +112,7 @@ class ViTPyramid(nn.Module):
 def build_map(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
     """A body for DeepLab-v3: {"out": feature map of stride 8}, and its `out_channels`.
 
-    weights: a file of self-supervised weights, or None for random ones. For "vit" safetensors as pretrain writes them;
+    weights: a file of self-supervised weights; None or "random": none of them. For "vit" safetensors as pretrain writes them;
     for "resnet50" also a name in PUBLISHED_WEIGHTS, or a file of torch.save or safetensors with torchvision's key names
     and no head, or a checkpoint of MoCo v2. trainable_blocks: how many of the ViT's blocks, or of the ResNet's four
     layers, learn; the others are frozen.
@@ -141,7 +141,7 @@ def build_pyramid(name: str, *, weights: str | Path | None, trainable_blocks: in
 
 def _zoo_vit(weights: str | Path | None) -> VisionTransformer:
     vit = build_zoo_vit()
-    if weights is not None:
+    if weights not in (None, "random"):
         store.fit_weights(vit, store.load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights)
     return vit
 
@@ -156,7 +156,7 @@ class _StillNorm(nn.BatchNorm2d):
 def _resnet50(weights: str | Path | None, **options) -> nn.Module:
     network = resnet50(weights=None, norm_layer=_StillNorm, **options)
     network.fc = nn.Identity()  # a head for ImageNet's classes has no place here
-    if weights is not None:
+    if weights not in (None, "random"):
         path = weights
         if weights in PUBLISHED_WEIGHTS:
             url, md5 = PUBLISHED_WEIGHTS[weights]

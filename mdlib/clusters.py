@@ -45,11 +45,18 @@ def crop_masks(dataset: Dataset, records: list[dict], *, size: int) -> Tensor:
     crops = torch.zeros(len(records), 3, size, size, dtype=torch.uint8)
     index = {image_id: i for i, image_id in enumerate(dataset.ids())}
     sample = None
-    for i, record in enumerate(track(records, total=len(records), what="crops")):
+    for i, record in enumerate(records):
         if sample is None or sample.id != record["image_id"]:  # the masks of one image follow each other
             sample = dataset[index[record["image_id"]]]
         crops[i] = crop_boxes(sample.image, np.array([mask_to_box(record["mask"])]), size=size)[0]
     return crops
+
+
+def describe_masks(encoder: Encoder, dataset: Dataset, records: list[dict], *, size: int, batch: int) -> np.ndarray:
+    """The CLS token of each mask's crop, (n, D) float32: `crop_masks` and `describe_crops`, of which only a batch is held."""
+    starts = track(range(0, len(records), batch), total=-(-len(records) // batch), what="batches of crops")
+    parts = (crop_masks(dataset, records[start : start + batch], size=size) for start in starts)
+    return np.concatenate([np.zeros((0, encoder.width), np.float32), *(describe_crops(encoder, part, batch=batch) for part in parts)])
 
 
 def describe_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray:

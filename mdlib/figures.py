@@ -94,6 +94,36 @@ def bars(values: dict[str, float], *, xlabel: str, highlight: str | None = None,
     return figure
 
 
+def dots(values: dict[str, list[float]], *, xlabel: str) -> Figure:
+    """One row a name, one dot a value (a seed, say), and a bar at their mean."""
+    figure, ax = plt.subplots(figsize=(6.2, 0.4 * len(values) + 0.9), layout="constrained")
+    for row, points in enumerate(values.values()):
+        ax.plot(points, np.full(len(points), row), "o", color=BLUE, alpha=0.5, markeredgewidth=0)
+        ax.plot(np.mean(points), row, "|", color=RED, markersize=16, markeredgewidth=2)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.set_xlabel(xlabel)
+    sns.despine(ax=ax)
+    return figure
+
+
+def intervals(effects: dict[str, tuple[float, float, float]], *, xlabel: str) -> Figure:
+    """One row a name: (value, low, high) as a dot and a line; blue above zero, red below, grey across it."""
+    figure, ax = plt.subplots(figsize=(6.2, 0.34 * len(effects) + 0.9), layout="constrained")
+    for row, (value, low, high) in enumerate(effects.values()):
+        colour = BLUE if low > 0 else RED if high < 0 else "0.5"
+        ax.plot([low, high], [row, row], color=colour, lw=3, solid_capstyle="butt")
+        ax.plot(value, row, "o", color=colour)
+        ax.annotate(f"{value:+.3f}", (high, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.axvline(0, color="0.3", lw=1)
+    ax.set_yticks(range(len(effects)), list(effects))
+    ax.set_ylim(len(effects) - 0.5, -0.5)
+    ax.margins(x=0.15)
+    ax.set_xlabel(xlabel)
+    sns.despine(ax=ax)
+    return figure
+
+
 def histogram(values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, bins: int = 20) -> Figure:
     """Step histograms on [0, 1], one line a name, told apart by colour and by dash."""
     figure, ax = plt.subplots(figsize=(6.2, 2.8), layout="constrained")

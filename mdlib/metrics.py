@@ -95,6 +95,15 @@ def mean_iou(confusion: np.ndarray, mapping: np.ndarray) -> float:
     return float(np.nanmean(iou(confusion, mapping)))
 
 
+def object_agreement(named: np.ndarray, target: np.ndarray, *, ignore: int = 255) -> float:
+    """Share of one image's pixels with the right class, among those that the map or the truth calls an object.
+
+    named, target: (H, W) class indices, 0 background; -1 in named is no class. 1.0 where neither sees an object.
+    """
+    seen = ((named != 0) | (target != 0)) & (target != ignore)
+    return float((named == target)[seen].mean()) if seen.any() else 1.0
+
+
 def _pairwise_iou(counts: np.ndarray) -> np.ndarray:
     union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
     return np.divide(counts, union, out=np.zeros(counts.shape), where=union > 0)
@@ -118,6 +127,12 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     both = a @ b.T
     union = a.sum(1)[:, None] + b.sum(1)[None] - both
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+
+
+def share_inside(masks: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """(n, H, W) bool, (c, H, W) bool -> (n, c) float64: the share of each mask that lies in each region; 0 for an empty mask."""
+    a, b = (each.reshape(len(each), int(np.prod(each.shape[1:]))).astype(np.float64) for each in (masks, regions))
+    return (a @ b.T) / a.sum(1)[:, None].clip(1)
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -193,20 +208,37 @@ def detection_hits(scores: np.ndarray, overlaps: np.ndarray, *, threshold: float
     return hits
 
 
-def mask_ap(images: Iterable[tuple[np.ndarray, np.ndarray]], *, threshold: float = 0.5) -> float:
+def counted_detections(
+    scores: np.ndarray, overlaps: np.ndarray, crowds: np.ndarray | None = None, *, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and hits of those predictions of an image that count, best first: the 100 best, less those forgiven.
+
+    crowds (n, c): the share of each prediction inside each crowd region. One that hits no object but lies in a crowd by
+    threshold or more is forgiven, as in COCO: it is neither right nor wrong. For the rest see detection_hits.
+    """
+    scores, overlaps = _scored(scores, overlaps)
+    best = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
+    hits = detection_hits(scores[best], overlaps[best], threshold=threshold)
+    if crowds is not None:
+        counts = hits | ~(np.asarray(crowds)[best] >= threshold).any(1)
+        best, hits = best[counts], hits[counts]
+    return scores[best], hits
+
+
+def mask_ap(images: Iterable[tuple], *, threshold: float = 0.5) -> float:
     """COCO's AP at one IoU threshold over a data set, class-agnostic, objects of every size (the "multi" protocol).
 
-    images: for each image scores (n,) and overlaps (n, m), the IoU of its n predictions with its m true objects; give
-    every image, also one without predictions (0, m) or objects (n, 0). Only an image's 100 best predictions count.
-    NaN without a true object; 0.0 without a prediction. Equal scores rank in the images' order.
+    images: for each image scores (n,) and overlaps (n, m), the IoU of its n predictions with its m true objects, and, where
+    there are crowds, its share inside them (n, c) (see counted_detections); give every image, also one without
+    predictions (0, m) or objects (n, 0). NaN without a true object; 0.0 without a prediction. Equal scores rank in the
+    images' order.
     """
     all_scores, all_hits, positives = [np.zeros(0)], [np.zeros(0, bool)], 0
-    for scores, overlaps in images:
-        scores, overlaps = _scored(scores, overlaps)
-        best = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
-        all_scores.append(scores[best])
-        all_hits.append(detection_hits(scores[best], overlaps[best], threshold=threshold))
-        positives += overlaps.shape[1]
+    for image in images:
+        scores, hits = counted_detections(*image, threshold=threshold)
+        all_scores.append(scores)
+        all_hits.append(hits)
+        positives += np.shape(image[1])[1]
     return average_precision(np.concatenate(all_scores), np.concatenate(all_hits), positives)
 
 

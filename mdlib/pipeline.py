@@ -1,14 +1,13 @@
 """Runs the notebooks of a preset in order through papermill, and leaves a report.
 
 A stage whose manifest still matches is skipped; the log says why one is stale. Success is: no exception, and the
-stage's manifest is there. cost.csv is written after every notebook, also when one fails.
+stage's manifest is there; a stage that skipped itself (StageSkipped) has one too. cost.csv is written after every notebook, also when one fails.
 """
 
 import csv
 import io
 import logging
 import os
-import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from mdlib import report, store
 from mdlib.presets import NOTEBOOKS, ROOT, Preset, PresetError, load_preset, resolve
-from mdlib.stage import PLACE, device, stale_reason
+from mdlib.stage import PLACE, StageSkipped, stale_reason
 
 DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
 # The kernels inherit this. Plain progress lines (mdlib.progress); and glibc's malloc keeps its memory instead of
@@ -80,7 +79,7 @@ def _run_all(preset: Preset, notebooks: list[str], parameters: dict, run_dir: Pa
         if code != DONE:
             return code
         spent, planned = spent + row["seconds"], planned + expected[name]
-        print(f"{head}: done in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB", flush=True)
+        print(f"{head}: {row['status']} in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB", flush=True)
     return DONE
 
 
@@ -103,11 +102,12 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
                 log_output=False,
                 extra_arguments=["--log-level=ERROR"],
             )
-            if (reason := stale_reason(run_dir, name, values)) is not None:
-                status, code = f"failed: it ended without its manifest ({reason})", FAILED
         except PapermillExecutionError as error:
-            status, code = f"failed: {error.ename}: {error.evalue}".splitlines()[0], FAILED
-            print(f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}")
+            if error.ename == StageSkipped.__name__:
+                status = f"skipped: {error.evalue}"
+            else:
+                status, code = f"failed: {error.ename}: {error.evalue}".splitlines()[0], FAILED
+                print(f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}")
         except (DeadKernelError, CellTimeoutError) as error:
             status, code = f"died: {type(error).__name__}", DIED
             print(f"the kernel of {name} died or timed out: {error}. Was there enough memory?")
@@ -117,6 +117,8 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
         except RuntimeError as error:  # nbclient: the kernel never came up
             status, code = f"died: {error}".splitlines()[0], DIED
             print(f"the kernel of {name} did not start: {error}")
+    if code == DONE and (reason := stale_reason(run_dir, name, values)) is not None:
+        status, code = f"failed: it ended without its manifest ({reason})", FAILED
     if code == DONE:
         os.replace(partial, executed)
         report.render_notebook(executed)
@@ -124,31 +126,6 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
         print(f"what it did until then: {_shown(partial)}")
     seconds = round(time.monotonic() - began, 1)
     return code, dict(zip(COST_COLUMNS, (name, status, seconds, round(peak["bytes"] / 1e6))))
-
-
-def check(preset_name: str) -> int:
-    """Say what a preset needs and what is missing. Returns an exit code."""
-    preset = load_preset(preset_name)
-    parameters = resolve(preset, {})
-    problems = []
-    values = {k: v for notebook in parameters.values() for k, v in notebook.items()}
-    for key in ("data_root", "weights"):
-        path = values.get(key)
-        if isinstance(path, str) and path != "random" and not (ROOT / path).exists():
-            problems.append(f"{key}: {path} is missing; it is part of the repository: `git checkout {path}`")
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if free < 1:
-        problems.append(f"disk: {free:.1f} GB are free, 1 GB is needed")
-    if not os.access(ROOT if not (ROOT / "reports").exists() else ROOT / "reports", os.W_OK):
-        problems.append("reports/ cannot be written: give --out a folder that can")
-    minutes = sum(preset.seconds.get(n, 30.0) for n in preset.notebooks) / 60
-    print(f"{preset_name}: {preset.description}")
-    print(f"notebooks: {', '.join(preset.notebooks)}; about {minutes:.1f} minutes on two CPU cores")
-    print(f"device: {device()}; free disk: {free:.0f} GB; free memory: {psutil.virtual_memory().available / 1e9:.0f} GB")
-    for problem in problems:
-        print(f"missing: {problem}")
-    print("nothing is missing" if not problems else f"{len(problems)} problem(s)")
-    return WRONG if problems else DONE
 
 
 @contextmanager

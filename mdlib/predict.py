@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mdlib import crf, detector, figures, segmenter, stage, store
+from mdlib import crf, detector, figures, rle, segmenter, stage, store
 from mdlib.datasets import Sample
 from mdlib.datasets.images import ImageError, read_image
 
@@ -53,12 +53,13 @@ def find_images(paths: list[Path]) -> list[tuple[str, Path]]:
 
 def load_models(run_dir: Path) -> Models:
     """The trained networks of a run. Raises StoreError where a stage has not run, WeightsError for broken weights."""
-    needed = ("00_prepare_data", "02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab")
+    needed = ("02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab")
     for name in needed:
         stage.read_manifest(run_dir, name)  # says which notebook to run
     artifacts = run_dir / "artifacts"
     deeplab = artifacts / "05_train_deeplab" / "segmenter.safetensors"
     record = artifacts / "06_refine_with_crf" / "crf.json"
+    fitted = store.read_json(artifacts / "02_cluster_masks" / "clusters.json")
     refining = store.read_json(record)["parameters"] if record.is_file() else None
     if refining and not crf.available():
         print("the run used a CRF, which is not installed here: maps are the network's own")
@@ -67,20 +68,25 @@ def load_models(run_dir: Path) -> Models:
         segmenter.load_segmenter(deeplab, device=stage.device()),
         detector.load_detector(artifacts / "03_train_mask_rcnn" / "detector.safetensors", device=stage.device()),
         store.read_weights(deeplab)[1]["architecture"]["side"],
-        store.read_json(artifacts / "00_prepare_data" / "index.json")["classes"],
-        np.array([0, *store.read_json(artifacts / "02_cluster_masks" / "clusters.json")["names"]]),
+        fitted["class_names"],
+        np.array([0, *fitted["names"]]),
         refining,
     )
 
 
-def predict_image(models: Models, sample: Sample) -> tuple[np.ndarray, list[dict]]:
-    """One picture -> its cluster map (H, W) uint8, 0 background and 1 + cluster, and the detector's records, best first."""
+def predict_map(models: Models, sample: Sample) -> np.ndarray:
+    """One picture -> its cluster map (H, W) uint8, 0 background and 1 + cluster."""
     (logits,) = segmenter.predict_logits(models.segmenter, [sample], side=models.side, batch=1, device=stage.device())
     soft = segmenter.probabilities(logits, image_hw=sample.image.shape[:2]).numpy()
     if models.crf:
         soft = crf.dense_crf(sample.image, soft, **models.crf)
+    return soft.argmax(0).astype(np.uint8)
+
+
+def predict_image(models: Models, sample: Sample) -> tuple[np.ndarray, list[dict]]:
+    """One picture -> its cluster map as predict_map's, and the detector's records, best first."""
     (records,) = detector.predict(models.detector, [sample], batch=1, device=stage.device())
-    return soft.argmax(0).astype(np.uint8), records
+    return predict_map(models, sample), records
 
 
 def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
@@ -107,7 +113,7 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
         _write_overlay(out / "overlays" / f"{name}.png", sample.image, labels, records, colours)
         height, width = labels.shape
         images.append({"id": len(images) + 1, "file_name": str(path), "height": height, "width": width})
-        annotations += [_annotation(record, len(images), len(annotations) + i + 1) for i, record in enumerate(records)]
+        annotations += [coco_annotation(record, len(images), len(annotations) + i + 1) for i, record in enumerate(records)]
         print(f"{name}: {len(np.setdiff1d(labels, [0]))} clusters, {sum(r['score'] >= SURE for r in records)} objects")
     coco = {"images": images, "annotations": annotations, "categories": _categories(models)}
     store.write_json(out / "instances.json", coco)
@@ -120,12 +126,13 @@ def _categories(models: Models) -> list[dict]:
     return [{"id": 1 + j, "name": f"{name} (cluster {j})"} for j, name in enumerate(names)]
 
 
-def _annotation(record: dict, image_id: int, number: int) -> dict:
+def coco_annotation(record: dict, image_id: int, number: int) -> dict:
+    """A record {"mask" (H, W) bool, "cluster", "score"} as an annotation of COCO; category ids are 1 + cluster."""
     rows, columns = np.flatnonzero(record["mask"].any(1)), np.flatnonzero(record["mask"].any(0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
     return {
         "id": number, "image_id": image_id, "category_id": 1 + record["cluster"], "score": round(record["score"], 6),
-        "segmentation": store.encode_mask(record["mask"]), "bbox": box, "area": int(record["mask"].sum()), "iscrowd": 0,
+        "segmentation": rle.encode_mask(record["mask"]), "bbox": box, "area": int(record["mask"].sum()), "iscrowd": 0,
     }  # fmt: skip
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from nbconvert import HTMLExporter
 
-from mdlib import store
+from mdlib import evidence, store
 from mdlib.presets import ROOT, Preset
-from mdlib.stage import device, read_manifest, versions
+from mdlib.stage import ZOO, data_label, device, read_manifest, versions
 
 # What each metric means, in the order of the tables.
 MEANINGS = {
@@ -26,6 +26,7 @@ MEANINGS = {
     "cluster_accuracy_one_to_one": "the same with as many clusters as classes, named one-to-one (the paper's k)",
     "cluster_accuracy_shuffled": "the same after shuffling the clusters (a baseline)",
     "cluster_nmi": "stage 2: normalised mutual information of clusters and classes, train",
+    "cluster_silhouette": "A2: mean silhouette of the train masks in their clusters; needs no label",
     "detector_mask_iou": "stage 3: IoU of the detector's most confident mask, mean over train images",
     "detector_mask_iou_val": "the same over val images",
     "detector_empty_images": "stage 3: share of train images without a prediction",
@@ -53,6 +54,40 @@ MEANINGS = {
     "masks_miou_clustering_valmatch": "the same; clusters named on val by pixel IoU (most peers' protocol)",
     "masks_miou_shuffled": "mIoU on val after shuffling the clusters, names as on train (a baseline)",
     "masks_miou_background": "mIoU of predicting background everywhere, val (a baseline)",
+    "miou_clustering_one_to_one": "mIoU of DeepLab, val; clusters named one-to-one on train by mask counts (the paper's matching at its own k)",
+    "miou_clustering_majority_val": "mIoU of DeepLab, val; every cluster named on val by its pixels' majority",
+    "classes_without_cluster": "number of classes that no cluster is named after",
+    "cluster_nmi_val": "normalised mutual information of clusters and classes, val masks",
+    "cluster_ari_val": "adjusted Rand index of clusters and classes, val masks (0 is chance)",
+    "cluster_purity_val": "share of val masks in their cluster's most frequent class (grows with k)",
+    "masks_miou_clustering_std": "spread of masks_miou_clustering over seeds of k-means",
+    "masks_miou_clustering_valmatch_std": "spread of masks_miou_clustering_valmatch over seeds of k-means",
+}
+
+
+COCO_MEASURES = {
+    "ap": "mask AP, mean over IoU 0.50 to 0.95", "ap75": "mask AP at IoU 0.75", "ar1": "recall with one answer an image, mean over IoU 0.50 to 0.95",
+    "ar10": "the same with 10", "ar100": "the same with 100",
+    **{f"{m}_{size}": f"mask {m.upper()} of {size} objects, COCO's sizes in pixels" for m in ("ap", "ar") for size in ("small", "medium", "large")},
+}  # fmt: skip
+MEANINGS |= {
+    f"mask_rcnn_{measure}_{rule}": f"detector on val, class-agnostic, {rule}: {meaning}"
+    for rule in ("single", "multi")
+    for measure, meaning in COCO_MEASURES.items()
+}
+LESSONS = {
+    "one_mask": "one mask an image, clustered", "clustered_masks": "stage 2's masks", "detector_filtered": "stage 4's maps",
+    "detector_everything": "all of the detector's masks", "detector_at_random": "as many of the detector's masks at random",
+}  # fmt: skip
+MEANINGS |= {f"lessons_{arm}": f"mIoU on val of a segmenter taught by {what}, mean over seeds" for arm, what in LESSONS.items()}
+MEANINGS |= {f"lessons_{arm}_std": "its spread over seeds" for arm in LESSONS}
+MEANINGS |= {
+    "ablation_filter_minus_all": "mIoU of the filter's label maps minus that of all predictions, train",
+    "ablation_filter_minus_random": "mIoU of the filter's label maps minus that of as many predictions at random, train",
+    **{f"ablation_origin_{c}": f"mask IoU of one mask on dev, keys' origin: {c}" for c in ("none", "mean", "balanced")},
+}
+MEANINGS |= {
+    f"mask_rcnn_ap50_{rule}_named": f"detector on val, {rule}: mask AP50, mean over classes; clusters named on train" for rule in ("single", "multi")
 }
 
 
@@ -74,27 +109,31 @@ MEANINGS |= {
 
 
 def collect(run_dir: Path, preset: Preset) -> dict:
-    """The content of metrics.json: {"run": ..., "metrics": {name: value}, "bands": {name: [low, high]}}."""
+    """The content of metrics.json: {"run": ..., "metrics": {name: value}, "bands": {name: [low, high]}}, and "skipped":
+    {stage: reason} where stages had nothing to do."""
     manifests = [read_manifest(run_dir, name) for name in preset.notebooks]
     metrics = {name: value for manifest in manifests for name, value in manifest["metrics"].items()}
     info = store.read_json(run_dir / "artifacts" / "run.json")
     seeds = {m["parameters"]["seed"] for m in manifests if "seed" in m["parameters"]}
     run = {
         **info,
+        "data": data_label(run_dir),
         "seed": min(seeds) if len(seeds) == 1 else sorted(seeds),
         "device": f"{device()}, {os.cpu_count()} CPU cores",
         "versions": versions(),
         "commit": _commit(),
         "seconds": round(sum(m["seconds"] for m in manifests), 1),
     }
-    return {"run": run, "metrics": metrics, "bands": {k: list(v) for k, v in preset.bands.items()}}
+    skipped = {name: manifest["skipped"] for name, manifest in zip(preset.notebooks, manifests) if "skipped" in manifest}
+    return {"run": run, "metrics": metrics, "bands": {k: list(v) for k, v in preset.bands.items()}, **({"skipped": skipped} if skipped else {})}
 
 
 def write(run_dir: Path, preset: Preset) -> None:
-    """Write metrics.json, summary.md and index.html of a finished run."""
+    """Write metrics.json, claims.json, summary.md and index.html of a finished run."""
     content = collect(run_dir, preset)
     store.write_json(run_dir / "metrics.json", content)
-    title = f"MaskDistill, {content['run']['preset']} preset, zoo (composited)"
+    evidence.write_claims(run_dir, evidence.gather_claims([run_dir / "artifacts" / name for name in preset.notebooks]))
+    title = f"MaskDistill, {content['run']['preset']} preset, {content['run']['data']}"
     table = metric_rows(content)
     store.write_text(run_dir / "summary.md", _markdown(title, content, table))
     store.write_text(run_dir / "index.html", _html(title, content, table, run_dir, preset))
@@ -150,16 +189,19 @@ def render_notebook(path: Path) -> None:
 def _markdown(title: str, content: dict, table: list[tuple]) -> str:
     lines = [f"# {title}", "", _run_line(content), "", "| metric | value | band | | what it is |", "|---|---|---|---|---|"]
     lines += [f"| `{name}` | {value} | {band} | {verdict} | {meaning} |" for name, value, band, verdict, meaning in table]
+    lines += ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())] if "skipped" in content else []
     return "\n".join(lines) + "\n"
 
 
 def _run_line(content: dict) -> str:
     run = content["run"]
-    return (
+    line = (
         f"Measured by this code: preset {run['preset']}, seed {run['seed']}, {run['device']}, torch {run['versions']['torch']}, "
-        f"commit {run['commit']}, {run['seconds']:.0f} s in notebooks. Bands are for the zoo on this preset; "
-        "no number here stands beside one of VOC or COCO."
+        f"commit {run['commit']}, {run['seconds']:.0f} s in notebooks. "
     )
+    if run.get("data", ZOO) != ZOO:
+        return f"{line}Data set: {run['data']}."
+    return f"{line}Bands are for the zoo on this preset; no number here stands beside one of VOC or COCO."
 
 
 def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: Preset) -> str:
@@ -179,7 +221,8 @@ def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: 
             f"<figcaption>{html.escape(f['caption'])}</figcaption></figure>"
             for f in manifest["figures"]
         )
-        sections.append(f"<section><h2>{link}</h2>{figures}</section>")
+        skipped = f"<p>Skipped: {html.escape(manifest['skipped'])}</p>" if "skipped" in manifest else ""
+        sections.append(f"<section><h2>{link}</h2>{skipped}{figures}</section>")
     first = sections.pop() if preset.notebooks[-1] == "12_report" else ""  # the overview opens the page
     return PAGE.format(
         title=html.escape(title), run=html.escape(_run_line(content)), rows=rows, first=first, sections="".join(sections), costs="".join(costs)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from mdlib import store, training
+from mdlib import distributed, store, training
 from mdlib.backbones import build_map
 from mdlib.datasets import VOID, Dataset
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
@@ -24,7 +24,7 @@ ASPP_SHAPE = {"resnet50": ((12, 24, 36), 256), "vit": ((2, 4, 6), 128)}
 
 
 class Segmenter(nn.Module):
-    """Images (B, 3, H, W) float in [0, 1] -> logits (B, outputs, H, W), bilinear from stride 8."""
+    """Images (B, 3, H, W) float in [0, 1] -> logits (B, outputs, H, W), or of another `size`, bilinear from stride 8."""
 
     def __init__(self, body: nn.Module, *, outputs: int, rates: tuple[int, ...], channels: int):
         super().__init__()
@@ -45,9 +45,9 @@ class Segmenter(nn.Module):
             raise ValueError("DeepLab's pooled branch normalises over the batch: train with two images or more")
         return self.pyramid(self.body((images - self.mean) / self.std)["out"])
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         logits = self.classifier(self.features(images))
-        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(logits, size=size or images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def build_segmenter(backbone: str, *, weights: Path | None, trainable_blocks: int, outputs: int) -> Segmenter:
@@ -95,12 +95,17 @@ def ohem_loss(logits: Tensor, labels: Tensor, *, share: float) -> Tensor:
     return losses.topk(max(1, int(share * losses.numel()))).values.mean()
 
 
+def batch_loss(model: Segmenter, batch: "SegmentationBatch", *, share: float) -> Tensor:
+    """`ohem_loss` of a batch, at the size of its labels."""
+    return ohem_loss(model(batch.images, size=batch.labels.shape[-2:]), batch.labels, share=share)
+
+
 # ---------------------------------------------------------------- batches
 
 
 @dataclass(frozen=True)
 class SegmentationBatch:
-    """images (B, 3, S, S) float in [0, 1]; labels (B, S, S) int64, 255 void; ids of the images."""
+    """images (B, 3, S, S) float in [0, 1]; labels (B, L, L) int64 of the same squares, 255 void; ids of the images."""
 
     images: Tensor
     labels: Tensor
@@ -108,64 +113,68 @@ class SegmentationBatch:
 
 
 class SegmentationBatches:
-    """batch(step) -> SegmentationBatch, a pure function of (seed, step).
+    """batch(step) -> SegmentationBatch, a pure function of (seed, step); batch(step, part, parts) -> a part of it.
 
     labels: one (H, W) map an image, in the order of `dataset`. Each picture is mirrored half the time, turned by up to
-    `degrees`, zoomed by a factor within `zoom`, and shown in a square of `side` pixels; outside it, labels are void.
-    views: a picture is shown in so many ways, of which each draw takes one, so that a frozen body may remember them
-    (backbones.ViTMap); 0: in a new way at each draw.
+    `degrees`, zoomed by a factor within `zoom`, and shown in a square of `side` pixels; outside it,
+    labels are void. label_side: pixels of the square in which labels are shown. With zoom (1, 1) and no degrees a picture
+    is shown in two ways, which a frozen body can remember (backbones.ViTMap).
     """
 
     def __init__(
-        self, dataset: Dataset, labels: list[np.ndarray], *, batch: int, side: int, seed: int, device: str,
-        views: int = 0, zoom: tuple[float, float] = (0.75, 1.25), degrees: float = 5.0,
+        self, dataset: Dataset, labels: list[np.ndarray], *, batch: int, side: int, label_side: int,
+        zoom: tuple[float, float], degrees: float, seed: int, device: str,
     ):  # fmt: skip
         if len(labels) != len(dataset):
             raise ValueError(f"{len(labels)} label maps for {len(dataset)} images")
         if batch < 2:
             raise ValueError(f"a batch of {batch}: DeepLab's pooled branch needs two images or more")
-        self.dataset, self.labels, self.batch, self.side = dataset, labels, batch, side
-        self.seed, self.device, self.views, self.zoom, self.degrees = seed, device, views, zoom, degrees
+        if not 0 < zoom[0] <= zoom[1]:
+            raise ValueError(f"zoom is a least and a largest factor above 0, got {zoom}")
+        self.dataset, self.labels, self.batch, self.side, self.label_side = dataset, labels, batch, side, label_side
+        self.zoom, self.degrees, self.seed, self.device = zoom, degrees, seed, device
 
-    def __call__(self, step: int) -> SegmentationBatch:
+    def __call__(self, step: int, part: int = 0, parts: int = 1) -> SegmentationBatch:
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.dataset), self.batch, replace=len(self.dataset) < self.batch)
-        samples = [self.dataset[int(i)] for i in chosen]
-        rngs = [rng] * self.batch
-        if self.views:
-            rngs = [np.random.default_rng([self.seed, int(i), v]) for i, v in zip(chosen, rng.integers(self.views, size=self.batch))]
-        pairs = [self._view(s.image, self.labels[int(i)], own) for i, s, own in zip(chosen, samples, rngs)]
+        moves = [self._move(rng) for _ in chosen]
+        own = distributed.share(self.batch, part, parts)
+        samples = [self.dataset[int(i)] for i in chosen[own]]
+        pairs = [self._view(sample.image, self.labels[int(i)], *move) for i, sample, move in zip(chosen[own], samples, moves[own])]
         images, labels = (torch.stack(part).to(self.device) for part in zip(*pairs))
         return SegmentationBatch(images, labels, [sample.id for sample in samples])
 
-    def _view(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        height, width = labels.shape
+    def _move(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """How a picture is shown: a (2, 2) turn, mirror and zoom, and a (2,) shift."""
         zoom, turn = rng.uniform(*self.zoom), np.deg2rad(rng.uniform(-self.degrees, self.degrees))
         mirror = -1.0 if rng.random() < 0.5 else 1.0
         spread = abs(1 - 1 / zoom)  # a zoomed picture is cut, or placed, anywhere
         shift = rng.uniform(-spread, spread, 2)
-        longer = max(height, width)
-        rotation = np.array([[np.cos(turn) * mirror, -np.sin(turn)], [np.sin(turn) * mirror, np.cos(turn)]]) / zoom
-        theta = np.concatenate([rotation, shift[:, None]], 1) * longer / np.array([[width], [height]])
-        grid = F.affine_grid(torch.tensor(theta, dtype=torch.float32)[None], (1, 1, self.side, self.side), align_corners=False)
+        return np.array([[np.cos(turn) * mirror, -np.sin(turn)], [np.sin(turn) * mirror, np.cos(turn)]]) / zoom, shift
+
+    def _view(self, image: np.ndarray, labels: np.ndarray, turned: np.ndarray, shift: np.ndarray) -> tuple[Tensor, Tensor]:
+        height, width = labels.shape
+        theta = np.concatenate([turned, shift[:, None]], 1) * max(height, width) / np.array([[width], [height]])
+        theta = torch.tensor(theta, dtype=torch.float32)[None]
+        grid, coarse = (F.affine_grid(theta, (1, 1, n, n), align_corners=False) for n in (self.side, self.label_side))
         picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
         picture = F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
         # 255 becomes 0 for the fill of grid_sample, and back again.
         shifted = torch.from_numpy(VOID - labels.astype(np.float32))[None, None]
-        shown = VOID - F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
+        shown = VOID - F.grid_sample(shifted, coarse, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
         return picture, shown.round().long()
 
 
 def train(
     model: Segmenter, batches: SegmentationBatches, *, share: float, steps: int, peak_lr: float, warmup: int,
-    optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None,
+    optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None, accumulate: int = 1,
 ) -> list[dict]:  # fmt: skip
     """Train in place with OHEM and a cosine schedule; returns the history. See training.fit and training.make_optimizer."""
-    model.train()
+    model.to(batches.device).train()
     return training.fit(
         {"segmenter": model},
         training.make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
-        lambda batch, step: (ohem_loss(model(batch.images), batch.labels, share=share), {}),
+        lambda batch, step: (batch_loss(model, batch, share=share), {}),
         batches,
         steps=steps,
         lr_of=lambda step: training.cosine_schedule(step, steps=steps, warmup=warmup, peak=peak_lr),
@@ -174,6 +183,7 @@ def train(
         checkpoint=checkpoint,
         clip_norm=5.0,
         bf16=batches.device == "cuda",
+        accumulate=accumulate,
     )
 
 

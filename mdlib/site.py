@@ -17,7 +17,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPreprocessor
 
 from mdlib import overview, store
-from mdlib.presets import NOTEBOOKS, ROOT
+from mdlib.presets import ROOT
 
 FIRST = "quickstart"  # the page after the map; the others follow in the order of their names
 

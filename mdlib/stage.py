@@ -9,9 +9,11 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 import nbformat
 import numpy as np
@@ -20,8 +22,17 @@ import torch
 from mdlib import store
 from mdlib.presets import NOTEBOOKS, ROOT, check_value, read_parameters
 
+ZOO = "zoo (composited)"  # how the embedded data set is called wherever a number or figure of it is shown
 PLACE = "run_dir"  # the one parameter that says where, not what: it is no part of a stage's identity
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "matplotlib")
+
+
+class StageSkipped(Exception):
+    """This stage has nothing to do here, such as scoring without labels; the message says why. Not an error."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows instead of a traceback."""
+        return [f"skipped: {self}. The chain goes on without this stage."]
 
 
 @dataclass
@@ -48,12 +59,26 @@ class Stage:
         return self.run_dir / "artifacts" / name
 
     def read_file(self, path: str | Path) -> Path:
-        """A file outside the run (data, weights), by a path from the repository's root; its digest is recorded."""
+        """A file or folder outside the run (data, weights), by a path from the repository's root or an absolute one.
+
+        Its digest is recorded: of a folder that of the names and sizes in it.
+        """
         full = ROOT / path
-        if not full.is_file():
+        if not full.exists():
             raise store.StoreError(f"{full} is missing")
-        self.files[str(path)] = store.digest_file(full)
+        self.files[str(path)] = _digest(full)
         return full
+
+    def weights(self, value: str | None, *, known: Iterable[str] = ()) -> str | Path | None:
+        """A parameter `weights` as encoders and backbones take it: None, "random" and names in `known` as they are, else a file.
+
+        The file is recorded as by `read_file`. Raises StoreError where there is none.
+        """
+        if value is None or value == "random" or value in known:
+            return value
+        if not (ROOT / value).is_file():
+            raise store.StoreError(f"weights {value!r}: no file {ROOT / value}; expected a file, {', '.join(['random', *known])} or null")
+        return self.read_file(value)
 
     def checkpoint(self, training: str) -> Path:
         """Where a training of this stage keeps its checkpoint: beside the stages, so that it outlives a kill.
@@ -78,6 +103,15 @@ class Stage:
         bad = [k for k, v in metrics.items() if not np.isfinite(v)]
         if bad:
             raise ValueError(f"metrics are not finite: {bad}")
+        self._commit(metrics)
+        return metrics
+
+    def skip(self, reason: str) -> NoReturn:
+        """End the notebook here, without results: the manifest says why, and later stages go on. Raises StageSkipped."""
+        self._commit({}, skipped=reason)
+        raise StageSkipped(reason)
+
+    def _commit(self, metrics: dict[str, float], **more: str) -> None:
         manifest = {
             "stage": self.name,
             "parameters": self.parameters,
@@ -88,6 +122,7 @@ class Stage:
             "seconds": round(time.monotonic() - self.began, 2),
             "metrics": metrics,
             "figures": self.figures,
+            **more,
         }
         store.write_json(self.folder / "manifest.json", manifest)
         final = self.run_dir / "artifacts" / self.name
@@ -96,7 +131,6 @@ class Stage:
         self.folder = final
         for checkpoint in (self.run_dir / "artifacts" / "checkpoints").glob(f"{self.name}-*"):
             checkpoint.unlink()
-        return metrics
 
 
 def open_stage(name: str, values: dict[str, object]) -> Stage:
@@ -120,11 +154,17 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
 
 def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
     """What every figure says of itself: the preset ("lab" for interactive use) and the data set."""
-    info, data = run_dir / "artifacts" / "run.json", run_dir / "artifacts" / "00_prepare_data" / "manifest.json"
+    info = run_dir / "artifacts" / "run.json"
     preset = store.read_json(info)["preset"] if info.is_file() else "lab"
-    stored = store.read_json(data)["parameters"] if data.is_file() else {}
-    dataset = parameters.get("dataset", stored.get("dataset", "zoo"))
-    return f"{preset} preset · {'zoo (composited)' if dataset == 'zoo' else dataset}"
+    return f"{preset} preset · {data_label(run_dir, parameters)}"
+
+
+def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> str:
+    """The name of a run's data set, from 00's own parameters while it is made, from its manifest afterwards."""
+    path = run_dir / "artifacts" / "00_prepare_data" / "manifest.json"
+    stored = store.read_json(path)["parameters"] if path.is_file() else {}
+    dataset = (parameters or {}).get("dataset", stored.get("dataset", "zoo"))
+    return ZOO if dataset == "zoo" else str(dataset)
 
 
 def device() -> str:
@@ -141,6 +181,10 @@ def read_manifest(run_dir: Path, name: str) -> dict:
     if not path.is_file():
         raise store.StoreError(f"stage {name} has not run in {run_dir}: run that notebook first")
     return store.read_json(path)
+
+
+def _digest(path: Path) -> str:
+    return store.digest_folder(path) if path.is_dir() else store.digest_file(path)
 
 
 def identity(manifest: dict) -> str:
@@ -162,7 +206,7 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
     if manifest["code"] != code_digest(name):
         return "its notebook or the library code it imports changed"
     for path, digest in manifest["files"].items():
-        if not (ROOT / path).is_file() or store.digest_file(ROOT / path) != digest:
+        if not (ROOT / path).exists() or _digest(ROOT / path) != digest:
             return f"{path} changed"
     for stage, digest in manifest["inputs"].items():
         try:

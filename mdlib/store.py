@@ -8,15 +8,17 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.torch
-from faster_coco_eval import mask as rle
 from PIL import Image
 from torch import Tensor, nn
+
+from mdlib.rle import MaskRecord, encode_mask
 
 
 class StoreError(Exception):
@@ -55,9 +57,10 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: Path):
+def read_json(path: Path, **options):
+    """The value of a JSON file. options: of json.loads. Raises StoreError."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), **options)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except ValueError as error:
@@ -75,6 +78,12 @@ def digest_bytes(*parts: bytes) -> str:
 def digest_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_folder(path: Path) -> str:
+    """Of the names and sizes of all files below a folder, not of their bytes; hidden ones do not count."""
+    found = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in Path(path).rglob("*") if p.is_file()]
+    return digest_bytes(*(repr(entry).encode() for entry in sorted(found) if "/." not in f"/{entry[0]}"))
 
 
 # ---------------------------------------------------------------- weights
@@ -135,43 +144,37 @@ def fit_weights(module: nn.Module, state: dict[str, Tensor], *, source) -> None:
 # ---------------------------------------------------------------- masks and maps
 
 
-def encode_mask(mask: np.ndarray) -> dict:
-    """(H, W) bool -> COCO RLE {"size": [H, W], "counts": str}."""
-    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
-    counts = encoded["counts"]
-    return {"size": [int(s) for s in encoded["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+def write_masks(path: Path, records: Iterable[Mapping]) -> None:
+    """COCO-style JSON of predictions. A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}.
+
+    Each is written as it comes: give a generator, and there is never more than one mask in memory.
+    """
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write('{"annotations": [')
+        for number, record in enumerate(records):
+            annotation = dict(record)
+            mask = annotation.pop("mask")
+            annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+            file.write((",\n" if number else "\n") + json.dumps(annotation, sort_keys=True, allow_nan=False))
+        file.write("\n]}\n")
 
 
-def decode_mask(encoded: dict) -> np.ndarray:
-    """COCO RLE -> (H, W) bool."""
-    return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
+def read_masks(path: Path) -> list[MaskRecord]:
+    """What `write_masks` wrote: records with "mask" (H, W) bool again, none of them decoded yet."""
+
+    def record(value: dict):  # called for each object of the file, inner ones first
+        others = {key: each for key, each in value.items() if key not in ("segmentation", "area")}
+        return MaskRecord(others, value["segmentation"]) if "segmentation" in value else value
+
+    return read_json(path, object_hook=record)["annotations"]
 
 
-def write_masks(path: Path, records: list[dict]) -> None:
-    """COCO-style JSON of predictions. A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}."""
-    annotations = []
-    for record in records:
-        mask = record["mask"]
-        others = {key: value for key, value in record.items() if key != "mask"}
-        annotations.append({**others, "segmentation": encode_mask(mask), "area": int(mask.sum())})
-    write_json(path, {"annotations": annotations})
-
-
-def read_masks(path: Path) -> list[dict]:
-    """What `write_masks` wrote: records with "mask" (H, W) bool again."""
-    records = []
-    for annotation in read_json(path)["annotations"]:
-        others = {key: value for key, value in annotation.items() if key not in ("segmentation", "area")}
-        records.append({**others, "mask": decode_mask(annotation["segmentation"])})
-    return records
-
-
-def by_image(records: list[dict], ids: list[str]) -> list[list[dict]]:
+def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
     """Records gathered by image: one list for each of `ids`, empty where an image has none; order is kept.
 
     Raises ValueError for a record of an image that is not among `ids`.
     """
-    gathered: dict[str, list[dict]] = {image_id: [] for image_id in ids}
+    gathered: dict[str, list[Mapping]] = {image_id: [] for image_id in ids}
     for record in records:
         if record["image_id"] not in gathered:
             raise ValueError(f"a mask of {record['image_id']!r}, which the data set does not hold")
@@ -181,14 +184,8 @@ def by_image(records: list[dict], ids: list[str]) -> list[list[dict]]:
 
 def voc_palette() -> list[int]:
     """VOC's 256 colours, flat R, G, B: the bits of a label spread over three channels."""
-    colours = []
-    for label in range(256):
-        channels = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
-        colours += channels
-    return colours
+    label, bit, channel = np.ogrid[:256, :8, :3]
+    return ((label >> (3 * bit + channel) & 1) << (7 - bit)).sum(1).ravel().tolist()
 
 
 def write_label_map(path: Path, labels: np.ndarray) -> None:

@@ -132,8 +132,9 @@ def coded(count=3, *, height=60, width=60, seed=0):
     return scenes, labels
 
 
-def batches_of(scenes, labels, *, batch=2, side=SIDE, seed=0, **options):
-    return SegmentationBatches(scenes, labels, batch=batch, side=side, seed=seed, device="cpu", **options)
+def batches_of(scenes, labels, *, batch=2, side=SIDE, label_side=None, zoom=(0.75, 1.25), degrees=5, seed=0):
+    sides = dict(side=side, label_side=label_side or side)
+    return SegmentationBatches(scenes, labels, batch=batch, **sides, zoom=zoom, degrees=degrees, seed=seed, device="cpu")
 
 
 def decoded(images):
@@ -152,6 +153,14 @@ def test_a_view_is_a_pure_function_of_seed_and_step():
             assert torch.equal(again.images, first[step].images) and torch.equal(again.labels, first[step].labels)
     assert not torch.equal(first[0].images, first[1].images)
     assert not torch.equal(batches_of(*coded(5), seed=1)(0).images, first[0].images)
+
+
+def test_the_parts_of_a_batch_are_the_batch():
+    batches = batches_of(*coded(7), batch=6)
+    whole, parts = batches(5), [batches(5, part, 3) for part in range(3)]
+    assert whole.ids == [image_id for part in parts for image_id in part.ids]
+    for name in ("images", "labels"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
 
 
 def test_a_batch_has_the_promised_shapes_types_and_ids():
@@ -177,17 +186,6 @@ def test_labels_follow_the_picture_wherever_it_is_moved(height, width, options):
     assert compared == {0, 1, 2, 3}
 
 
-def test_a_fixed_number_of_views_is_the_same_at_every_draw_whatever_the_labels():
-    scenes, labels = coded(3)
-    batches, others = batches_of(scenes, labels, views=2), batches_of(scenes, [3 - m for m in labels], views=2)
-    seen = set()
-    for step in range(20):
-        batch = batches(step)
-        assert torch.equal(batch.images, others(step).images)
-        seen |= {(name, image.numpy().tobytes(), shown.numpy().tobytes()) for name, image, shown in zip(batch.ids, batch.images, batch.labels)}
-    assert len(seen) == 6 and len({name for name, *_ in seen}) == 3
-
-
 def test_an_unmoved_square_view_is_the_picture_or_its_mirror_image():
     scenes, labels = coded(3, height=SIDE, width=SIDE)
     batches, ways = batches_of(scenes, labels, zoom=(1, 1), degrees=0), set()
@@ -201,6 +199,22 @@ def test_an_unmoved_square_view_is_the_picture_or_its_mirror_image():
             np.testing.assert_allclose(image.permute(1, 2, 0).numpy() * 255, scenes[index].image[:, turned], atol=0.1)
             ways.add((index, mirrored))
     assert len(ways) == 6
+
+
+@pytest.mark.parametrize("options", [{"zoom": (1, 1), "degrees": 0}, {}])
+def test_labels_may_be_shown_in_fewer_pixels_than_the_picture(options):
+    fine, coarse = (batches_of(*coded(5), label_side=n, **options) for n in (SIDE, SIDE // 4))
+    for step in range(6):
+        one, other = fine(step), coarse(step)
+        assert torch.equal(one.images, other.images) and other.labels.shape == (2, SIDE // 4, SIDE // 4)
+        near = torch.stack([one.labels[:, y::4, x::4] for y in (1, 2) for x in (1, 2)])  # the four about each centre
+        assert (near == other.labels).any(0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("zoom", [(0, 1), (1.2, 0.8), (-1, 1)])
+def test_an_impossible_zoom_is_refused(zoom):
+    with pytest.raises(ValueError, match="zoom"):
+        batches_of(*coded(2), zoom=zoom)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (64, 48)])

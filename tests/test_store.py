@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import stat
+import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mdlib import store
+from mdlib import rle, store
 
 # ---------------------------------------------------------------- files
 
@@ -161,10 +163,10 @@ def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_rle_equals_pycocotools_and_comes_back(rng, density):
     mask = rng.random((13, 17)) < density
-    encoded = store.encode_mask(mask)
+    encoded = rle.encode_mask(mask)
     theirs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     assert encoded == {"size": [13, 17], "counts": theirs["counts"].decode()}
-    decoded = store.decode_mask(json.loads(json.dumps(encoded)))
+    decoded = rle.decode_mask(json.loads(json.dumps(encoded)))
     assert decoded.dtype == bool
     np.testing.assert_array_equal(decoded, mask)
 
@@ -174,11 +176,48 @@ def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
     records = [{"image_id": f"val_{i}", "mask": m, "score": i / 7, "box": [1, 2, 3, 4]} for i, m in enumerate(masks)]
     store.write_masks(tmp_path / "masks.json", records)
     for ours, read in zip(records, store.read_masks(tmp_path / "masks.json"), strict=True):
-        np.testing.assert_array_equal(read.pop("mask"), ours["mask"])
-        assert read == {key: value for key, value in ours.items() if key != "mask"}
+        assert read.keys() == ours.keys()
+        np.testing.assert_array_equal(read["mask"], ours["mask"])
+        assert all(read[key] == ours[key] for key in ours if key != "mask")
     # Other tools read it: pycocotools agrees on the area that was written.
     annotation = json.loads((tmp_path / "masks.json").read_text())["annotations"][0]
     assert coco_mask.area(annotation["segmentation"]) == annotation["area"] == records[0]["mask"].sum()
+
+
+def test_masks_are_written_one_by_one_and_read_without_their_pixels(tmp_path):
+    alive, most = weakref.WeakSet(), 0
+
+    class Mask(np.ndarray):  # a plain array cannot be in a WeakSet
+        __hash__ = object.__hash__
+
+    def records(count=40, side=512):
+        nonlocal most
+        for i in range(count):
+            mask = np.zeros((side, side), bool).view(Mask)
+            mask[i : 3 * i, 5 : 5 + i] = True
+            alive.add(mask)
+            most = max(most, len(alive))
+            yield {"image_id": str(i), "mask": mask, "score": 0.5}
+
+    store.write_masks(tmp_path / "masks.json", records())
+    assert most <= 3  # the one that is written, and the one that is made
+    tracemalloc.start()
+    read = [record | {"cluster": 1} for record in store.read_masks(tmp_path / "masks.json")]
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read) == 40 and held < 0.05 * 40 * 512 * 512
+    assert read[7]["mask"].sum() == 14 * 7 and read[7]["cluster"] == 1
+
+
+def test_a_file_of_masks_that_breaks_off_is_refused_and_none_is_left_by_a_writer_that_fails(rng, tmp_path):
+    records = [{"image_id": "a", "mask": rng.random((5, 5)) < 0.5, "score": score} for score in (0.5, float("nan"))]
+    with pytest.raises(ValueError):
+        store.write_masks(tmp_path / "masks.json", records)
+    assert not list(tmp_path.iterdir())
+    store.write_masks(tmp_path / "masks.json", records[:1])
+    (tmp_path / "masks.json").write_bytes((tmp_path / "masks.json").read_bytes()[:-4])
+    with pytest.raises(store.StoreError, match="not JSON"):
+        store.read_masks(tmp_path / "masks.json")
 
 
 def test_label_maps_come_back_by_index_with_vocs_colours(rng, tmp_path):

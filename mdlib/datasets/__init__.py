@@ -2,19 +2,27 @@
 
 To add a data set, write one file with a class that has `name`, `classes`, `ids()`, `__len__` and
 `__getitem__ -> Sample`, and add it to OPENERS.
+
+In a run its splits play roles: "train" (clusters are made and named, networks learn), "dev" (choices) and "val" (the
+report). Notebook 00 writes down which split plays which; the later ones open them with `open_role`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from mdlib import store
 from mdlib.datasets.coco import CocoDataset
+from mdlib.datasets.folder import FolderDataset
+from mdlib.datasets.images import ImageError
 from mdlib.datasets.sample import VOID, Instances, Sample
+from mdlib.datasets.scenes import StoredScenes
 from mdlib.datasets.voc import VocDataset
 from mdlib.datasets.zoo import ZooDataset
+from mdlib.presets import ROOT
 
 
 class Dataset(Protocol):
@@ -34,6 +42,7 @@ OPENERS: dict[str, Callable[..., Dataset]] = {
     "voc2007": partial(VocDataset, year=2007),
     "coco": CocoDataset,
     "coco_agnostic": partial(CocoDataset, agnostic=True),
+    "folder": FolderDataset,
 }
 
 
@@ -52,28 +61,85 @@ class Remembered:
     """A data set that keeps the samples it has given while they fit into `budget` bytes.
 
     For training, which asks for the same picture in every epoch: composing or decoding it again costs more than a step.
+    left_out: ids that are passed over; first: how many of the others there are at most. labels: see `label_kind`.
     """
 
-    def __init__(self, dataset: Dataset, *, budget: float = 1e9):
-        self.dataset, self.name, self.classes, self.left = dataset, dataset.name, dataset.classes, budget
+    def __init__(
+        self, dataset: Dataset, *, budget: float = 1e9, left_out: Collection[str] = (), first: int | None = None, labels: str = "none"
+    ):
+        self.dataset, self.name, self.classes, self.left, self.labels = dataset, dataset.name, dataset.classes, budget, labels
+        self.places = [i for i, image_id in enumerate(dataset.ids()) if image_id not in left_out][:first]
         self.kept: dict[int, Sample] = {}
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.places)
 
     def ids(self) -> list[str]:
-        return self.dataset.ids()
+        ids = self.dataset.ids()
+        return [ids[place] for place in self.places]
 
     def __getitem__(self, index: int) -> Sample:
         if index in self.kept:
             return self.kept[index]
-        sample = self.dataset[index]
+        sample = self.dataset[self.places[index]]
         held = [sample.image, sample.semantic]
         held += [sample.instances.masks, sample.instances.crowds] if sample.instances is not None else []
         size = sum(array.nbytes for array in held if array is not None)
         if size <= self.left:
             self.kept[index], self.left = sample, self.left - size
         return sample
+
+
+def open_role(prepared: Path, role: str, *, first: int | None = None) -> Remembered:
+    """The images that play a role in a run, as notebook 00 wrote it into `prepared`/index.json; first: no more than so many.
+
+    Raises store.StoreError where the run has no such role.
+    """
+    index = store.read_json(prepared / "index.json")
+    entries = index["splits"] | ({"support": index["support"]} if "support" in index else {})
+    if role not in entries:
+        raise store.StoreError(f"this run has no {role} images, only {', '.join(entries)}: see {role}_split of 00_prepare_data")
+    entry, scenes = {**index, **entries[role]}, prepared / f"scenes_{role}.npz"  # the support set is of another data set
+    data = open_dataset(entry["dataset"], root=ROOT / entry["root"], split=entry["split"], count=entry["count"])
+    if scenes.is_file():  # composed by 00, once for all
+        data = StoredScenes(scenes, name=data.name, classes=data.classes, ids=data.ids())
+    return Remembered(data, left_out=set(entry["left_out"]), first=first, labels=entry["labels"])
+
+
+def has_support(prepared: Path) -> bool:
+    """Whether the run has a second data set, whose masks join those of train in k-means; its role is "support"."""
+    return "support" in store.read_json(prepared / "index.json")
+
+
+def open_roles(prepared: Path) -> dict[str, Remembered]:
+    """All roles of a run and their images: train, and dev and val where there are any."""
+    return {role: open_role(prepared, role) for role in store.read_json(prepared / "index.json")["splits"]}
+
+
+def labelled_roles(prepared: Path) -> set[str]:
+    """The roles whose images have semantic maps and masks; a line names the others, because nothing is scored there."""
+    kinds = {role: entry["labels"] for role, entry in store.read_json(prepared / "index.json")["splits"].items()}
+    bare = [role for role, kind in kinds.items() if kind != "masks"]
+    if bare:
+        print(f"{', '.join(bare)}: no label maps, so what needs them is left out")
+    return set(kinds) - set(bare)
+
+
+def label_kind(sample: Sample) -> str:
+    """What is known of a sample: "masks" (a semantic map, and instances with masks), "boxes" (drawn ones alone) or "none"."""
+    if sample.instances is None:
+        return "none"
+    return "boxes" if sample.instances.masks is None or sample.semantic is None else "masks"
+
+
+def try_sample(dataset: Dataset, index: int) -> tuple[Sample | None, str | None]:
+    """(sample, None), or (None, what is wrong with it) for a file that cannot be read and labels that cannot be right."""
+    try:
+        sample = dataset[index]
+    except ImageError as error:
+        return None, str(error)
+    problem = check_sample(sample, num_classes=len(dataset.classes))
+    return (None, problem) if problem else (sample, None)
 
 
 def check_sample(sample: Sample, *, num_classes: int) -> str | None:
@@ -98,4 +164,7 @@ def check_sample(sample: Sample, *, num_classes: int) -> str | None:
     return None
 
 
-__all__ = ["VOID", "Dataset", "Instances", "Remembered", "Sample", "check_sample", "open_dataset"]
+__all__ = [
+    "VOID", "Dataset", "Instances", "Remembered", "Sample",
+    "check_sample", "has_support", "label_kind", "labelled_roles", "open_dataset", "open_role", "open_roles", "try_sample",
+]  # fmt: skip

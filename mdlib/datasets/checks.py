@@ -6,7 +6,8 @@ from pathlib import Path
 from mdlib.datasets import OPENERS, coco, open_dataset, voc
 from mdlib.datasets.coco import CocoDataset
 from mdlib.datasets.files import absent, some
-from mdlib.datasets.images import ImageError, image_size
+from mdlib.datasets.folder import FolderDataset
+from mdlib.datasets.images import ImageError, image_size, read_label_map
 from mdlib.datasets.voc import VocDataset
 from mdlib.progress import track
 
@@ -22,6 +23,8 @@ def check_dataset(name: str, root: str | Path, *, splits: Iterable[str]) -> list
         return _check_voc(root, splits, year=int(name[3:]))
     if name in ("coco", "coco_agnostic"):
         return _check_coco(root, splits)
+    if name == "folder":
+        return _check_folder(root, splits)
     if name not in OPENERS:
         raise ValueError(f"unknown data set {name!r}; expected one of {sorted(OPENERS)}")
     return _open_all(splits, lambda split: open_dataset(name, root=root, split=split))[1]
@@ -84,6 +87,20 @@ def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
         except ImageError as error:
             faults.append(str(error))
     return problems + _few(faults, "images")
+
+
+def _check_folder(root: str | Path, splits: Iterable[str]) -> list[str]:
+    opened, problems = _open_all(splits, lambda split: FolderDataset(root, split))
+    faults = []
+    for data in opened:
+        for index in track(range(len(data)), total=len(data), what=f"checking the pictures in {data.folder}"):
+            try:
+                size = image_size(data.folder / data.files[index])
+                if data.masks is not None:
+                    read_label_map(data.mask_path(index), image_hw=size, num_classes=len(data.classes))
+            except ImageError as error:
+                faults.append(str(error))
+    return problems + _few(faults, "pictures or label maps")
 
 
 def _count(name: str, split: str, have: int, published: int | None) -> list[str]:

@@ -1,0 +1,106 @@
+"""Does the memory of the mask stage grow with the data set? Stage 1 on 200, 2,000 and 20,000 images, each in a process of its own.
+
+    python benchmarks/mask_memory.py       about 6 minutes; writes benchmarks/results/mask_memory.json
+
+Measured: the peak resident memory of the whole process, with Python and PyTorch in it and malloc set as for the runner's
+kernels, of what notebook 01 does: images of 375 x 500 pixels through `distill.distill_masks`, `store.write_masks`,
+`store.read_masks`, `store.by_image`. "dense" keeps the pixels of every mask instead, as a list of records would. A stand-in
+takes the encoder's place: it averages colours over patches of 16 pixels, so that what is measured is what the stage keeps,
+not the network. Pictures are made as they are asked for: `datasets.Remembered` before them may keep up to 1 GB of them.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mdlib import distill, store
+from mdlib.datasets import Sample
+from mdlib.encoder import Tokens
+from mdlib.pipeline import KERNEL_ENVIRONMENT
+from mdlib.presets import ROOT
+from mdlib.stage import versions
+
+HEIGHT, WIDTH = 375, 500
+RUNS = [("rle", 200), ("rle", 2_000), ("rle", 20_000), ("dense", 200), ("dense", 2_000)]
+SETTINGS = dict(input_side=HEIGHT, batch_size=16, top_k=0.4, cls_heads=1, mass=None, center="none")
+
+
+class Blobs:
+    """`count` pictures of one bright ellipse on a dark ground; the i-th is a function of i."""
+
+    name, classes = "blobs", ("background", "blob")
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def ids(self) -> list[str]:
+        return [f"{i:06d}" for i in range(self.count)]
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng(index)
+        y, x = np.ogrid[:HEIGHT, :WIDTH]
+        centre, radii = rng.uniform(0.3, 0.7, 2) * (HEIGHT, WIDTH), rng.uniform(40, 120, 2)
+        inside = ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1
+        return Sample(f"{index:06d}", np.repeat(np.where(inside, 220, 60).astype(np.uint8)[..., None], 3, axis=2))
+
+
+class MeanColours:
+    """In an encoder's place: the key of a patch is its mean colour about grey, and CLS asks for what is bright."""
+
+    patch, device = 16, "cpu"
+
+    def tokens(self, images: torch.Tensor) -> Tokens:
+        images = F.pad(images.float() / 255 - 0.5, (0, -images.shape[-1] % self.patch, 0, -images.shape[-2] % self.patch), value=-0.25)
+        pooled = F.avg_pool2d(images, self.patch)
+        keys = pooled.flatten(2).transpose(1, 2)[:, None]  # (B, 1 head, N, 3)
+        query = torch.ones(len(images), 1, 3)
+        return Tokens(query[:, 0], keys[:, 0], query, keys, keys, keys, tuple(pooled.shape[-2:]))
+
+
+def distill_all(kept: str, count: int) -> int:
+    """Run the stage once in this process; returns its peak resident memory in bytes."""
+    torch.set_num_threads(1)
+    data = Blobs(count)
+    found = distill.distill_masks(data, MeanColours(), **SETTINGS)
+    records = ({"image_id": d.id, "mask": d.mask, "score": d.score} for d in found)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "masks.json"
+        records = list(records) if kept == "dense" else records
+        store.write_masks(path, records)
+        by_image = store.by_image(records if kept == "dense" else store.read_masks(path), data.ids())
+    assert len(by_image) == count and all(found[0]["mask"].any() for found in by_image[:: max(1, count // 100)])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    peaks = {}
+    for kept, count in RUNS:
+        command, environment = [sys.executable, __file__, kept, str(count)], {**os.environ, **KERNEL_ENVIRONMENT}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        peaks[f"{kept}_{count}"] = round(int(done.stdout) / 1e6, 1)
+        print(kept, count, peaks[f"{kept}_{count}"], "MB", flush=True)
+    result = {
+        "what": f"peak resident memory of stage 1 on images of {HEIGHT} x {WIDTH} pixels with a stand-in encoder, MB",
+        "peak_mb": peaks,
+        "rle_20000_over_200": round(peaks["rle_20000"] / peaks["rle_200"], 4),
+        "versions": versions(),
+    }
+    store.write_json(ROOT / "benchmarks" / "results" / "mask_memory.json", result)
+    print(result)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(distill_all(sys.argv[1], int(sys.argv[2])))
+    else:
+        main()
