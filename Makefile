@@ -5,10 +5,10 @@ RUN := reports/demo
 SUITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON = $(shell for p in python3.12 python3.11 python3; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help quickstart demo smoke test lab report site clean
+.PHONY: help quickstart demo smoke voc2012 test lab report site clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUITS)' || { \
@@ -29,6 +29,10 @@ demo: .venv/.installed ## run the demo on the embedded images, report in reports
 
 smoke: .venv/.installed ## the same notebooks at a tiny size: does everything work?
 	$(PY) -m mdlib run smoke
+
+voc2012: .venv/.installed ## the paper's run on PASCAL VOC 2012: check the data, then run (a GPU; hours)
+	$(PY) -m mdlib check voc2012
+	$(PY) -m mdlib run voc2012
 
 test: .venv/.installed ## run the tests
 	$(PY) -m pytest

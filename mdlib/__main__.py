@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     again.add_argument("--readme", action="store_true", help="also put the results into README.md")
     check = commands.add_parser("check", help="say what a preset needs, what is missing, and what a run takes")
     check.add_argument("preset")
+    check.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets")
     fetch = commands.add_parser("fetch", help="download a data set; its licence and terms are printed first")
     fetch.add_argument("dataset", choices=sorted(SOURCES))
     fetch.add_argument("--root", type=Path, default=ROOT / "data", help="folder to put it in (default: data)")
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "run":
             return pipeline.run(given.preset, out=given.out, overrides=parse_sets(given.sets), start=given.start, only=given.only)
         if given.command == "check":
-            return pipeline.WRONG if needs.check(given.preset) else pipeline.DONE
+            return pipeline.WRONG if needs.check(given.preset, parse_sets(given.sets)) else pipeline.DONE
         if given.command == "fetch":
             fetch_dataset(given.dataset, given.root)
             return pipeline.DONE

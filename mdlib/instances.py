@@ -8,6 +8,7 @@ out; limits that grow with the picture would call nearly every object of the zoo
 Sources: Lin et al., Microsoft COCO, arXiv 1405.0312; cocodataset.org, detection evaluation.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,17 +34,19 @@ class CocoScores:
     precision: np.ndarray
 
 
-def coco_scores(images: list[list[dict]], truths: list[Instances], *, class_aware: bool) -> CocoScores:
+def coco_scores(images: list[list[dict]], truths: Iterable[Instances], *, class_aware: bool) -> CocoScores:
     """COCO's evaluation of masks over a data set.
 
     images: for each image its predictions {"mask" (H, W) bool, "score"}, with a class "label" from 1 where class_aware;
-    truths: its true objects. In a crowd region predictions are ignored, whatever their class.
+    truths: its true objects, looked at once and in order. In a crowd region predictions are ignored, whatever their class.
     Raises ValueError where there are only boxes, or the lists differ in length.
     """
     truth = _annotations(truths, class_aware)
+    if len(images) != len(truth["images"]):
+        raise ValueError(f"predictions of {len(images)} images, true objects of {len(truth['images'])}")
     found = [
         {"image_id": i, "category_id": int(record["label"]) if class_aware else 1, "score": float(record["score"]), "segmentation": encode_mask(record["mask"])}
-        for i, (records, _) in enumerate(zip(images, truths, strict=True))
+        for i, records in enumerate(images)
         for record in records
     ]
     if not found or not any(not each["iscrowd"] for each in truth["annotations"]):
@@ -59,23 +62,24 @@ def coco_scores(images: list[list[dict]], truths: list[Instances], *, class_awar
     return CocoScores(_values(precision, recall), _mean(precision[:, :, :, 0, -1], axis=2))
 
 
-def single(images: list[list[dict]], truths: list[Instances]) -> tuple[list[list[dict]], list[Instances]]:
+def single(images: list[list[dict]], truths: Iterable[Instances]) -> tuple[list[list[dict]], Iterator[Instances]]:
     """The "single" protocol: the most confident prediction of each image, and the one object whose box it overlaps best.
 
     An image without a prediction keeps one object, its largest, which is missed; one without an object keeps its
-    prediction, which is a false alarm. Crowds are left out.
+    prediction, which is a false alarm. Crowds are left out. The objects come one image at a time.
     """
-    pairs = []
-    for records, true in zip(images, truths, strict=True):
-        kept = [max(records, key=lambda record: record["score"])] if records else []
-        if not len(true.labels):
-            chosen = []
-        elif kept:
-            chosen = [reduce_to_best_box(mask_to_box(kept[0]["mask"]), true.boxes)]
-        else:
-            chosen = [int(true.masks.sum((1, 2)).argmax())]
-        pairs.append((kept, Instances(masks=true.masks[chosen], labels=true.labels[chosen])))
-    return [kept for kept, _ in pairs], [true for _, true in pairs]
+    best = [[max(records, key=lambda record: record["score"])] if records else [] for records in images]
+    return best, (_reduced(kept, true) for kept, true in zip(best, truths, strict=True))
+
+
+def _reduced(kept: list[dict], true: Instances) -> Instances:
+    if not len(true.labels):
+        chosen = []
+    elif kept:
+        chosen = [reduce_to_best_box(mask_to_box(kept[0]["mask"]), true.boxes)]
+    else:
+        chosen = [int(true.masks.sum((1, 2)).argmax())]
+    return Instances(masks=true.masks[chosen], labels=true.labels[chosen])
 
 
 def named(images: list[list[dict]], names: np.ndarray) -> list[list[dict]]:
@@ -84,37 +88,35 @@ def named(images: list[list[dict]], names: np.ndarray) -> list[list[dict]]:
     A prediction in a cluster without a name is left out: it is of no class, so it can neither be right nor wrong.
     """
     return [
-        [{**record, "label": int(names[record["cluster"]])} for record in records if names[record["cluster"]] != UNMATCHED]
+        [record | {"label": int(names[record["cluster"]])} for record in records if names[record["cluster"]] != UNMATCHED]
         for records in images
     ]
 
 
-def _annotations(truths: list[Instances], class_aware: bool) -> dict:
+def _annotations(truths: Iterable[Instances], class_aware: bool) -> dict:
     """The true objects as a COCO file; crowds of an unknown class are crowds of every class."""
-    if any(true.masks is None for true in truths):
-        raise ValueError("these objects have boxes alone: masks cannot be judged by them")
-    categories = sorted({int(label) for true in truths for label in true.labels}) if class_aware else [1]
-    objects = [
-        (i, int(label) if class_aware else 1, mask, 0) for i, true in enumerate(truths) for mask, label in zip(true.masks, true.labels)
-    ]
-    objects += [(i, c, mask, 1) for i, true in enumerate(truths) if true.crowds is not None for mask in true.crowds for c in categories]
-    sizes = [true.masks.shape[1:] for true in truths]
+    sizes, objects, crowds = [], [], []
+    for i, true in enumerate(truths):
+        if true.masks is None:
+            raise ValueError("these objects have boxes alone: masks cannot be judged by them")
+        sizes.append(true.masks.shape[1:])
+        objects += [_annotation(i, mask, int(label) if class_aware else 1) for mask, label in zip(true.masks, true.labels)]
+        crowds += [_annotation(i, mask) for mask in (() if true.crowds is None else true.crowds)]
+    categories = sorted({each["category_id"] for each in objects}) if class_aware else [1]
+    objects += [{**crowd, "category_id": c, "iscrowd": 1} for crowd in crowds for c in categories]
     return {
         "images": [{"id": i, "height": int(h), "width": int(w)} for i, (h, w) in enumerate(sizes)],
         "categories": [{"id": c, "name": str(c)} for c in categories],
-        "annotations": [
-            {
-                "id": 1 + n, "image_id": i, "category_id": c, "iscrowd": crowd,
-                "area": float(mask.sum()), "bbox": _corner_and_size(mask), "segmentation": encode_mask(mask),
-            }
-            for n, (i, c, mask, crowd) in enumerate(objects)
-        ],
-    }  # fmt: skip
+        "annotations": [{**each, "id": 1 + n} for n, each in enumerate(objects)],
+    }
 
 
-def _corner_and_size(mask: np.ndarray) -> list[int]:
+def _annotation(image: int, mask: np.ndarray, category: int = 0) -> dict:
     x0, y0, x1, y1 = mask_to_box(mask)
-    return [x0, y0, x1 - x0, y1 - y0]
+    return {
+        "image_id": image, "category_id": category, "iscrowd": 0, "area": float(mask.sum()),
+        "bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": encode_mask(mask),
+    }  # fmt: skip
 
 
 def _without_predictions(truth: dict) -> CocoScores:

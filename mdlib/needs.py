@@ -7,7 +7,6 @@ what it rests on; what nobody has measured is "not measured".
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import torch
@@ -29,10 +28,10 @@ NETWORK_GIGABYTES = {"vit": 0.03, "resnet50": 0.7}  # 44 M parameters in single 
 ALL_IMAGES = 20_000  # no split of VOC or COCO20k has more
 
 
-def check(preset_name: str) -> list[str]:
+def check(preset_name: str, overrides: dict[str, dict]) -> list[str]:
     """Print what a preset needs and what it will take. Returns what is missing, one line each."""
     preset = load_preset(preset_name)
-    parameters = resolve(preset, {})
+    parameters = resolve(preset, overrides)
     print(f"{preset_name}: {preset.description}")
     print(f"notebooks: {', '.join(preset.notebooks)}")
     missing = [*missing_data(parameters), *missing_weights(parameters), *_missing_room(parameters)]
@@ -51,23 +50,33 @@ def check(preset_name: str) -> list[str]:
 
 
 def missing_data(parameters: dict[str, dict]) -> list[str]:
-    """All that is wrong with the splits of the preset's data set, and how to get it."""
-    prepared = parameters.get("00_prepare_data")
-    if prepared is None:
+    """All that is wrong with the data sets that notebook 00 opens, and how to get them."""
+    return [problem for name, root, splits in datasets_of(parameters) for problem in _wrong(name, root, splits)]
+
+
+def datasets_of(parameters: dict[str, dict]) -> list[tuple[str, str, list[str]]]:
+    """(name, root, splits) of the preset's data set, of which 09 may name one more split, and of its support set if it has one."""
+    if "00_prepare_data" not in parameters:
         return []
-    name, root = prepared["dataset"], ROOT / prepared["data_root"]
-    problems = check_dataset(name, root, splits=splits_of(parameters))
-    if problems and name.removesuffix("_agnostic") in SOURCES:
-        problems.append(f"{name} as a whole: `python -m mdlib fetch {name.removesuffix('_agnostic')} --root {prepared['data_root']}`")
+    prepared = parameters["00_prepare_data"]
+    named = [prepared[f"{role}_split"] for role in ("train", "dev", "val")] + [parameters.get("09_evaluate_instances", {}).get("split")]
+    found = [(prepared["dataset"], prepared["data_root"], [split for split in named if split is not None])]
+    if prepared["support_dataset"] is not None:
+        found.append((prepared["support_dataset"], prepared["support_root"], [prepared["support_split"]]))
+    return found
+
+
+def _wrong(name: str, root: str, splits: list[str]) -> list[str]:
+    try:
+        problems = check_dataset(name, ROOT / root, splits=splits)
+    except ValueError as error:  # an unknown name
+        return [str(error)]
+    source = name.removesuffix("_agnostic")
+    if problems and source in SOURCES:
+        problems.append(f"{name} as a whole: `python -m mdlib fetch {source} --root {root}`")
     elif problems and name == "zoo":
-        problems.append(f"{name} is part of the repository: `git checkout {prepared['data_root']}`")
+        problems.append(f"{name} is part of the repository: `git checkout {root}`")
     return problems
-
-
-def splits_of(parameters: dict[str, dict]) -> list[str]:
-    """The splits that a preset's notebooks open: every parameter that is called ..._split."""
-    named = {value for values in parameters.values() for key, value in values.items() if key.endswith("_split") and value is not None}
-    return sorted(named or {"train", "dev", "val"})
 
 
 def missing_weights(parameters: dict[str, dict]) -> list[str]:
@@ -113,9 +122,8 @@ def disk(parameters: dict[str, dict]) -> str:
 
 def gigabytes(parameters: dict[str, dict]) -> dict[str, float]:
     """Disk that is still to be filled: the data set if it is not there (archive and content), weights, artifacts."""
-    prepared = parameters.get("00_prepare_data", {})
-    name, root = str(prepared.get("dataset")).removesuffix("_agnostic"), ROOT / str(prepared.get("data_root"))
-    fetched = [source for source in SOURCES.get(name, ()) if not (root / (source.folder or source.file)).exists()]
+    sources = [(ROOT / root, each) for name, root, _ in datasets_of(parameters) for each in SOURCES.get(name.removesuffix("_agnostic"), ())]
+    fetched = [source for root, source in sources if not (root / (source.folder or source.file)).exists()]
     absent = [network for network, weights in set(_weights(parameters)) if _lack(network, weights)]
     return {
         "data set": sum(source.gigabytes * (2 if source.folder else 1) for source in fetched),

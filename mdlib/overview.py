@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from mdlib import clusters, distill, figures, masks, pseudo, segmenter, store
-from mdlib.datasets import open_dataset
+from mdlib.datasets import open_role
 from mdlib.encoder import load_encoder
 from mdlib.presets import ROOT
 from mdlib.stage import read_manifest
@@ -63,7 +63,7 @@ def save(figure: Figure, folder: Path) -> tuple[Path, Path]:
     """Write method.png and method.svg into `folder`; the alternative text is in both."""
     paths = folder / "method.png", folder / "method.svg"
     for path, metadata in zip(paths, ({"Description": ALT, "Software": None}, {"Title": "MaskDistill", "Description": ALT, "Date": None})):
-        with store.atomic(path) as temporary:
+        with store.atomic(path) as temporary, plt.rc_context({"svg.hashsalt": "mdlib"}):  # else no two SVGs are alike
             figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
     return paths
 
@@ -73,7 +73,7 @@ def panels_of(run_dir: Path) -> dict[str, np.ndarray]:
     folder = {name[:2]: run_dir / "artifacts" / name for name in _STAGES}
     settings = {name[:2]: read_manifest(run_dir, name)["parameters"] for name in _STAGES}
     index = store.read_json(folder["00"] / "index.json")
-    val = open_dataset(index["dataset"], root=ROOT / index["root"], split="val", count=index["splits"]["val"])
+    val = open_role(folder["00"], "val")
     names = np.array(store.read_json(folder["07"] / "val_clusters.json")["names"])
     logits = torch.from_numpy(store.read_array(folder["05"] / "segmenter_val.npy").astype(np.float32))
     final = [segmenter.label_map(one, image_hw=val[i].image.shape[:2]) for i, one in enumerate(logits)]
@@ -96,7 +96,7 @@ def panels_of(run_dir: Path) -> dict[str, np.ndarray]:
         "picture": sample.image,
         "attention": _attention(sample.image, settings["01"]),
         "mask": painted(found),
-        "cluster": _members(folder, index, most_common=final[best]),
+        "cluster": _members(folder, most_common=final[best]),
         "detector": painted([r for r in said if r["score"] >= 0.3]),
         "filter": drawn(sure),
         "segmenter": drawn(final[best]),
@@ -123,13 +123,13 @@ def _attention(image: np.ndarray, settings: dict) -> np.ndarray:
     return masks.cls_attention(tokens.cls_query, tokens.keys)[0].mean(0).sqrt().view(tokens.grid_hw).numpy()
 
 
-def _members(folder: dict[str, Path], index: dict, *, most_common: np.ndarray, side: int = 3, size: int = 64) -> np.ndarray:
+def _members(folder: dict[str, Path], *, most_common: np.ndarray, side: int = 3, size: int = 64) -> np.ndarray:
     """side x side crops of the training masks nearest to the centre of the map's largest cluster: one (H, W, 3) picture."""
     present = np.bincount(most_common[most_common > 0], minlength=2)
     features = clusters.whiten(store.read_array(folder["02"] / "features_train.npy"), store.read_array(folder["02"] / "deviation.npy"))
     centre = store.read_array(folder["02"] / "centres.npy")[max(0, int(present.argmax()) - 1)]
     records = store.read_masks(folder["01"] / "masks_train.json")
     nearest = [records[i] for i in ((features - centre) ** 2).sum(1).argsort(kind="stable")[: side * side]]
-    train = open_dataset(index["dataset"], root=ROOT / index["root"], split="train", count=index["splits"]["train"])
+    train = open_role(folder["00"], "train")
     crops = clusters.crop_masks(train, nearest, size=size).permute(0, 2, 3, 1).numpy()
     return crops.reshape(side, side, size, size, 3).transpose(0, 2, 1, 3, 4).reshape(side * size, side * size, 3)

@@ -6,7 +6,7 @@ Per cent, as published.
 
 from dataclasses import dataclass
 
-VAL, TRAINVAL, COCO20K = ("voc2012", "val"), ("voc2012", "trainval"), ("coco", "20k")
+VAL, TRAINVAL, COCO20K = ("voc2012", "val"), ("voc2012", "instances"), ("coco", "coco20k")  # data set and split, as we call them
 DATA_SETS = {
     VAL: "VOC 2012 val, 1,449 images", TRAINVAL: "VOC 2012 train and val, 2,913 images with masks", COCO20K: "COCO20k, 19,817 images of train2014",
 }  # fmt: skip
@@ -47,14 +47,14 @@ ROWS = (
 )
 
 
-def beside_published(metrics: dict[str, float], *, dataset: str, split: str, profile: str) -> str:
+def beside_published(measured: dict[tuple[str, str], dict[str, float]], *, profile: str) -> str:
     """ROWS as a table in Markdown, with what a run measured where data set and split are the row's own.
 
-    profile: the run's preset and encoder, shown with its number.
+    measured: {(data set, split): metrics} of whole splits; profile: the run's preset and encoder, shown with its numbers.
     """
     lines = ["| method | data set | protocol | published | measured here | profile |", "|---|---|---|---|---|---|"]
     for row in ROWS:
-        ours = row.data == (dataset, split) and row.metric in metrics
-        measured, how = (f"{100 * metrics[row.metric]:.1f}", profile) if ours else ("not run", "")
-        lines.append(f"| {row.method} | {DATA_SETS[row.data]} | {row.protocol} | {row.value} | {measured} | {how} |")
+        ours = measured.get(row.data, {}).get(row.metric)
+        number, how = ("not run", "") if ours is None else (f"{100 * ours:.1f}", profile)
+        lines.append(f"| {row.method} | {DATA_SETS[row.data]} | {row.protocol} | {row.value} | {number} | {how} |")
     return "\n".join(lines)

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.torch
-from faster_coco_eval import mask as rle
 from PIL import Image
 from torch import Tensor, nn
+
+from mdlib.rle import MaskRecord, encode_mask
 
 
 class StoreError(Exception):
@@ -141,40 +142,6 @@ def fit_weights(module: nn.Module, state: dict[str, Tensor], *, source) -> None:
 
 
 # ---------------------------------------------------------------- masks and maps
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """(H, W) bool -> COCO RLE {"size": [H, W], "counts": str}."""
-    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
-    counts = encoded["counts"]
-    return {"size": [int(s) for s in encoded["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def decode_mask(encoded: dict) -> np.ndarray:
-    """COCO RLE -> (H, W) bool."""
-    return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
-
-
-class MaskRecord(Mapping):
-    """What `read_masks` gives for a mask: what is said of it, and "mask" (H, W) bool, which is decoded at each look.
-
-    So the masks of a whole data set fit into memory. `record | {...}` adds values and stays small; `{**record}` holds pixels.
-    """
-
-    def __init__(self, values: dict, encoded: dict):
-        self._values, self._encoded = values, encoded
-
-    def __getitem__(self, key: str):
-        return decode_mask(self._encoded) if key == "mask" else self._values[key]
-
-    def __iter__(self):
-        return iter((*self._values, "mask"))
-
-    def __len__(self) -> int:
-        return len(self._values) + 1
-
-    def __or__(self, values: dict) -> "MaskRecord":
-        return MaskRecord(self._values | values, self._encoded)
 
 
 def write_masks(path: Path, records: Iterable[Mapping]) -> None:

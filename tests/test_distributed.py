@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-
 from in_processes import fail, network, numbers, train, train_with_a_break
+from test_detector import blobs, tiny_detector
+
 from mdlib import detector, distributed, store, training
 from mdlib.presets import ROOT
-from test_detector import blobs, tiny_detector
+
 
 def losses(history):
     return [(row["step"], pytest.approx(row["loss"], rel=1e-4), pytest.approx(row["twice"], rel=1e-4)) for row in history]

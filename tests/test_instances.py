@@ -163,21 +163,27 @@ def test_boxes_alone_and_lists_of_different_length_are_refused():
 # ---------------------------------------------------------------- protocols
 
 
+def one_each(images, truths):
+    """`single`, with its objects as a list."""
+    best, reduced = single(images, truths)
+    return best, list(reduced)
+
+
 def test_single_keeps_the_surest_prediction_and_the_object_that_its_box_overlaps_best():
-    images, truths = single([[said(A, 0.4), said(B, 0.9)]], [truth(A, B, labels=[1, 2])])
+    images, truths = one_each([[said(A, 0.4), said(B, 0.9)]], [truth(A, B, labels=[1, 2])])
     assert [r["score"] for r in images[0]] == [0.9]
     assert truths[0].labels.tolist() == [2] and (truths[0].masks[0] == B).all()
 
 
 def test_single_of_an_image_without_prediction_misses_its_largest_object():
-    images, truths = single([[], [said(A, 0.9)]], [truth(A, B, labels=[1, 2]), truth(A)])
+    images, truths = one_each([[], [said(A, 0.9)]], [truth(A, B, labels=[1, 2]), truth(A)])
     assert images[0] == [] and truths[0].labels.tolist() == [2]
     values = coco_scores(images, truths, class_aware=False).values
     assert values["AP50"] == pytest.approx(ap([1], 2)) and values["AR1"] == pytest.approx(0.5)
 
 
 def test_single_of_an_image_without_object_is_a_false_alarm():
-    images, truths = single([[said(B, 0.9)], [said(A, 0.8)]], [truth(), truth(A)])
+    images, truths = one_each([[said(B, 0.9)], [said(A, 0.8)]], [truth(), truth(A)])
     assert not len(truths[0].labels)
     assert coco_scores(images, truths, class_aware=False).values["AP50"] == pytest.approx(0.5)
 
@@ -185,7 +191,7 @@ def test_single_of_an_image_without_object_is_a_false_alarm():
 def test_single_equals_the_library_s_own_form(rng):
     images, truths = random_case(rng)
     kept = [i for i, true in enumerate(truths) if len(true.labels)]
-    one, reduced = single([images[i] for i in kept], [truths[i] for i in kept])
+    one, reduced = one_each([images[i] for i in kept], [truths[i] for i in kept])
     overlaps = [metrics.mask_iou(r[0]["mask"][None], t.masks)[0, 0] if r else 0.0 for r, t in zip(one, reduced)]
     scores = np.array([r[0]["score"] if r else -np.inf for r in one])
     values = coco_scores(one, reduced, class_aware=False).values

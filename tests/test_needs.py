@@ -5,8 +5,8 @@ import re
 import huggingface_hub.constants
 import pytest
 import yaml
-
 from fixtures import make_voc2012
+
 from mdlib import needs, pipeline, presets, store
 from mdlib.__main__ import main
 from mdlib.backbones import PUBLISHED_WEIGHTS
@@ -94,18 +94,24 @@ def test_weights_that_are_in_a_cache_or_a_file_are_not_missing(tmp_path):
     assert needs.missing_weights(parameters) == []
 
 
-def test_every_split_that_a_notebook_names_is_looked_at():
-    prepared = {"train_split": "trainaug", "dev_split": "dev", "val_split": None, "train_images": None}
-    assert needs.splits_of({"00_prepare_data": prepared, "09_evaluate_instances": {"split": "x", "instances_split": "instances"}}) == [
-        "dev", "instances", "trainaug",
-    ]  # fmt: skip
-    assert needs.splits_of({"00_prepare_data": {"dataset": "zoo"}}) == ["dev", "train", "val"]
+PREPARED = {
+    "dataset": "zoo", "data_root": "data/zoo", "train_split": "train", "dev_split": "dev", "val_split": None, "train_images": 10,
+    "support_dataset": None, "support_root": "data/voc", "support_split": "trainval",
+}  # fmt: skip
+
+
+def test_every_split_that_a_notebook_opens_is_looked_at():
+    assert needs.datasets_of({"01_distill_masks": {}}) == []
+    assert needs.datasets_of({"00_prepare_data": PREPARED}) == [("zoo", "data/zoo", ["train", "dev"])]
+    voc = PREPARED | {"dataset": "voc2012", "data_root": "data", "support_dataset": "voc2007"}
+    found = needs.datasets_of({"00_prepare_data": voc, "09_evaluate_instances": {"split": "instances"}})
+    assert found == [("voc2012", "data", ["train", "dev", "instances"]), ("voc2007", "data/voc", ["trainval"])]
 
 
 def test_disk_counts_the_logits_of_two_networks():
     def artifacts(side, val):
         return needs.gigabytes({
-            "00_prepare_data": {"dataset": "zoo", "data_root": "data/zoo", "train_images": 10, "val_images": val},
+            "00_prepare_data": PREPARED | {"val_images": val},
             "02_cluster_masks": {"k": 20},
             "05_train_deeplab": {"backbone": "resnet50", "side": side},
         })["artifacts"]

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mdlib import __main__ as command
-from mdlib import detector, predict, segmenter, store
+from mdlib import detector, predict, rle, segmenter, store
 
 CLASSES, NAMES = ["background", "cat", "dog"], [2, -1, 1]  # of three clusters; the second has no name
 
@@ -59,7 +59,7 @@ def test_instances_are_coco(run_dir, pictures, tmp_path):
     assert [c["name"] for c in content["categories"]] == ["dog (cluster 0)", "unnamed (cluster 1)", "cat (cluster 2)"]
     assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
     for annotation in content["annotations"]:
-        mask = store.decode_mask(annotation["segmentation"])
+        mask = rle.decode_mask(annotation["segmentation"])
         x, y, width, height = annotation["bbox"]
         assert mask.sum() == annotation["area"] == mask[y : y + height, x : x + width].sum()
         assert 1 <= annotation["category_id"] <= 3 and 0 <= annotation["score"] <= 1
@@ -81,7 +81,7 @@ def test_no_picture_is_an_error(run_dir, tmp_path, given, capsys):
 
 def test_a_run_without_a_segmenter_says_what_to_run(tmp_path, pictures, capsys):
     assert command.main(["predict", str(pictures), "--run", str(tmp_path)]) == 2
-    assert "00_prepare_data has not run" in capsys.readouterr().err
+    assert "02_cluster_masks has not run" in capsys.readouterr().err
 
 
 def test_two_files_of_one_name_do_not_overwrite_each_other(pictures):

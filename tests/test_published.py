@@ -8,7 +8,7 @@ EVERY = {row.metric: 0.123 for row in published.ROWS}
 
 
 def table(dataset, split):
-    return published.beside_published(EVERY, dataset=dataset, split=split, profile="tiny")
+    return published.beside_published({(dataset, split): EVERY}, profile="tiny")
 
 
 @pytest.mark.parametrize(("dataset", "split"), [("zoo", "val"), ("voc2007", "val"), ("voc2012", "train"), ("coco", "val"), ("folder", "val")])
@@ -25,7 +25,7 @@ def test_a_number_stands_in_the_rows_of_its_own_data_set_with_its_profile():
 
 
 def test_a_metric_that_was_not_measured_is_not_run():
-    shown = published.beside_published({}, dataset="voc2012", split="val", profile="tiny")
+    shown = published.beside_published({published.VAL: {}}, profile="tiny")
     assert shown.count("not run") == len(published.ROWS)
 
 

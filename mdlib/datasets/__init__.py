@@ -96,13 +96,19 @@ def open_role(prepared: Path, role: str, *, first: int | None = None) -> Remembe
     Raises store.StoreError where the run has no such role.
     """
     index = store.read_json(prepared / "index.json")
-    if role not in index["splits"]:
-        raise store.StoreError(f"this run has no {role} images, only {', '.join(index['splits'])}: see {role}_split of 00_prepare_data")
-    entry, scenes = index["splits"][role], prepared / f"scenes_{role}.npz"
-    data = open_dataset(index["dataset"], root=ROOT / index["root"], split=entry["split"], count=entry["count"])
+    entries = index["splits"] | ({"support": index["support"]} if "support" in index else {})
+    if role not in entries:
+        raise store.StoreError(f"this run has no {role} images, only {', '.join(entries)}: see {role}_split of 00_prepare_data")
+    entry, scenes = {**index, **entries[role]}, prepared / f"scenes_{role}.npz"  # the support set is of another data set
+    data = open_dataset(entry["dataset"], root=ROOT / entry["root"], split=entry["split"], count=entry["count"])
     if scenes.is_file():  # composed by 00, once for all
         data = StoredScenes(scenes, name=data.name, classes=data.classes, ids=data.ids())
     return Remembered(data, left_out=set(entry["left_out"]), first=first, labels=entry["labels"])
+
+
+def has_support(prepared: Path) -> bool:
+    """Whether the run has a second data set, whose masks join those of train in k-means; its role is "support"."""
+    return "support" in store.read_json(prepared / "index.json")
 
 
 def open_roles(prepared: Path) -> dict[str, Remembered]:
@@ -160,5 +166,5 @@ def check_sample(sample: Sample, *, num_classes: int) -> str | None:
 
 __all__ = [
     "VOID", "Dataset", "Instances", "Remembered", "Sample",
-    "check_sample", "label_kind", "labelled_roles", "open_dataset", "open_role", "open_roles", "try_sample",
+    "check_sample", "has_support", "label_kind", "labelled_roles", "open_dataset", "open_role", "open_roles", "try_sample",
 ]  # fmt: skip
