@@ -2,13 +2,14 @@
 
     python benchmarks/mask_memory.py       about 6 minutes; writes benchmarks/results/mask_memory.json
 
-Measured: the peak resident memory of the whole process (the least of a few runs), with Python and PyTorch in it, of what notebook 01 does: images of
-375 x 500 pixels through `distill.distill_masks`, `store.write_masks`, `store.read_masks`, `store.by_image`. "dense" keeps
-the pixels of every mask instead, as a list of records would. A stand-in takes the encoder's place: it averages colours
-over patches of 16 pixels, so that what is measured is what the stage keeps, not the network. Pictures are made as they are asked for;
-a `datasets.Remembered` before them would add what it is allowed to keep (1 GB).
+Measured: the peak resident memory of the whole process, with Python and PyTorch in it and malloc set as for the runner's
+kernels, of what notebook 01 does: images of 375 x 500 pixels through `distill.distill_masks`, `store.write_masks`,
+`store.read_masks`, `store.by_image`. "dense" keeps the pixels of every mask instead, as a list of records would. A stand-in
+takes the encoder's place: it averages colours over patches of 16 pixels, so that what is measured is what the stage keeps,
+not the network. Pictures are made as they are asked for: `datasets.Remembered` before them may keep up to 1 GB of them.
 """
 
+import os
 import resource
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from mdlib import distill, store
 from mdlib.datasets import Sample
 from mdlib.encoder import Tokens
+from mdlib.pipeline import KERNEL_ENVIRONMENT
 from mdlib.presets import ROOT
 from mdlib.stage import versions
 
@@ -55,7 +57,7 @@ class Blobs:
 class MeanColours:
     """In an encoder's place: the key of a patch is its mean colour about grey, and CLS asks for what is bright."""
 
-    patch = 16
+    patch, device = 16, "cpu"
 
     def tokens(self, images: torch.Tensor) -> Tokens:
         images = F.pad(images.float() / 255 - 0.5, (0, -images.shape[-1] % self.patch, 0, -images.shape[-2] % self.patch), value=-0.25)
@@ -83,7 +85,8 @@ def distill_all(kept: str, count: int) -> int:
 def main() -> None:
     peaks = {}
     for kept, count in RUNS:
-        done = subprocess.run([sys.executable, __file__, kept, str(count)], check=True, capture_output=True, text=True)
+        command, environment = [sys.executable, __file__, kept, str(count)], {**os.environ, **KERNEL_ENVIRONMENT}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         peaks[f"{kept}_{count}"] = round(int(done.stdout) / 1e6, 1)
         print(kept, count, peaks[f"{kept}_{count}"], "MB", flush=True)
     result = {

@@ -1,10 +1,12 @@
-"""The command line: python -m mdlib run | report | check | predict | site."""
+"""The command line: python -m mdlib run | report | check | fetch | predict | site."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from mdlib import pipeline, predict, report, site
+from mdlib import needs, pipeline, predict, report, site
+from mdlib.datasets.download import fetch_dataset
+from mdlib.datasets.sources import SOURCES
 from mdlib.presets import ROOT, PresetError, load_preset, parse_sets
 from mdlib.store import StoreError, read_json
 
@@ -21,9 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
     again = commands.add_parser("report", help="write the report of a finished run again")
     again.add_argument("run", type=Path)
     again.add_argument("--readme", action="store_true", help="also put the results into README.md")
-    check = commands.add_parser("check", help="say what a preset needs and what is missing")
+    check = commands.add_parser("check", help="say what a preset needs, what is missing, and what a run takes")
     check.add_argument("preset")
     check.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets")
+    fetch = commands.add_parser("fetch", help="download a data set; its licence and terms are printed first")
+    fetch.add_argument("dataset", choices=sorted(SOURCES))
+    fetch.add_argument("--root", type=Path, default=ROOT / "data", help="folder to put it in (default: data)")
     new = commands.add_parser("predict", help="maps, overlays and COCO JSON for new pictures, from a finished run")
     new.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
     new.add_argument("--run", type=Path, required=True, help="folder of the run, such as reports/demo")
@@ -36,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "run":
             return pipeline.run(given.preset, out=given.out, overrides=parse_sets(given.sets), start=given.start, only=given.only)
         if given.command == "check":
-            return pipeline.check(given.preset, parse_sets(given.sets))
+            return pipeline.WRONG if needs.check(given.preset, parse_sets(given.sets)) else pipeline.DONE
+        if given.command == "fetch":
+            fetch_dataset(given.dataset, given.root)
+            return pipeline.DONE
         if given.command == "predict":
             return pipeline.WRONG if predict.run(given.images, run_dir=given.run.resolve(), out=given.out) else pipeline.DONE
         if given.command == "site":

@@ -47,6 +47,11 @@ def read_checkpoint(path: Path, *, networks: tuple[str, ...] = (), head: str | N
     return state
 
 
+def cached_checkpoint(url: str) -> Path:
+    """Where `fetch_checkpoint` keeps what it fetched from an address."""
+    return Path(pooch.os_cache(CACHE)) / url.rsplit("/", 1)[-1]
+
+
 def fetch_checkpoint(url: str, *, md5: str = "") -> Path:
     """A published checkpoint in the user's cache, downloaded if it is not there.
 
@@ -54,8 +59,9 @@ def fetch_checkpoint(url: str, *, md5: str = "") -> Path:
     without, if the download fails or is another file than the publisher's.
     """
     way_out = "download it by other means and give the file's path as `weights`"
+    place = cached_checkpoint(url)
     try:
-        path = Path(pooch.retrieve(url, known_hash=None, fname=url.rsplit("/", 1)[-1], path=pooch.os_cache(CACHE)))
+        path = Path(pooch.retrieve(url, known_hash=None, fname=place.name, path=place.parent))
     except OSError as error:  # the errors of requests are OSErrors, too
         raise WeightsError(f"{url} cannot be fetched ({error}): {way_out}") from None
     if not _saved_by_torch(path) or not pooch.file_hash(path, alg="md5").startswith(md5):

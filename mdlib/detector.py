@@ -16,7 +16,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from mdlib import store
+from mdlib import distributed, store, training
 from mdlib.backbones import build_pyramid
 from mdlib.datasets import Dataset
 from mdlib.datasets.sample import mask_to_box
@@ -124,7 +124,9 @@ def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
 
 
 class DetectionBatches:
-    """batch(step) -> DetectionBatch, a pure function of (seed, step); images are mirrored half the time.
+    """batch(step) -> DetectionBatch, a pure function of (seed, step); batch(step, part, parts) -> a part of it.
+
+    Images are mirrored half the time.
 
     records: pseudo objects {"mask", "cluster", "image_id"}, any number an image. An image without a mask that is large
     enough for a box is left out; `self.kept` holds the indices of the others.
@@ -140,10 +142,12 @@ class DetectionBatches:
         if not self.kept:
             raise ValueError("no mask is large enough to train on")
 
-    def __call__(self, step: int) -> DetectionBatch:
+    def __call__(self, step: int, part: int = 0, parts: int = 1) -> DetectionBatch:
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(self.kept, self.batch, replace=len(self.kept) < self.batch)
-        return DetectionBatch(self._pair(int(i), bool(flip)) for i, flip in zip(chosen, rng.random(self.batch) < 0.5))
+        flips = rng.random(self.batch) < 0.5
+        own = distributed.share(self.batch, part, parts)
+        return DetectionBatch(self._pair(int(i), bool(flip)) for i, flip in zip(chosen[own], flips[own]))
 
     def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
         sample = self.dataset[index]
@@ -160,6 +164,28 @@ def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict
     """The sum of Mask R-CNN's five losses, and each of them."""
     losses = model([image for image, _ in batch], [target for _, target in batch])
     return sum(losses.values()), {name.removeprefix("loss_"): value.item() for name, value in losses.items()}
+
+
+def train(
+    model: MaskRCNN, batches: DetectionBatches, *, steps: int, peak_lr: float, warmup: int, optimizer: str, weight_decay: float,
+    body_scale: float, seed: int, settings: dict, checkpoint: Path | None, accumulate: int = 1,
+) -> list[dict]:  # fmt: skip
+    """Train in place with a cosine schedule; returns the history. See training.fit and training.make_optimizer."""
+    model.to(batches.device).train()
+    return training.fit(
+        {"detector": model},
+        training.make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
+        lambda pairs, step: detector_loss(model, pairs),
+        batches,
+        steps=steps,
+        lr_of=lambda step: training.cosine_schedule(step, steps=steps, warmup=warmup, peak=peak_lr),
+        seed=seed,
+        settings=settings,
+        checkpoint=checkpoint,
+        clip_norm=5.0,
+        bf16=batches.device == "cuda",
+        accumulate=accumulate,
+    )
 
 
 @torch.no_grad()

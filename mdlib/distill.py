@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mdlib import masks, objects
-from mdlib.datasets import Dataset
+from mdlib.datasets import Dataset, Sample
 from mdlib.encoder import Encoder, Tokens
 
 
@@ -41,33 +41,31 @@ def distill_masks(
     masks.center_keys and objects.object_masks for the rest. Without min_contrast every image has at least one mask;
     with it some have none.
     """
-    batch: list = []
+    rule = dict(top_k=top_k, cls_heads=cls_heads, mass=mass, center=center, max_masks=max_masks, min_contrast=min_contrast, max_seam=max_seam)
+    batch: list[Sample] = []
     for index in range(len(dataset) + 1):
         sample = dataset[index] if index < len(dataset) else None
         if batch and (sample is None or len(batch) == batch_size or sample.image.shape != batch[0].image.shape):
-            images = torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2)
-            resized = resize_images(images, input_side=input_side)
-            tokens = encoder.tokens(resized)
-            found, scores = several_tokens(
-                tokens,
-                top_k=top_k,
-                cls_heads=cls_heads,
-                mass=mass,
-                center=center,
-                max_masks=max_masks,
-                min_contrast=min_contrast,
-                max_seam=max_seam,
-            )
-            crop_hw = tuple(resized.shape[-2:])
-            padded_hw = tuple(-(-side // encoder.patch) * encoder.patch for side in crop_hw)
-            pixels = masks.mask_to_pixels(found.flatten(0, 1), padded_hw=padded_hw, crop_hw=crop_hw, image_hw=tuple(images.shape[-2:]))
-            pixels = pixels.view(*found.shape[:2], *images.shape[-2:]).cpu().numpy()
-            for shown, image_pixels, image_scores in zip(batch, pixels, scores.tolist()):
-                for number, (mask, score) in enumerate(zip(image_pixels, image_scores)):
-                    if mask.any() or (number == 0 and min_contrast is None):
-                        yield Distilled(shown.id, mask, score)
+            yield from _distill_batch(batch, encoder, input_side=input_side, **rule)
             batch = []
         batch.append(sample)
+
+
+def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **rule) -> list[Distilled]:
+    """The masks of images of one size. Its tensors end with it: the next batch finds their memory free."""
+    images = torch.from_numpy(np.stack([sample.image for sample in batch])).to(encoder.device).permute(0, 3, 1, 2)
+    resized = resize_images(images, input_side=input_side)
+    found, scores = several_tokens(encoder.tokens(resized), **rule)
+    image_hw, crop_hw = tuple(images.shape[-2:]), tuple(resized.shape[-2:])
+    padded_hw = tuple(-(-side // encoder.patch) * encoder.patch for side in crop_hw)
+    pixels = masks.mask_to_pixels(found.flatten(0, 1), padded_hw=padded_hw, crop_hw=crop_hw, image_hw=image_hw)
+    pixels = pixels.view(*found.shape[:2], *image_hw).cpu().numpy()
+    return [
+        Distilled(sample.id, mask, score)
+        for sample, own, its_scores in zip(batch, pixels, scores.tolist())
+        for number, (mask, score) in enumerate(zip(own, its_scores))
+        if mask.any() or (number == 0 and rule["min_contrast"] is None)
+    ]
 
 
 def resize_images(images: torch.Tensor, *, input_side: int) -> torch.Tensor:

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from mdlib import store
-from mdlib.checkpoints import fetch_checkpoint, read_checkpoint
+from mdlib.checkpoints import cached_checkpoint, fetch_checkpoint, read_checkpoint
 
 TIMM_NAMES = {
     "dino_vits16": "vit_small_patch16_224.dino",
@@ -63,6 +64,15 @@ def build_published_vit(name: str) -> nn.Module:
     model = timm.create_model(TIMM_NAMES["dino_vits16"], pretrained=False, dynamic_img_size=True, num_heads=12)
     model.pos_embed.data.copy_(mocov3_positions())
     return model
+
+
+def cached_vit(name: str) -> Path | None:
+    """The published weights of one of PUBLISHED in the user's cache, if they have been fetched."""
+    if name == MOCOV3:
+        return path if (path := cached_checkpoint(MOCOV3_URL)).is_file() else None
+    config = timm.get_pretrained_cfg(TIMM_NAMES[name])
+    found = try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+    return Path(found) if isinstance(found, str) else None
 
 
 def mocov3_positions() -> Tensor:

@@ -88,21 +88,19 @@ def patches(tokens: Tokens, image: np.ndarray, *, top_k: float, center: str) -> 
 def members(z: np.ndarray, crops: torch.Tensor, centres: np.ndarray, *, seed: int) -> widgets.VBox | None:
     """02: choose a cluster and k; its nearest and its farthest masks."""
     pictures = crops.permute(0, 2, 3, 1).numpy()
-    fitted = {len(centres): centres}
+    fitted, most = {len(centres): centres}, max(len(centres), min(100, len(z)))
 
     def draw(k, cluster):
         if k not in fitted:
             fitted[k] = clusters.fit_kmeans(z, k=k, seed=seed, batch_size=1000, restarts=1).cluster_centers_
         near, far = cluster_view(z, fitted[k], cluster=cluster % k, count=8)
-        blank = np.full_like(pictures[0], 255)
-        rows = [[pictures[i] for i in part] + [blank] * (8 - len(part)) for part in (near, far)]
-        figures.image_table(rows, columns=[""] * 8, labels=["nearest", "farthest"], size=1.0)
+        _mosaic([[pictures[i] for i in part] for part in (near, far)], columns=8, title="above nearest to the centre, below farthest from it")
 
     largest = int(np.bincount(clusters.assign_clusters(z, centres)).argmax())
     return _live(
         draw,
-        k=widgets.IntSlider(len(centres), 2, min(100, len(z)), description="k", continuous_update=False),
-        cluster=widgets.IntSlider(largest, 0, min(100, len(z)) - 1, description="cluster"),
+        k=widgets.IntSlider(len(centres), 2, most, description="k", continuous_update=False),
+        cluster=widgets.IntSlider(largest, 0, most - 1, description="cluster"),
     )
 
 
@@ -113,9 +111,9 @@ def thresholds(predictions: list[tuple], samples: list, names: np.ndarray, *, th
     def draw(threshold):
         maps, miou = threshold_view(predictions, true, names, threshold=threshold, classes=classes)
         kept = [found[0][pseudo.confident(found[2], threshold=threshold)] for found in predictions[:8]]
-        rows = [[figures.overlay(s.image, k) for s, k in zip(samples, kept)], [figures.colour_map(np.maximum(names[m], 0), colours) for m in maps[:8]]]
-        labels = ["kept masks", f"label map\nmIoU {miou:.2f}"]
-        figures.image_table(rows, columns=[""] * len(rows[0]), labels=labels, size=1.1)
+        painted = [figures.overlay(s.image, k) for s, k in zip(samples, kept)]
+        named = [figures.colour_map(np.maximum(names[m], 0), colours) for m in maps[:8]]
+        _mosaic([painted, named], columns=8, title=f"kept masks, and the label maps: mIoU {miou:.2f} on {len(samples)} pictures")
 
     return _live(draw, threshold=widgets.FloatSlider(threshold, min=0.0, max=1.0, step=0.05, description="threshold"))
 
@@ -127,11 +125,23 @@ def borders(image: np.ndarray, probabilities: np.ndarray, true: np.ndarray, name
     def draw(**moved):
         found = crf_view(image, probabilities, **{**settings, **moved})
         maps = [figures.colour_map(np.maximum(names[m], 0), colours) for m in (probabilities.argmax(0), found)]
-        figures.image_grid([image, *maps, figures.colour_map(true, colours)], ["image", "network", "CRF", "true"], columns=4, size=1.7)
+        _mosaic([[image, *maps, figures.colour_map(true, colours)]], columns=4, title="image, network, CRF, true")
 
     ranges = {"steps": (0, 10, 1), "bilateral_sxy": (1, 60, 1), "bilateral_srgb": (1, 60, 1), "bilateral_compat": (0, 20, 1), "gaussian_compat": (0, 10, 1)}
     slider = {int: widgets.IntSlider, float: widgets.FloatSlider}
-    return _live(draw, **{n: slider[type(settings[n])](settings[n], min=a, max=b, step=s, description=n) for n, (a, b, s) in ranges.items()})
+    return _live(draw, **{n: slider[type(settings[n])](settings[n], min=a, max=max(b, settings[n]), step=s, description=n) for n, (a, b, s) in ranges.items()})
+
+
+def _mosaic(rows: list[list[np.ndarray]], *, columns: int, title: str, side: int = 160) -> None:
+    """Rows of pictures as one: a slider must not wait until sixteen axes are laid out."""
+    canvas = np.ones((len(rows) * side, columns * side, 3))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            high, wide = ((np.arange(side - 4) * n // (side - 4)) for n in image.shape[:2])  # nearest neighbours
+            shown = image[high][:, wide] / (255 if image.dtype == np.uint8 else 1)
+            canvas[y * side : y * side + side - 4, x * side : x * side + side - 4] = shown
+    _, ax = plt.subplots(figsize=(1.15 * columns, 1.15 * len(rows) + 0.3) if columns > 4 else (8, 2.3))
+    figures.image_row(ax, canvas, title)
 
 
 def _live(draw: Callable, **controls: widgets.ValueWidget) -> widgets.VBox | None:

@@ -63,7 +63,7 @@ def save(figure: Figure, folder: Path) -> tuple[Path, Path]:
     """Write method.png and method.svg into `folder`; the alternative text is in both."""
     paths = folder / "method.png", folder / "method.svg"
     for path, metadata in zip(paths, ({"Description": ALT, "Software": None}, {"Title": "MaskDistill", "Description": ALT, "Date": None})):
-        with store.atomic(path) as temporary:
+        with store.atomic(path) as temporary, plt.rc_context({"svg.hashsalt": "mdlib"}):  # else no two SVGs are alike
             figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
     return paths
 

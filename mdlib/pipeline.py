@@ -8,7 +8,6 @@ import csv
 import io
 import logging
 import os
-import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -20,10 +19,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from mdlib import report, store
-from mdlib.backbones import PUBLISHED_WEIGHTS
-from mdlib.datasets.checks import check_dataset
 from mdlib.presets import NOTEBOOKS, ROOT, Preset, PresetError, load_preset, resolve
-from mdlib.stage import PLACE, StageSkipped, device, stale_reason
+from mdlib.stage import PLACE, StageSkipped, stale_reason
 
 DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
 # The kernels inherit this. Plain progress lines (mdlib.progress); and glibc's malloc keeps its memory instead of
@@ -129,51 +126,6 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
         print(f"what it did until then: {_shown(partial)}")
     seconds = round(time.monotonic() - began, 1)
     return code, dict(zip(COST_COLUMNS, (name, status, seconds, round(peak["bytes"] / 1e6))))
-
-
-def check(preset_name: str, overrides: dict) -> int:
-    """Say what a preset needs and what is missing. Returns an exit code."""
-    preset = load_preset(preset_name)
-    parameters = resolve(preset, overrides)
-    problems = _missing_weights(parameters)
-    if "00_prepare_data" in parameters:
-        problems += _missing_data(parameters["00_prepare_data"])
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if free < 1:
-        problems.append(f"disk: {free:.1f} GB are free, 1 GB is needed")
-    if not os.access(ROOT if not (ROOT / "reports").exists() else ROOT / "reports", os.W_OK):
-        problems.append("reports/ cannot be written: give --out a folder that can")
-    print(f"{preset_name}: {preset.description}")
-    print(f"notebooks: {', '.join(preset.notebooks)}")
-    if preset.seconds:
-        print(f"time: about {sum(preset.seconds.get(n, 30.0) for n in preset.notebooks) / 60:.1f} minutes on two CPU cores")
-    print(f"device: {device()}; free disk: {free:.0f} GB; free memory: {psutil.virtual_memory().available / 1e9:.0f} GB")
-    for problem in problems:
-        print(f"missing: {problem}")
-    print("nothing is missing" if not problems else f"{len(problems)} problem(s)")
-    return WRONG if problems else DONE
-
-
-def _missing_weights(parameters: dict[str, dict]) -> list[str]:
-    """A sentence for each weights file that is not there. Published ones are fetched by the run itself."""
-    named = {values["weights"] for values in parameters.values() if isinstance(values.get("weights"), str)}
-    files = sorted(named - {"random", *PUBLISHED_WEIGHTS})
-    return [f"weights: {ROOT / file} is no file; give a path, or a name in {sorted(PUBLISHED_WEIGHTS)}" for file in files if not (ROOT / file).is_file()]
-
-
-def _missing_data(values: dict) -> list[str]:
-    """What is missing or wrong with the data sets that notebook 00 would open."""
-    splits = [values[f"{role}_split"] for role in ("train", "dev", "val") if values[f"{role}_split"] is not None]
-    wanted = [(values["dataset"], values["data_root"], splits)]
-    if values["support_dataset"] is not None:
-        wanted.append((values["support_dataset"], values["support_root"], [values["support_split"]]))
-    problems = []
-    for name, root, splits in wanted:
-        try:
-            problems += check_dataset(name, ROOT / root, splits=splits)
-        except ValueError as error:  # an unknown name
-            problems.append(str(error))
-    return problems
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mdlib import crf, detector, figures, segmenter, stage, store
+from mdlib import crf, detector, figures, rle, segmenter, stage, store
 from mdlib.datasets import Sample
 from mdlib.datasets.images import ImageError, read_image
 
@@ -132,7 +132,7 @@ def coco_annotation(record: dict, image_id: int, number: int) -> dict:
     box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
     return {
         "id": number, "image_id": image_id, "category_id": 1 + record["cluster"], "score": round(record["score"], 6),
-        "segmentation": store.encode_mask(record["mask"]), "bbox": box, "area": int(record["mask"].sum()), "iscrowd": 0,
+        "segmentation": rle.encode_mask(record["mask"]), "bbox": box, "area": int(record["mask"].sum()), "iscrowd": 0,
     }  # fmt: skip
 
 

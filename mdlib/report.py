@@ -26,6 +26,7 @@ MEANINGS = {
     "cluster_accuracy_one_to_one": "the same with as many clusters as classes, named one-to-one (the paper's k)",
     "cluster_accuracy_shuffled": "the same after shuffling the clusters (a baseline)",
     "cluster_nmi": "stage 2: normalised mutual information of clusters and classes, train",
+    "cluster_silhouette": "A2: mean silhouette of the train masks in their clusters; needs no label",
     "detector_mask_iou": "stage 3: IoU of the detector's most confident mask, mean over train images",
     "detector_mask_iou_val": "the same over val images",
     "detector_empty_images": "stage 3: share of train images without a prediction",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from mdlib import store, training
+from mdlib import distributed, store, training
 from mdlib.backbones import build_map
 from mdlib.datasets import VOID, Dataset
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
@@ -113,7 +113,7 @@ class SegmentationBatch:
 
 
 class SegmentationBatches:
-    """batch(step) -> SegmentationBatch, a pure function of (seed, step).
+    """batch(step) -> SegmentationBatch, a pure function of (seed, step); batch(step, part, parts) -> a part of it.
 
     labels: one (H, W) map an image, in the order of `dataset`. Each picture is mirrored half the time, turned by up to
     `degrees`, zoomed by a factor within `zoom`, and shown in a square of `side` pixels; outside it,
@@ -134,23 +134,27 @@ class SegmentationBatches:
         self.dataset, self.labels, self.batch, self.side, self.label_side = dataset, labels, batch, side, label_side
         self.zoom, self.degrees, self.seed, self.device = zoom, degrees, seed, device
 
-    def __call__(self, step: int) -> SegmentationBatch:
+    def __call__(self, step: int, part: int = 0, parts: int = 1) -> SegmentationBatch:
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.dataset), self.batch, replace=len(self.dataset) < self.batch)
-        samples = [self.dataset[int(i)] for i in chosen]
-        pairs = [self._view(sample.image, self.labels[int(i)], rng) for i, sample in zip(chosen, samples)]
+        moves = [self._move(rng) for _ in chosen]
+        own = distributed.share(self.batch, part, parts)
+        samples = [self.dataset[int(i)] for i in chosen[own]]
+        pairs = [self._view(sample.image, self.labels[int(i)], *move) for i, sample, move in zip(chosen[own], samples, moves[own])]
         images, labels = (torch.stack(part).to(self.device) for part in zip(*pairs))
         return SegmentationBatch(images, labels, [sample.id for sample in samples])
 
-    def _view(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        height, width = labels.shape
+    def _move(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """How a picture is shown: a (2, 2) turn, mirror and zoom, and a (2,) shift."""
         zoom, turn = rng.uniform(*self.zoom), np.deg2rad(rng.uniform(-self.degrees, self.degrees))
         mirror = -1.0 if rng.random() < 0.5 else 1.0
         spread = abs(1 - 1 / zoom)  # a zoomed picture is cut, or placed, anywhere
         shift = rng.uniform(-spread, spread, 2)
-        longer = max(height, width)
-        rotation = np.array([[np.cos(turn) * mirror, -np.sin(turn)], [np.sin(turn) * mirror, np.cos(turn)]]) / zoom
-        theta = np.concatenate([rotation, shift[:, None]], 1) * longer / np.array([[width], [height]])
+        return np.array([[np.cos(turn) * mirror, -np.sin(turn)], [np.sin(turn) * mirror, np.cos(turn)]]) / zoom, shift
+
+    def _view(self, image: np.ndarray, labels: np.ndarray, turned: np.ndarray, shift: np.ndarray) -> tuple[Tensor, Tensor]:
+        height, width = labels.shape
+        theta = np.concatenate([turned, shift[:, None]], 1) * max(height, width) / np.array([[width], [height]])
         theta = torch.tensor(theta, dtype=torch.float32)[None]
         grid, coarse = (F.affine_grid(theta, (1, 1, n, n), align_corners=False) for n in (self.side, self.label_side))
         picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
@@ -163,10 +167,10 @@ class SegmentationBatches:
 
 def train(
     model: Segmenter, batches: SegmentationBatches, *, share: float, steps: int, peak_lr: float, warmup: int,
-    optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None,
+    optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None, accumulate: int = 1,
 ) -> list[dict]:  # fmt: skip
     """Train in place with OHEM and a cosine schedule; returns the history. See training.fit and training.make_optimizer."""
-    model.train()
+    model.to(batches.device).train()
     return training.fit(
         {"segmenter": model},
         training.make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
@@ -179,6 +183,7 @@ def train(
         checkpoint=checkpoint,
         clip_norm=5.0,
         bf16=batches.device == "cuda",
+        accumulate=accumulate,
     )
 
 

@@ -17,7 +17,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPreprocessor
 
 from mdlib import overview, store
-from mdlib.presets import NOTEBOOKS, ROOT
+from mdlib.presets import ROOT
 
 FIRST = "quickstart"  # the page after the map; the others follow in the order of their names
 
@@ -42,7 +42,7 @@ def build(run_dir: Path, out: Path) -> list[Path]:
         for name, data in pictures.items():
             with store.atomic(out / name) as temporary:
                 temporary.write_bytes(data)
-    bodies["index"] = _method_figure(run_dir, out) + bodies["index"]
+    bodies["index"] = bodies["index"].replace("</p>", "</p>" + _method_figure(run_dir, out), 1)  # after the first sentences
     store.write_text(out / "style.css", STYLE + "\n".join(sorted(styles)))
     for name in titles:
         store.write_text(out / f"{name}.html", _page(name, titles, bodies[name]))
@@ -158,13 +158,13 @@ a { color: var(--link); }
 .menu { display: block; padding: .8rem 1rem 0; } nav { border-top: 1px solid var(--line); padding: 1.2rem 1rem; }
 nav ul { list-style: none; padding: 0; margin: .5rem 0; }
 nav li { margin: .3rem 0; } nav a { text-decoration: none; } nav [aria-current] { color: #222; font-weight: 600; }
-main { max-width: 52rem; padding: 0 1rem 3rem; }
+main { max-width: 60rem; padding: 0 1rem 3rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { margin-top: 2.4rem; font-size: 1.25rem; }
 img { max-width: 100%; height: auto; display: block; }
 .wide, .output_area, .output_subarea { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; margin: 1rem 0; } td, th { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: left; vertical-align: top; }
 code { background: var(--soft); padding: .1em .25em; font-size: .9em; overflow-wrap: anywhere; }
-pre { margin: 0; font-size: .85rem; line-height: 1.45; overflow-x: auto; } pre code { padding: 0; }
+pre { margin: 0; font-size: .82rem; line-height: 1.45; overflow-x: auto; } pre code { padding: 0; }
 main > pre, .highlight { background: var(--soft); border-left: 3px solid var(--line); padding: .6rem .8rem; margin: .8rem 0; }
 .prompt { display: none; } .output pre { color: #444; padding: .2rem .8rem; } .output_stderr { display: none; }
 details summary { cursor: pointer; color: var(--link); } math { font-size: 1.05em; }

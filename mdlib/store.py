@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.torch
-from faster_coco_eval import mask as rle
 from PIL import Image
 from torch import Tensor, nn
+
+from mdlib.rle import MaskRecord, encode_mask
 
 
 class StoreError(Exception):
@@ -143,41 +144,6 @@ def fit_weights(module: nn.Module, state: dict[str, Tensor], *, source) -> None:
 # ---------------------------------------------------------------- masks and maps
 
 
-def encode_mask(mask: np.ndarray) -> dict:
-    """(H, W) bool -> COCO RLE {"size": [H, W], "counts": str}."""
-    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
-    counts = encoded["counts"]
-    return {"size": [int(s) for s in encoded["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def decode_mask(encoded: dict) -> np.ndarray:
-    """COCO RLE -> (H, W) bool."""
-    return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
-
-
-class MaskRecord(Mapping):
-    """A mask that `read_masks` gives: what is said of it, and "mask" (H, W) bool, which is decoded at each look.
-
-    It is kept run-length encoded, about a hundredth of its pixels, so that the masks of a whole data set fit into
-    memory. `record | {...}` adds values and stays small; `{**record}` holds the pixels.
-    """
-
-    def __init__(self, values: dict, encoded: dict):
-        self._values, self._encoded = values, encoded
-
-    def __getitem__(self, key: str):
-        return decode_mask(self._encoded) if key == "mask" else self._values[key]
-
-    def __iter__(self):
-        return iter((*self._values, "mask"))
-
-    def __len__(self) -> int:
-        return len(self._values) + 1
-
-    def __or__(self, values: dict) -> "MaskRecord":
-        return MaskRecord(self._values | values, self._encoded)
-
-
 def write_masks(path: Path, records: Iterable[Mapping]) -> None:
     """COCO-style JSON of predictions. A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}.
 
@@ -186,24 +152,21 @@ def write_masks(path: Path, records: Iterable[Mapping]) -> None:
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"annotations": [')
         for number, record in enumerate(records):
-            mask = record["mask"]
-            others = {key: record[key] for key in record if key != "mask"}
-            annotation = {**others, "segmentation": encode_mask(mask), "area": int(mask.sum())}
+            annotation = dict(record)
+            mask = annotation.pop("mask")
+            annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
             file.write((",\n" if number else "\n") + json.dumps(annotation, sort_keys=True, allow_nan=False))
         file.write("\n]}\n")
 
 
 def read_masks(path: Path) -> list[MaskRecord]:
     """What `write_masks` wrote: records with "mask" (H, W) bool again, none of them decoded yet."""
-    return read_json(path, object_hook=_mask_record)["annotations"]
 
+    def record(value: dict):  # called for each object of the file, inner ones first
+        others = {key: each for key, each in value.items() if key not in ("segmentation", "area")}
+        return MaskRecord(others, value["segmentation"]) if "segmentation" in value else value
 
-def _mask_record(value: dict):
-    """Annotations become records while the file is read, so that only one of them is held in both forms."""
-    if "segmentation" not in value:
-        return value
-    others = {key: each for key, each in value.items() if key not in ("segmentation", "area")}
-    return MaskRecord(others, value["segmentation"])
+    return read_json(path, object_hook=record)["annotations"]
 
 
 def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
@@ -221,14 +184,8 @@ def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
 
 def voc_palette() -> list[int]:
     """VOC's 256 colours, flat R, G, B: the bits of a label spread over three channels."""
-    colours = []
-    for label in range(256):
-        channels = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
-        colours += channels
-    return colours
+    label, bit, channel = np.ogrid[:256, :8, :3]
+    return ((label >> (3 * bit + channel) & 1) << (7 - bit)).sum(1).ravel().tolist()
 
 
 def write_label_map(path: Path, labels: np.ndarray) -> None:

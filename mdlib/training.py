@@ -3,6 +3,10 @@
 Two habits make it resumable without saving any random state. A batch is a function of the step
 (`batch_of(step)`), and the global seed is set anew at each step from (seed, step). So a run that was
 killed and resumed does the same arithmetic as one that was not; on a CPU the weights are bit-equal.
+
+A batch may be taken in equal parts whose gradients are added: one after the other where a card is too small for the whole
+batch (`accumulate`), and one in each process under `distributed.launch`. Each part has a seed of its own, so that the two
+ways are the same arithmetic. What looks at the whole batch sees a part: BatchNorm's statistics, OHEM's hardest pixels.
 """
 
 import json
@@ -14,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mdlib import store
+from mdlib import distributed, store
 
 
 class TrainingError(Exception):
@@ -51,7 +55,7 @@ def fit(
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     loss_of: Callable[[object, int], tuple[Tensor, dict[str, float]]],
-    batch_of: Callable[[int], object],
+    batch_of: Callable[..., object],
     *,
     steps: int,
     lr_of: Callable[[int], float],
@@ -63,6 +67,7 @@ def fit(
     clip_norm: float | None = None,
     after_step: Callable[[int], dict[str, float] | None] | None = None,
     bf16: bool = False,
+    accumulate: int = 1,
     log: Callable[[str], None] = print,
 ) -> list[dict]:
     """Train in place; returns the history, one row {step, loss, lr, seconds, ...} every log_every steps.
@@ -71,45 +76,63 @@ def fit(
     loss_of(batch, step) -> (scalar loss, parts to log). after_step(step) runs after each update (a momentum
     encoder, an evaluation); what it returns is added to the log. settings: what makes this run this run;
     a checkpoint with other settings is refused. bf16: autocast the loss (for a GPU; slower on most CPUs).
+    accumulate: in how many parts this process takes its share of a batch; a batch in parts is asked for by
+    batch_of(step, part, parts). On a GPU weights are laid out channels last, as its convolutions want them.
     Raises TrainingError naming the step when the loss is not finite; the last checkpoint stays.
     """
     history: list[dict] = []
     start, before = 0, 0.0
+    first = distributed.rank() == 0  # the process that says and writes what all of them do
+    parts = accumulate * distributed.size()
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device_type = learning[0].device.type
+    if device_type == "cuda":
+        for module in modules.values():
+            module.to(memory_format=torch.channels_last)
+    distributed.wait()  # a checkpoint that the first process is still writing is one for all of them
     if checkpoint is not None and Path(checkpoint).is_file():
         start, before, history = _resume(Path(checkpoint), modules, optimizer, settings)
-        log(f"resumed at step {start} of {steps}")
+        if first:
+            log(f"resumed at step {start} of {steps}")
     began = time.monotonic()
     extra: dict[str, float] = {}
-    device_type = next(iter(optimizer.param_groups[0]["params"])).device.type
     for step in range(start, steps):
-        torch.manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = lr_of(step) * group.get("lr_scale", 1.0)
-        batch = batch_of(step)
-        try:
-            with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
-                loss, parts = loss_of(batch, step)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"the GPU ran out of memory at step {step}: lower `batch`, or the pictures' side ({error})") from None
-        if not torch.isfinite(loss):
-            raise TrainingError(f"loss is {loss.item()} at step {step} ({parts}); batch ids: {getattr(batch, 'ids', 'n/a')}")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_norm or math.inf)
+        means: dict[str, float] = {}
+        for part in range(distributed.rank() * accumulate, (distributed.rank() + 1) * accumulate):
+            torch.manual_seed(seed * 1_000_003 + step + part * 1_000_000_000_039)
+            batch = batch_of(step) if parts == 1 else batch_of(step, part, parts)
+            try:
+                with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
+                    loss, named = loss_of(batch, step)
+                if not torch.isfinite(loss):
+                    raise TrainingError(f"loss is {loss.item()} at step {step} ({named}); batch ids: {getattr(batch, 'ids', 'n/a')}")
+                (loss / parts).backward()
+            except torch.OutOfMemoryError as error:
+                way_out = "raise `accumulate`, or lower `batch` or the pictures' side"
+                raise TrainingError(f"the GPU ran out of memory at step {step}: {way_out} ({error})") from None
+            for name, value in {"loss": loss.item(), **named}.items():
+                means[name] = means.get(name, 0.0) + value / parts
+        distributed.add_gradients(learning)
+        norm = nn.utils.clip_grad_norm_(learning, clip_norm or math.inf)
         if not torch.isfinite(norm):
-            raise TrainingError(f"the gradient is not finite at step {step}, where the loss is {loss.item():.4g} ({parts})")
+            raise TrainingError(f"the gradient is not finite at step {step}, where the loss is {loss.item():.4g} ({named})")
         optimizer.step()
         extra |= (after_step(step) if after_step else None) or {}
         done = step + 1
         if done % log_every == 0 or done == steps:
             seconds = before + time.monotonic() - began
-            row = {"step": done, "loss": loss.item(), "lr": lr_of(step), "seconds": round(seconds, 1), **parts, **extra}
+            means = distributed.add_numbers(means)
+            row = {"step": done, "loss": means.pop("loss"), "lr": lr_of(step), "seconds": round(seconds, 1), **means, **extra}
             history.append(row)
             left = (time.monotonic() - began) / (done - start) * (steps - done)
             numbers = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "seconds"))
-            log(f"step {done}/{steps}  {numbers}  {seconds:.0f} s, {left:.0f} s left")
+            if first:
+                log(f"step {done}/{steps}  {numbers}  {seconds:.0f} s, {left:.0f} s left")
             extra = {}
-        if checkpoint is not None and (done % checkpoint_every == 0 or done == steps):
+        if first and checkpoint is not None and (done % checkpoint_every == 0 or done == steps):
             _save(Path(checkpoint), modules, optimizer, settings, done, before + time.monotonic() - began, history)
     return history
 

@@ -13,7 +13,7 @@ from scipy import ndimage, sparse
 from scipy.io import savemat
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from mdlib import store
+from mdlib import rle, store
 from mdlib.datasets.sample import VOID, mask_to_box
 from mdlib.datasets.voc import CLASSES
 from mdlib.datasets.zoo import ZooDataset
@@ -171,7 +171,7 @@ def make_coco(root: Path, zoo_root: Path, *, train: int = 8, val: int = 4) -> Pa
                     "image_id": id_,
                     "category_id": categories[label - 1]["id"],
                     "iscrowd": 0,
-                    "segmentation": store.encode_mask(mask) if len(annotations) % 3 == 0 else polygons(mask),
+                    "segmentation": rle.encode_mask(mask) if len(annotations) % 3 == 0 else polygons(mask),
                     "area": float(mask.sum()),
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                 })

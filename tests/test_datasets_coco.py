@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from mdlib import store
+from mdlib import rle
 from mdlib.datasets import check_sample, coco, open_dataset
 from mdlib.datasets.checks import check_dataset
 from mdlib.datasets.coco import CocoDataset, decode_outline, paint
@@ -201,7 +201,7 @@ def test_rle_runs_down_the_columns_beginning_with_zeros():
     mask = np.array([[0, 1, 1], [1, 1, 0]], bool)
     by_hand = {"size": [2, 3], "counts": [1, 4, 1]}  # columns: 0 1, 1 1, 1 0
     np.testing.assert_array_equal(decode_outline(by_hand, (2, 3)), mask)
-    np.testing.assert_array_equal(decode_outline(store.encode_mask(mask), (2, 3)), mask)
+    np.testing.assert_array_equal(decode_outline(rle.encode_mask(mask), (2, 3)), mask)
     assert fixtures.runs(mask) == [1, 4, 1] and fixtures.runs(~mask) == [0, 1, 4, 1]
 
 

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
 from PIL import Image
+from pycocotools.coco import COCO
 
 from mdlib import gallery, pseudo, store
 from mdlib.datasets import Sample

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from mdlib import presets, store
+import test_site
+from mdlib import overview, presets, site, store
 from mdlib.presets import NOTEBOOKS, ROOT
 
 COMMAND = [sys.executable, "-m", "mdlib", "run", "smoke", "--out"]
@@ -46,6 +47,20 @@ def test_the_report_shows_every_metric_and_figure(smoke):
     assert all(f"<code>{name}</code>" in page for name in content["metrics"])
     assert all(f"figures/{path.name}" in page for path in (smoke / "figures").glob("*.png"))
     assert content["run"]["preset"] == "smoke"
+
+
+def test_the_site_of_the_run_is_whole(smoke, tmp_path):
+    pages = site.build(smoke, tmp_path)
+    assert [page.stem for page in pages] == ["index", "quickstart", *sorted(set(SMOKE) - {"quickstart"})]
+    test_site.test_no_link_or_picture_is_broken(pages)
+    test_site.test_pages_fetch_nothing_and_are_light(pages)
+    assert (tmp_path / "figures" / "method.svg").is_file()
+
+
+def test_the_methods_figure_has_a_picture_for_each_step(smoke):
+    panels = overview.panels_of(smoke)
+    assert panels.keys() == {key for key, _, _ in overview.STEPS}
+    assert all(image.ndim in (2, 3) and image.size for image in panels.values())
 
 
 def test_cost_has_a_row_for_each_notebook(smoke):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mdlib import __main__ as command
-from mdlib import detector, predict, segmenter, store
+from mdlib import detector, predict, rle, segmenter, store
 
 CLASSES, NAMES = ["background", "cat", "dog"], [2, -1, 1]  # of three clusters; the second has no name
 
@@ -59,7 +59,7 @@ def test_instances_are_coco(run_dir, pictures, tmp_path):
     assert [c["name"] for c in content["categories"]] == ["dog (cluster 0)", "unnamed (cluster 1)", "cat (cluster 2)"]
     assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
     for annotation in content["annotations"]:
-        mask = store.decode_mask(annotation["segmentation"])
+        mask = rle.decode_mask(annotation["segmentation"])
         x, y, width, height = annotation["bbox"]
         assert mask.sum() == annotation["area"] == mask[y : y + height, x : x + width].sum()
         assert 1 <= annotation["category_id"] <= 3 and 0 <= annotation["score"] <= 1

@@ -155,6 +155,14 @@ def test_a_view_is_a_pure_function_of_seed_and_step():
     assert not torch.equal(batches_of(*coded(5), seed=1)(0).images, first[0].images)
 
 
+def test_the_parts_of_a_batch_are_the_batch():
+    batches = batches_of(*coded(7), batch=6)
+    whole, parts = batches(5), [batches(5, part, 3) for part in range(3)]
+    assert whole.ids == [image_id for part in parts for image_id in part.ids]
+    for name in ("images", "labels"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+
+
 def test_a_batch_has_the_promised_shapes_types_and_ids():
     batch = batches_of(*coded(3), side=40)(0)
     assert batch.images.shape == (2, 3, 40, 40) and batch.images.dtype == torch.float32

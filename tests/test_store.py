@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mdlib import store
+from mdlib import rle, store
 
 # ---------------------------------------------------------------- files
 
@@ -163,10 +163,10 @@ def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_rle_equals_pycocotools_and_comes_back(rng, density):
     mask = rng.random((13, 17)) < density
-    encoded = store.encode_mask(mask)
+    encoded = rle.encode_mask(mask)
     theirs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     assert encoded == {"size": [13, 17], "counts": theirs["counts"].decode()}
-    decoded = store.decode_mask(json.loads(json.dumps(encoded)))
+    decoded = rle.decode_mask(json.loads(json.dumps(encoded)))
     assert decoded.dtype == bool
     np.testing.assert_array_equal(decoded, mask)
 

@@ -1,0 +1,41 @@
+"""Instance masks as run lengths, COCO's RLE: about a hundredth of the memory of their pixels."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from faster_coco_eval import mask as rle
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """(H, W) bool -> COCO RLE {"size": [H, W], "counts": str}."""
+    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
+    counts = encoded["counts"]
+    return {"size": [int(s) for s in encoded["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+
+
+def decode_mask(encoded: dict) -> np.ndarray:
+    """COCO RLE -> (H, W) bool."""
+    return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
+
+
+class MaskRecord(Mapping):
+    """A mask that `read_masks` gives: what is said of it, and "mask" (H, W) bool, which is decoded at each look.
+
+    It is kept run-length encoded, about a hundredth of its pixels, so that the masks of a whole data set fit into
+    memory. `record | {...}` adds values and stays small; `{**record}` holds the pixels.
+    """
+
+    def __init__(self, values: dict, encoded: dict):
+        self._values, self._encoded = values, encoded
+
+    def __getitem__(self, key: str):
+        return decode_mask(self._encoded) if key == "mask" else self._values[key]
+
+    def __iter__(self):
+        return iter((*self._values, "mask"))
+
+    def __len__(self) -> int:
+        return len(self._values) + 1
+
+    def __or__(self, values: dict) -> "MaskRecord":
+        return MaskRecord(self._values | values, self._encoded)
