@@ -202,25 +202,3 @@ def test_coco_with_crowds_and_images_without_objects(tmp_path, zoo_root):
     val = open_role(tmp_path / "artifacts" / "00_prepare_data", "val")
     assert [len(sample.instances.crowds) for sample in val] == [0, 0, 1, 0, 0] and not len(val[3].instances.labels)
 
-
-# ---------------------------------------------------------------- what is missing
-
-
-def test_check_lists_what_a_data_set_lacks(tmp_path, zoo_root, capsys):
-    root = fixtures.make_voc2012(tmp_path, zoo_root, train=3, val=2, extra=2)
-    (root / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2008_000001.jpg").unlink()
-    assert main(["check", "voc2012", "--set", f"00_prepare_data.data_root={root}"]) == pipeline.WRONG
-    said = capsys.readouterr().out
-    assert "2008_000001.jpg" in said and "1,449 are published" in said and "no VOC2007" in said
-
-
-def test_check_of_a_folder_asks_for_no_more_than_pictures(photos, capsys):
-    assert main(["check", "folder", "--set", f"00_prepare_data.data_root={photos}"]) == pipeline.WRONG  # one is cut short
-    assert "11.jpg" in capsys.readouterr().out
-    (photos / "sea" / "11.jpg").unlink()
-    assert main(["check", "folder", "--set", f"00_prepare_data.data_root={photos}"]) == pipeline.DONE
-
-
-def test_check_names_weights_that_are_no_file(capsys):
-    assert main(["check", "demo", "--set", "05_train_deeplab.weights=no/such.pth"]) == pipeline.WRONG
-    assert "no/such.pth" in capsys.readouterr().out
