@@ -28,8 +28,9 @@ from PIL import Image
 from mdlib import clusters, crf, detector, distill, pseudo, segmenter, store, training
 from mdlib.datasets import Instances, Sample, zoo
 from mdlib.datasets.images import read_image
-from mdlib.datasets.voc import CLASSES, COUNTS
+from mdlib.datasets.voc import CLASSES
 from mdlib.encoder import load_encoder
+from mdlib.needs import images_of
 from mdlib.presets import ROOT, load_preset, resolve
 from mdlib.stage import versions
 
@@ -114,12 +115,6 @@ def peak_gb(device: str) -> float:
     return (torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9
 
 
-def splits_of(prepared: dict) -> dict[str, int]:
-    """How many images play each role."""
-    splits = {role: prepared.get(f"{role}_split", role) for role in ("train", "dev", "val")}
-    return {role: prepared[f"{role}_images"] or COUNTS[2012][split] for role, split in splits.items() if split is not None}
-
-
 def consume(items) -> None:
     for _ in items:
         pass
@@ -128,7 +123,8 @@ def consume(items) -> None:
 def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: Path) -> dict:
     """All stages in their order; returns what is known of the mask stage alone."""
     device, small = go.device, go.device == "cpu"
-    everything, data = sum(counts.values()), VocShaped(folder, counts["train"])
+    support, data = counts.get("support", 0), VocShaped(folder, counts["train"])
+    everything = sum(counts.values()) - support
     seen = {image_id: data.objects[i % DISTINCT] for i, image_id in enumerate(data.ids())}
     p1, p2, p3, p5 = (p[name] for name in ("01_distill_masks", "02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab"))
 
@@ -142,7 +138,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         store.write_masks(folder / "masks.json", ({"image_id": d.id, "mask": d.mask, "score": d.score} for d in found))
 
     unit = 2 if small else p1["batch_size"]
-    go.stage("01 masks", masks, unit=unit, images=everything)
+    go.stage("01 masks", masks, unit=unit, images=everything + support)
     pictures = torch.from_numpy(np.stack([data[i].image for i in (0, 1)])).permute(0, 3, 1, 2)  # of one size
     pictures = distill.resize_images(pictures, input_side=p1["input_side"]).repeat(unit // 2 or 1, 1, 1, 1).to(device)
     alone = {
@@ -161,7 +157,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     describer = load_encoder(p2["encoder_name"], weights="random", device=device)
     crops = dict(size=p2["crop_side"], batch=p2["batch_size"])
     unit = 1 if small else p2["batch_size"]
-    each = round(len(records) / len(data) * (counts["train"] + counts["val"]))
+    each = round(len(records) / len(data) * (counts["train"] + counts["val"] + support))
     go.stage("02, 07 crops", lambda images: clusters.describe_masks(describer, data, records[:images], **crops), unit=unit, images=each)
     features = np.random.default_rng(0).standard_normal((len(records), describer.width)).astype(np.float32)
     fit = dict(k=p2["k"], seed=0, batch_size=p2["kmeans_batch"], restarts=1)
@@ -249,7 +245,7 @@ def main() -> None:
     parser.add_argument("--preset", default="voc2012")
     given = parser.parse_args()
     parameters = resolve(load_preset(given.preset), {})
-    counts, go = splits_of(parameters["00_prepare_data"]), Rehearsal(given.device, given.budget)
+    counts, go = images_of(parameters["00_prepare_data"]), Rehearsal(given.device, given.budget)
     with tempfile.TemporaryDirectory() as folder:
         alone = rehearse(go, parameters, counts, Path(folder))
     on_gpu = given.device == "cuda"

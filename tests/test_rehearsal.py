@@ -41,9 +41,3 @@ def test_check_reads_what_a_rehearsal_writes(rehearsal, tmp_path, monkeypatch):
     monkeypatch.setattr(needs, "RESULTS", tmp_path / "benchmarks" / "results")
     lines = needs.time_and_memory("smoke", presets.load_preset("smoke"))
     assert f"about {written['hours']:.1f} hours" in lines[0] and f"at most {written['peak_gb']:.1f} GB" in lines[1]
-
-
-def test_the_splits_of_voc_are_counted_where_a_preset_takes_all(rehearsal):
-    prepared = {"train_split": "trainaug", "dev_split": None, "val_split": "val"} | dict.fromkeys(("train_images", "dev_images", "val_images"))
-    assert rehearsal.splits_of(prepared) == {"train": 10582, "val": 1449}
-    assert rehearsal.splits_of(prepared | {"train_images": 300}) == {"train": 300, "val": 1449}
