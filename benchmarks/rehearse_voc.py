@@ -106,13 +106,18 @@ class Rehearsal:
             torch.cuda.reset_peak_memory_stats()
         rate = self.rate(run, unit)
         row = {"images_per_second": rate, "images": images, "hours": images / rate / 3600, "peak_gb": peak_gb(self.device)}
-        self.rows[name] = {key: value if key == "images" else round(value, 3) for key, value in row.items()}
+        self.rows[name] = {key: value if key == "images" else digits(value) for key, value in row.items()}
         print(f"{name}: {self.rows[name]}", flush=True)
 
 
 def peak_gb(device: str) -> float:
     """Of the GPU since the last reset, or of this process since its start."""
     return (torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9
+
+
+def digits(value: float) -> float:
+    """Four of them: more were not measured."""
+    return float(f"{value:.4g}")
 
 
 def consume(items) -> None:
@@ -216,7 +221,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         if p6["rounds"] > 1:
             again = go.rows["05 training, two networks"]
             more = (p6["rounds"] - 1) * again["images"] // 2
-            go.rows["06 training again"] = {**again, "images": more, "hours": round(more / again["images_per_second"] / 3600, 3)}
+            go.rows["06 training again"] = {**again, "images": more, "hours": digits(more / again["images_per_second"] / 3600)}
     if "08_probe_linearly" in p:
         p8 = p["08_probe_linearly"]
         probe = segmenter.reset_classifier(network, outputs=len(CLASSES))
@@ -229,7 +234,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
             ),
             unit=unit, images=p8["steps"] * p8["batch"],
         )  # fmt: skip
-    return {key: round(value, 3) for key, value in alone.items()}
+    return {key: digits(value) for key, value in alone.items()}
 
 
 @torch.no_grad()
