@@ -28,8 +28,9 @@ from PIL import Image
 from mdlib import clusters, crf, detector, distill, pseudo, segmenter, store, training
 from mdlib.datasets import Instances, Sample, zoo
 from mdlib.datasets.images import read_image
-from mdlib.datasets.voc import CLASSES, COUNTS
+from mdlib.datasets.voc import CLASSES
 from mdlib.encoder import load_encoder
+from mdlib.needs import images_of
 from mdlib.presets import ROOT, load_preset, resolve
 from mdlib.stage import versions
 
@@ -105,7 +106,7 @@ class Rehearsal:
             torch.cuda.reset_peak_memory_stats()
         rate = self.rate(run, unit)
         row = {"images_per_second": rate, "images": images, "hours": images / rate / 3600, "peak_gb": peak_gb(self.device)}
-        self.rows[name] = {key: value if key == "images" else round(value, 3) for key, value in row.items()}
+        self.rows[name] = {key: value if key == "images" else digits(value) for key, value in row.items()}
         print(f"{name}: {self.rows[name]}", flush=True)
 
 
@@ -114,10 +115,9 @@ def peak_gb(device: str) -> float:
     return (torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9
 
 
-def splits_of(prepared: dict) -> dict[str, int]:
-    """How many images play each role."""
-    splits = {role: prepared.get(f"{role}_split", role) for role in ("train", "dev", "val")}
-    return {role: prepared[f"{role}_images"] or COUNTS[2012][split] for role, split in splits.items() if split is not None}
+def digits(value: float) -> float:
+    """Four of them: more were not measured."""
+    return float(f"{value:.4g}")
 
 
 def consume(items) -> None:
@@ -128,7 +128,8 @@ def consume(items) -> None:
 def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: Path) -> dict:
     """All stages in their order; returns what is known of the mask stage alone."""
     device, small = go.device, go.device == "cpu"
-    everything, data = sum(counts.values()), VocShaped(folder, counts["train"])
+    support, data = counts.get("support", 0), VocShaped(folder, counts["train"])
+    everything = sum(counts.values()) - support
     seen = {image_id: data.objects[i % DISTINCT] for i, image_id in enumerate(data.ids())}
     p1, p2, p3, p5 = (p[name] for name in ("01_distill_masks", "02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab"))
 
@@ -142,7 +143,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         store.write_masks(folder / "masks.json", ({"image_id": d.id, "mask": d.mask, "score": d.score} for d in found))
 
     unit = 2 if small else p1["batch_size"]
-    go.stage("01 masks", masks, unit=unit, images=everything)
+    go.stage("01 masks", masks, unit=unit, images=everything + support)
     pictures = torch.from_numpy(np.stack([data[i].image for i in (0, 1)])).permute(0, 3, 1, 2)  # of one size
     pictures = distill.resize_images(pictures, input_side=p1["input_side"]).repeat(unit // 2 or 1, 1, 1, 1).to(device)
     alone = {
@@ -161,7 +162,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     describer = load_encoder(p2["encoder_name"], weights="random", device=device)
     crops = dict(size=p2["crop_side"], batch=p2["batch_size"])
     unit = 1 if small else p2["batch_size"]
-    each = round(len(records) / len(data) * (counts["train"] + counts["val"]))
+    each = round(len(records) / len(data) * (counts["train"] + counts["val"] + support))
     go.stage("02, 07 crops", lambda images: clusters.describe_masks(describer, data, records[:images], **crops), unit=unit, images=each)
     features = np.random.default_rng(0).standard_normal((len(records), describer.width)).astype(np.float32)
     fit = dict(k=p2["k"], seed=0, batch_size=p2["kmeans_batch"], restarts=1)
@@ -220,7 +221,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         if p6["rounds"] > 1:
             again = go.rows["05 training, two networks"]
             more = (p6["rounds"] - 1) * again["images"] // 2
-            go.rows["06 training again"] = {**again, "images": more, "hours": round(more / again["images_per_second"] / 3600, 3)}
+            go.rows["06 training again"] = {**again, "images": more, "hours": digits(more / again["images_per_second"] / 3600)}
     if "08_probe_linearly" in p:
         p8 = p["08_probe_linearly"]
         probe = segmenter.reset_classifier(network, outputs=len(CLASSES))
@@ -233,7 +234,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
             ),
             unit=unit, images=p8["steps"] * p8["batch"],
         )  # fmt: skip
-    return {key: round(value, 3) for key, value in alone.items()}
+    return {key: digits(value) for key, value in alone.items()}
 
 
 @torch.no_grad()
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("--preset", default="voc2012")
     given = parser.parse_args()
     parameters = resolve(load_preset(given.preset), {})
-    counts, go = splits_of(parameters["00_prepare_data"]), Rehearsal(given.device, given.budget)
+    counts, go = images_of(parameters["00_prepare_data"]), Rehearsal(given.device, given.budget)
     with tempfile.TemporaryDirectory() as folder:
         alone = rehearse(go, parameters, counts, Path(folder))
     on_gpu = given.device == "cuda"

@@ -44,7 +44,7 @@ class ViTMap(nn.Module):
     (as in stage 2; here a running one, channel by channel) heads hardly learn clusters in a few hundred steps.
 
     The last `trainable_blocks` blocks and the final norm learn; what comes before is frozen, as DeepLab's first
-    layers are in the reference. H and W are zero-padded to whole patches.
+    layers are in the reference. H and W are padded to whole patches by repeating the border, as the encoder does.
 
     memory: set it to a dict, and a body of which nothing learns looks at each picture once and remembers its map, in half
     precision; bodies of the same weights may share one. On two CPU cores the body is most of a training step.
@@ -85,7 +85,7 @@ class ViTMap(nn.Module):
 
     def _extract(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
+        images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
         grid_hw = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
         with torch.no_grad():
             tokens = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))

@@ -14,6 +14,7 @@ import torch
 from mdlib import store
 from mdlib.backbones import PUBLISHED_WEIGHTS
 from mdlib.checkpoints import cached_checkpoint
+from mdlib.datasets import coco, voc
 from mdlib.datasets.checks import check_dataset
 from mdlib.datasets.sources import SOURCES
 from mdlib.encoder_hub import PUBLISHED, cached_vit
@@ -25,7 +26,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 WEIGHTS_GIGABYTES = 0.4  # the largest file that is known by name
 IMAGE_GIGABYTES = 1e-4  # an image's masks, predictions and maps
 NETWORK_GIGABYTES = {"vit": 0.03, "resnet50": 0.7}  # 44 M parameters in single precision; a checkpoint holds three times as many numbers
-ALL_IMAGES = 20_000  # no split of VOC or COCO20k has more
+PUBLISHED_COUNTS = {"voc2012": voc.COUNTS[2012], "voc2007": voc.COUNTS[2007], "coco": coco.COUNTS, "coco_agnostic": coco.COUNTS}
+ALL_IMAGES = 20_000  # of a split whose number is not published: as many as COCO20k has
 
 
 def check(preset_name: str, overrides: dict[str, dict]) -> list[str]:
@@ -132,15 +134,23 @@ def gigabytes(parameters: dict[str, dict]) -> dict[str, float]:
     }
 
 
+def images_of(prepared: dict) -> dict[str, int]:
+    """How many images play each role of notebook 00, and how many the support set has; all of a split: as many as are published."""
+    parts = {role: (prepared["dataset"], prepared[f"{role}_split"], prepared[f"{role}_images"]) for role in ("train", "dev", "val")}
+    if prepared["support_dataset"] is not None:
+        parts["support"] = (prepared["support_dataset"], prepared["support_split"], None)
+    return {role: count or PUBLISHED_COUNTS.get(name, {}).get(split, ALL_IMAGES) for role, (name, split, count) in parts.items() if split is not None}
+
+
 def _artifacts(parameters: dict[str, dict]) -> float:
-    counts = {key: value or ALL_IMAGES for key, value in parameters.get("00_prepare_data", {}).items() if key.endswith("_images")}
+    counts = images_of(parameters["00_prepare_data"]) if "00_prepare_data" in parameters else {}
     total = 0.1 + IMAGE_GIGABYTES * sum(counts.values())
     for name in ("03_train_mask_rcnn", "05_train_deeplab"):
         if name in parameters:
             total += NETWORK_GIGABYTES[parameters[name]["backbone"]] * (1 if name.startswith("03") else 2)
     if "05_train_deeplab" in parameters:  # half-precision logits of two networks at stride 8, of dev and val
         cells, outputs = (parameters["05_train_deeplab"]["side"] / 8) ** 2, 1 + parameters["02_cluster_masks"]["k"]
-        total += 2 * 2e-9 * cells * outputs * sum(value for key, value in counts.items() if key != "train_images")
+        total += 2 * 2e-9 * cells * outputs * sum(counts.get(role, 0) for role in ("dev", "val"))
     return total
 
 

@@ -230,11 +230,16 @@ def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: 
 
 
 def _commit() -> str:
+    """The commit that ran, "-dirty" where other files than reports, which a run writes itself, differ from it."""
+    git = ["git", "-C", str(ROOT)]
     try:
-        args = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
-        return subprocess.run(args, capture_output=True, text=True, check=True).stdout.strip()
+        said = [
+            subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "-uno", "--", ".", ":!reports"])
+        ]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return said[0] + ("-dirty" if said[1] else "")
 
 
 PAGE = """<!doctype html>

@@ -20,7 +20,7 @@ from mdlib.datasets import VOID, Dataset
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
 
 # (dilation rates, channels): the paper's for its ResNet-50, and what fits a map of 16 x 16 cells.
-ASPP_SHAPE = {"resnet50": ((12, 24, 36), 256), "vit": ((2, 4, 6), 128)}
+ASPP_SHAPE = {"resnet50": ((12, 24, 36), 256), "vit": ((2, 4, 6), 96)}
 
 
 class Segmenter(nn.Module):

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdlib.datasets import Instances, Remembered, Sample, check_sample, open_dataset
+from mdlib import store
+from mdlib.datasets import (
+    Instances, Remembered, Sample, check_sample, label_kind, labelled_roles, open_dataset, open_role, open_roles, try_sample,
+)  # fmt: skip
 from mdlib.datasets.images import ImageError, image_size, read_image, read_label_map
 from mdlib.datasets.sample import mask_to_box
 from mdlib.datasets.zoo import ClipDataset
@@ -399,3 +402,54 @@ def test_boxes_and_crowds_are_remembered_too():
 
 def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):
     assert len(list(Remembered(zoo(zoo_root, count=2)))) == 2
+
+
+# ---------------------------------------------------------------- roles
+
+
+def prepare(folder, zoo_root, **splits):
+    """What 00 writes, for a zoo: role -> {"split", "count", "left_out", "labels"}."""
+    roles = {role: {"left_out": [], "labels": "masks", **entry} for role, entry in splits.items()}
+    store.write_json(folder / "index.json", {"dataset": "zoo", "root": str(zoo_root), "classes": [], "splits": roles})
+
+
+def test_a_role_is_opened_without_the_images_that_were_left_out(tmp_path, zoo_root):
+    prepare(tmp_path, zoo_root, train={"split": "dev", "count": 4, "left_out": ["dev_00001"]}, val={"split": "val", "count": 2, "labels": "none"})
+    train = open_role(tmp_path, "train")
+    assert train.ids() == ["dev_00000", "dev_00002", "dev_00003"] == [sample.id for sample in train]
+    assert open_role(tmp_path, "train", first=2).ids() == ["dev_00000", "dev_00002"]
+    assert {role: len(data) for role, data in open_roles(tmp_path).items()} == {"train": 3, "val": 2}
+
+
+def test_a_role_that_a_run_does_not_have_is_named(tmp_path, zoo_root):
+    prepare(tmp_path, zoo_root, train={"split": "train", "count": 2})
+    with pytest.raises(store.StoreError, match="no val images, only train: see val_split"):
+        open_role(tmp_path, "val")
+
+
+def test_roles_without_masks_are_named_and_not_labelled(tmp_path, zoo_root, capsys):
+    prepare(tmp_path, zoo_root, train={"split": "train", "count": 2}, val={"split": "val", "count": 2, "labels": "boxes"})
+    assert labelled_roles(tmp_path) == {"train"}
+    assert capsys.readouterr().out.startswith("val: no label maps")
+
+
+def test_what_is_known_of_a_sample():
+    image = np.zeros((10, 10, 3), np.uint8)
+    boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
+    kinds = [label_kind(sample) for sample in (sized(0), sized(0, labelled=True), Sample("b", image, instances=boxed))]
+    assert kinds == ["none", "masks", "boxes"]
+
+
+def test_a_sample_that_cannot_be_used_is_a_sentence():
+    class Broken(Counting):
+        def __getitem__(self, index):
+            if index == 1:
+                raise ImageError("b.jpg: empty")
+            return super().__getitem__(index)
+
+    data = Broken([sized(0), sized(1), Sample("s2", np.zeros((4, 10, 3), np.uint8))])
+    data.classes = ("background",)
+    assert try_sample(data, 0)[0].id == "s0" and try_sample(data, 0)[1] is None
+    assert try_sample(data, 1) == (None, "b.jpg: empty")
+    sample, problem = try_sample(data, 2)
+    assert sample is None and "too small" in problem

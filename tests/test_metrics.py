@@ -348,13 +348,17 @@ def test_average_precision_without_objects_is_nan():
 
 
 def coco_ap(images, threshold):
-    """pycocotools' class-agnostic mask AP at one threshold; images: (predictions (n, H, W), scores (n,), truths (m, H, W))."""
+    """pycocotools' class-agnostic mask AP at one threshold; images: (predictions (n, H, W), scores (n,), truths (m, H, W)), and
+    perhaps crowds (c, H, W)."""
     listed, true, found = [], [], []
-    for number, (predictions, scores, truths) in enumerate(images, 1):
+    for number, (predictions, scores, truths, *crowds) in enumerate(images, 1):
         listed.append({"id": number, "height": 12, "width": 15})
         for t in truths:
             shape = {"area": float(t.sum()), "iscrowd": 0, "segmentation": to_rle(t)}
             true.append({"id": len(true) + 1, "image_id": number, "category_id": 1 + len(true) % 3, **shape})
+        for c in crowds[0] if crowds else ():
+            shape = {"area": float(c.sum()), "iscrowd": 1, "segmentation": to_rle(c)}
+            true.append({"id": len(true) + 1, "image_id": number, "category_id": 1, **shape})
         for p, s in zip(predictions, scores):
             # One category: pycocotools lists an image's predictions by category, which would reorder equal scores.
             found.append({"image_id": number, "category_id": 1, "score": float(s), "segmentation": to_rle(p)})
@@ -392,6 +396,26 @@ def test_mask_ap_equals_pycocotools(seed, levels, threshold):
     ours = ours_of(images, threshold)
     assert 0.05 < ours < 0.95  # neither end, or the comparison says little
     assert ours == pytest.approx(coco_ap(images, threshold), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mask_ap_forgives_what_lies_in_a_crowd_as_pycocotools_does(seed):
+    rng = np.random.default_rng(seed)
+    images = [(*crowd(rng, truths=m, predictions=n), random_masks(rng, c)) for m, n, c in rng.integers(0, 5, (20, 3))]
+    for found, *_, regions in images:  # some predictions lie in a crowd, wholly or mostly
+        for region in regions[: len(found)]:
+            found[rng.integers(len(found))] = region & (rng.random((12, 15)) < 0.9)
+    pairs = [(s, metrics.mask_iou(p, t), metrics.share_inside(p, np.reshape(c, (-1, 12, 15)))) for p, s, t, c in images]
+    ours = metrics.mask_ap(pairs)
+    assert ours == pytest.approx(coco_ap(images, 0.5), abs=1e-9)
+    assert ours > ours_of([image[:3] for image in images], 0.5)  # without crowds these are false alarms
+
+
+def test_share_inside_a_region():
+    masks = np.zeros((2, 1, 4), bool)
+    masks[0, 0, :2] = True
+    assert metrics.share_inside(masks, np.array([[[1, 0, 0, 0]], [[1, 1, 1, 0]]], bool)).tolist() == [[0.5, 1.0], [0.0, 0.0]]
+    assert metrics.share_inside(masks, np.zeros((0, 1, 4), bool)).shape == (2, 0)
 
 
 def test_mask_ap_looks_at_100_predictions_an_image(rng):
@@ -476,3 +500,10 @@ def test_reduce_to_best_box():
     assert metrics.reduce_to_best_box([13, 13, 20, 20], boxes) == 2
     assert metrics.reduce_to_best_box([50, 50, 60, 60], boxes) == 0  # touches none: still one object, and missed
     assert metrics.reduce_to_best_box([0, 0, 4, 4], np.zeros((0, 4))) == -1
+
+
+def test_object_agreement_looks_at_objects_alone_and_never_at_void():
+    true = np.array([[0, 1, 1, 255], [0, 0, 2, 255]])
+    assert metrics.object_agreement(np.where(true == 255, 7, true), true) == 1
+    assert metrics.object_agreement(np.array([[0, 1, 2, 0], [3, 0, -1, 0]]), true) == 0.25  # of four pixels that either calls an object
+    assert metrics.object_agreement(np.zeros((2, 2), int), np.zeros((2, 2), np.uint8)) == 1

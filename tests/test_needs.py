@@ -95,7 +95,7 @@ def test_weights_that_are_in_a_cache_or_a_file_are_not_missing(tmp_path):
 
 
 PREPARED = {
-    "dataset": "zoo", "data_root": "data/zoo", "train_split": "train", "dev_split": "dev", "val_split": None, "train_images": 10,
+    "dataset": "zoo", "data_root": "data/zoo", "train_split": "train", "dev_split": "dev", "val_split": None, "train_images": 10, "dev_images": 4, "val_images": 8,
     "support_dataset": None, "support_root": "data/voc", "support_split": "trainval",
 }  # fmt: skip
 
@@ -108,10 +108,17 @@ def test_every_split_that_a_notebook_opens_is_looked_at():
     assert found == [("voc2012", "data", ["train", "dev", "instances"]), ("voc2007", "data/voc", ["trainval"])]
 
 
+def test_images_are_those_that_are_published_where_a_preset_takes_all():
+    assert needs.images_of(PREPARED) == {"train": 10, "dev": 4}
+    voc = PREPARED | {"dataset": "voc2012", "train_split": "trainaug", "val_split": "val", "support_dataset": "voc2007"}
+    everything = voc | dict.fromkeys(("train_images", "dev_images", "val_images"))
+    assert needs.images_of(everything) == {"train": 10582, "dev": 147, "val": 1449, "support": 5011}
+
+
 def test_disk_counts_the_logits_of_two_networks():
     def artifacts(side, val):
         return needs.gigabytes({
-            "00_prepare_data": PREPARED | {"val_images": val},
+            "00_prepare_data": PREPARED | {"val_split": "val", "val_images": val},
             "02_cluster_masks": {"k": 20},
             "05_train_deeplab": {"backbone": "resnet50", "side": side},
         })["artifacts"]

@@ -23,9 +23,9 @@ def test_all_stages_are_timed_and_projected(rehearsal, tmp_path):
     alone = rehearsal.rehearse(go, parameters, {"train": 40, "dev": 4, "val": 8}, tmp_path)
     assert {name[:2] for name in go.rows} == {"01", "02", "03", "04", "05", "08"} | ({"06"} if rehearsal.crf.available() else set())
     for row in go.rows.values():
-        assert row["hours"] == pytest.approx(row["images"] / row["images_per_second"] / 3600, abs=0.01) and row["peak_gb"] > 0.1
+        assert row["hours"] == pytest.approx(row["images"] / row["images_per_second"] / 3600, rel=2e-3) and row["peak_gb"] > 0.1
     assert go.rows["01 masks"]["images"] == 52 and go.rows["05 training, two networks"]["images"] == 2 * 4 * 4
-    assert alone["stage_over_forward"] == pytest.approx(alone["forward_images_per_second"] / alone["stage_images_per_second"], rel=0.02)
+    assert alone["stage_over_forward"] == pytest.approx(alone["forward_images_per_second"] / alone["stage_images_per_second"], rel=2e-3)
 
 
 def test_check_reads_what_a_rehearsal_writes(rehearsal, tmp_path, monkeypatch):
@@ -41,9 +41,3 @@ def test_check_reads_what_a_rehearsal_writes(rehearsal, tmp_path, monkeypatch):
     monkeypatch.setattr(needs, "RESULTS", tmp_path / "benchmarks" / "results")
     lines = needs.time_and_memory("smoke", presets.load_preset("smoke"))
     assert f"about {written['hours']:.1f} hours" in lines[0] and f"at most {written['peak_gb']:.1f} GB" in lines[1]
-
-
-def test_the_splits_of_voc_are_counted_where_a_preset_takes_all(rehearsal):
-    prepared = {"train_split": "trainaug", "dev_split": None, "val_split": "val"} | dict.fromkeys(("train_images", "dev_images", "val_images"))
-    assert rehearsal.splits_of(prepared) == {"train": 10582, "val": 1449}
-    assert rehearsal.splits_of(prepared | {"train_images": 300}) == {"train": 300, "val": 1449}

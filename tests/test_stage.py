@@ -95,3 +95,61 @@ def test_a_finished_stage_leaves_no_checkpoint_and_touches_no_other_stages(chain
         path.write_bytes(b"")
     third.finish()
     assert not third.checkpoint("detector").exists() and other.exists()
+
+
+# ---------------------------------------------------------------- skipping
+
+
+def test_a_skipped_stage_says_why_and_the_later_ones_go_on(chain):
+    third = opened(chain, THIRD)
+    third.read(SECOND)
+    with pytest.raises(stage.StageSkipped, match="no labels"):
+        third.skip("no labels")
+    manifest = stage.read_manifest(chain, THIRD)
+    assert (manifest["skipped"], manifest["metrics"]) == ("no labels", {})
+    assert opened(chain, "03_train_mask_rcnn").read(THIRD) == chain / "artifacts" / THIRD
+    assert stage.stale_reason(chain, THIRD, {}) is None
+    made(chain, FIRST, count=5)  # what it was skipped for may have changed
+    made(chain, SECOND, FIRST)
+    assert stage.stale_reason(chain, THIRD, {}) == f"{SECOND} changed"
+
+
+def test_a_stage_that_was_not_skipped_does_not_say_so(chain):
+    assert "skipped" not in stage.read_manifest(chain, SECOND)
+
+
+# ---------------------------------------------------------------- weights and data outside the run
+
+
+@pytest.mark.parametrize("value", [None, "random", "dino_resnet50"])
+def test_weights_that_are_no_file_are_handed_on(tmp_path, value):
+    ours = opened(tmp_path, FIRST)
+    assert ours.weights(value, known=("dino_resnet50",)) == value and ours.files == {}
+
+
+def test_weights_in_a_file_are_recorded_by_their_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    (tmp_path / "own.pth").write_bytes(b"one")
+    for value in ("own.pth", str(tmp_path / "own.pth")):  # from the repository, or absolute
+        ours = opened(tmp_path, f"0{len(value)}")
+        assert ours.weights(value) == tmp_path / "own.pth"
+        assert ours.files == {value: store.digest_file(tmp_path / "own.pth")}
+
+
+def test_weights_that_are_not_there_are_an_error_that_says_what_is_expected(tmp_path):
+    with pytest.raises(store.StoreError, match="'dino_resnet5': no file .*; expected a file, random, dino_resnet50 or null"):
+        opened(tmp_path, FIRST).weights("dino_resnet5", known=("dino_resnet50",))
+
+
+def test_a_folder_is_recorded_by_its_names_and_sizes(tmp_path):
+    data = tmp_path / "data"
+    (data / "a").mkdir(parents=True)
+    (data / "a" / "one.jpg").write_bytes(b"12")
+    ours = opened(tmp_path, FIRST)
+    ours.read_file(str(data))
+    ours.finish()
+    assert stage.stale_reason(tmp_path, FIRST, {}) is None
+    (data / ".thumbs").write_bytes(b"hidden")
+    assert stage.stale_reason(tmp_path, FIRST, {}) is None
+    (data / "a" / "two.jpg").write_bytes(b"12")
+    assert stage.stale_reason(tmp_path, FIRST, {}) == f"{data} changed"
