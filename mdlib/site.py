@@ -36,6 +36,7 @@ def build(run_dir: Path, out: Path) -> list[Path]:
     styles = set()
     for path in executed:
         notebook = nbformat.read(path, as_version=4)
+        notebook.metadata.pop("widgets", None)  # the sliders of the explorers: nothing on a page moves them
         titles[path.stem] = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
         bodies[path.stem], pictures, style = _body(notebook, path.stem, {p.stem for p in executed})
         styles.add(style)
