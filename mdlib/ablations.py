@@ -150,13 +150,6 @@ def kept_at_random(scores: np.ndarray, *, threshold: float, rng: np.random.Gener
     return drawn[np.argsort(-np.asarray(scores)[drawn], kind="stable")]
 
 
-def stack_predictions(records: list[dict], image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image's predictions as pseudo.label_map takes them: masks (n, H, W) bool, clusters (n,), scores (n,)."""
-    if not records:
-        return np.zeros((0, *image_hw), bool), np.zeros(0, np.int64), np.zeros(0)
-    return np.stack([r["mask"] for r in records]), np.array([r["cluster"] for r in records]), np.array([r["score"] for r in records])
-
-
 def image_confusions(maps: Iterable[np.ndarray], dataset: Dataset, *, rows: int) -> np.ndarray:
     """(images, rows, C) int64: the confusion matrix of each image's label map (H, W) with its true map."""
     num_classes = len(dataset.classes)

@@ -166,26 +166,9 @@ def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict
     return sum(losses.values()), {name.removeprefix("loss_"): value.item() for name, value in losses.items()}
 
 
-def train(
-    model: MaskRCNN, batches: DetectionBatches, *, steps: int, peak_lr: float, warmup: int, optimizer: str, weight_decay: float,
-    body_scale: float, seed: int, settings: dict, checkpoint: Path | None, accumulate: int = 1,
-) -> list[dict]:  # fmt: skip
-    """Train in place with a cosine schedule; returns the history. See training.fit and training.make_optimizer."""
-    model.to(batches.device).train()
-    return training.fit(
-        {"detector": model},
-        training.make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
-        lambda pairs, step: detector_loss(model, pairs),
-        batches,
-        steps=steps,
-        lr_of=lambda step: training.cosine_schedule(step, steps=steps, warmup=warmup, peak=peak_lr),
-        seed=seed,
-        settings=settings,
-        checkpoint=checkpoint,
-        clip_norm=5.0,
-        bf16=batches.device == "cuda",
-        accumulate=accumulate,
-    )
+def train(model: MaskRCNN, batches: DetectionBatches, **recipe) -> list[dict]:
+    """Train in place; returns the history. recipe: the keywords of training.train_network."""
+    return training.train_network("detector", model, lambda pairs, step: detector_loss(model, pairs), batches, **recipe)
 
 
 @torch.no_grad()

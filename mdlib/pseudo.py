@@ -17,6 +17,13 @@ def confident(scores: np.ndarray, *, threshold: float) -> np.ndarray:
     return kept if len(kept) else order[:1]
 
 
+def stack_predictions(records: list[dict], image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image's predictions as `label_map` takes them: masks (n, H, W) bool, clusters (n,), scores (n,)."""
+    if not records:
+        return np.zeros((0, *image_hw), bool), np.zeros(0, np.int64), np.zeros(0)
+    return np.stack([r["mask"] for r in records]), np.array([r["cluster"] for r in records]), np.array([r["score"] for r in records])
+
+
 def label_map(
     masks: np.ndarray, clusters: np.ndarray, scores: np.ndarray, *, threshold: float, overlap: str
 ) -> np.ndarray:

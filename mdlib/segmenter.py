@@ -165,25 +165,10 @@ class SegmentationBatches:
         return picture, shown.round().long()
 
 
-def train(
-    model: Segmenter, batches: SegmentationBatches, *, share: float, steps: int, peak_lr: float, warmup: int,
-    optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict, checkpoint: Path | None, accumulate: int = 1,
-) -> list[dict]:  # fmt: skip
-    """Train in place with OHEM and a cosine schedule; returns the history. See training.fit and training.make_optimizer."""
-    model.to(batches.device).train()
-    return training.fit(
-        {"segmenter": model},
-        training.make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
-        lambda batch, step: (batch_loss(model, batch, share=share), {}),
-        batches,
-        steps=steps,
-        lr_of=lambda step: training.cosine_schedule(step, steps=steps, warmup=warmup, peak=peak_lr),
-        seed=seed,
-        settings=settings,
-        checkpoint=checkpoint,
-        clip_norm=5.0,
-        bf16=batches.device == "cuda",
-        accumulate=accumulate,
+def train(model: Segmenter, batches: SegmentationBatches, *, share: float, **recipe) -> list[dict]:
+    """Train in place with OHEM; returns the history. recipe: the keywords of training.train_network."""
+    return training.train_network(
+        "segmenter", model, lambda batch, step: (batch_loss(model, batch, share=share), {}), batches, **recipe
     )
 
 

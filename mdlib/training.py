@@ -51,6 +51,32 @@ def make_optimizer(model: nn.Module, *, kind: str, weight_decay: float, body_sca
     return torch.optim.AdamW(parts, lr=0.0) if kind == "adamw" else torch.optim.SGD(parts, lr=0.0, momentum=0.9)
 
 
+def train_network(
+    name: str, model: nn.Module, loss_of: Callable[[object, int], tuple[Tensor, dict[str, float]]], batches, *,
+    steps: int, peak_lr: float, warmup: int, optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict,
+    checkpoint: Path | None, accumulate: int = 1,
+) -> list[dict]:  # fmt: skip
+    """Train a detector or a segmenter in place, on the device of its batches, with a cosine schedule; returns the history.
+
+    See `make_optimizer` and `fit`; bf16 on a GPU.
+    """
+    model.to(batches.device).train()
+    return fit(
+        {name: model},
+        make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
+        loss_of,
+        batches,
+        steps=steps,
+        lr_of=lambda step: cosine_schedule(step, steps=steps, warmup=warmup, peak=peak_lr),
+        seed=seed,
+        settings=settings,
+        checkpoint=checkpoint,
+        clip_norm=5.0,
+        bf16=batches.device == "cuda",
+        accumulate=accumulate,
+    )
+
+
 def fit(
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,

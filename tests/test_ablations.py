@@ -159,9 +159,9 @@ def test_where_the_filter_keeps_all_random_dropping_drops_nothing(rng):
 
 def test_stacked_predictions_fit_a_label_map(scenes, records):
     found = [{**r, "cluster": 2, "score": 0.5} for r in records[:1]]
-    stacked = ablations.stack_predictions(found, (128, 128))
+    stacked = pseudo.stack_predictions(found, (128, 128))
     assert (pseudo.label_map(*stacked, threshold=0.5, overlap="skip") == 3 * records[0]["mask"]).all()
-    assert not pseudo.label_map(*ablations.stack_predictions([], (128, 128)), threshold=0.5, overlap="skip").any()
+    assert not pseudo.label_map(*pseudo.stack_predictions([], (128, 128)), threshold=0.5, overlap="skip").any()
 
 
 def test_image_confusions_add_up_to_that_of_the_set(scenes):
