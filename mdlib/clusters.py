@@ -16,8 +16,9 @@ from torch import Tensor
 from mdlib.datasets import Dataset
 from mdlib.datasets.sample import Instances, mask_to_box
 from mdlib.encoder import Encoder
-from mdlib.metrics import UNMATCHED, box_iou, match_hungarian, match_majority
+from mdlib.metrics import box_iou
 from mdlib.progress import track
+from mdlib.protocols import name_on_train
 
 
 def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
@@ -123,6 +124,4 @@ def name_clusters(counts: np.ndarray) -> np.ndarray:
 
     One-to-one by the Hungarian method; with more clusters than classes each takes its majority. Never background.
     """
-    objects = counts[:, 1:]
-    match = match_hungarian(objects, score="count") if len(objects) <= objects.shape[1] else match_majority(objects)
-    return np.where(match >= 0, match + 1, UNMATCHED)
+    return name_on_train(counts, "one-to-one" if len(counts) < counts.shape[1] else "majority")[1:]

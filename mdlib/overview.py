@@ -88,9 +88,8 @@ def panels_of(run_dir: Path) -> dict[str, np.ndarray]:
 
     found = [r for r in store.read_masks(folder["01"] / "masks_val.json") if r["image_id"] == sample.id]
     said = [r for r in store.read_masks(folder["03"] / "predictions_val.json") if r["image_id"] == sample.id]
-    stacked = np.array([r["mask"] for r in said], bool).reshape(-1, *hw)
-    clusters_said, scores = [r["cluster"] for r in said], [r["score"] for r in said]
-    sure = pseudo.label_map(stacked, clusters_said, scores, threshold=settings["04"]["threshold"], overlap=settings["04"]["overlap"])
+    stacked = pseudo.stack_predictions(said, hw)
+    sure = pseudo.label_map(*stacked, threshold=settings["04"]["threshold"], overlap=settings["04"]["overlap"])
     refined = folder["06"] / "val" / f"{sample.id}.png"
     return {
         "picture": sample.image,
@@ -118,7 +117,7 @@ def _agreement(named: np.ndarray, true: np.ndarray) -> float:
 
 def _attention(image: np.ndarray, settings: dict) -> np.ndarray:
     weights = settings["weights"]
-    encoder = load_encoder(settings["encoder_name"], weights=ROOT / weights if weights != "random" else weights, device="cpu")
+    encoder = load_encoder(settings["encoder_name"], weights=weights if weights in (None, "random") else ROOT / weights, device="cpu")
     tokens = encoder.tokens(distill.resize_images(torch.from_numpy(image).permute(2, 0, 1)[None], input_side=settings["input_side"]))
     return masks.cls_attention(tokens.cls_query, tokens.keys)[0].mean(0).sqrt().view(tokens.grid_hw).numpy()
 
