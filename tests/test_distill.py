@@ -126,7 +126,8 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
         return [list(batch) for batch in distill.batches_by_size(cut(scenes, sizes), batch_size=3, window=window)]
 
     assert batches(1e9) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
-    assert batches(4.5 * bytes_each) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
+    assert batches(5.5 * bytes_each) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
+    assert batches(4.5 * bytes_each) == [[1, 2, 5], [0, 3], [7, 8, 9], [4], [6]]
     assert batches(3.5 * bytes_each) == [[0, 3], [1, 2, 5], [4], [7, 8, 9], [6]]
     assert batches(0) == [[0], [1, 2], [3], [4], [5], [6], [7, 8, 9]]  # neighbours
 
