@@ -57,7 +57,7 @@ def load_models(run_dir: Path) -> Models:
     for name in needed:
         stage.read_manifest(run_dir, name)  # says which notebook to run
     artifacts = run_dir / "artifacts"
-    deeplab = artifacts / "05_train_deeplab" / "segmenter.safetensors"
+    deeplab = segmenter.last_round(artifacts / "05_train_deeplab", artifacts / "06_refine_with_crf") / "segmenter.safetensors"
     record = artifacts / "06_refine_with_crf" / "crf.json"
     fitted = store.read_json(artifacts / "02_cluster_masks" / "clusters.json")
     refining = store.read_json(record)["parameters"] if record.is_file() else None

@@ -4,7 +4,7 @@ The head is torchvision's (Chen et al., arXiv 1706.05587): an atrous spatial pyr
 The loss looks at the hardest pixels alone (OHEM, Shrivastava et al., arXiv 1604.03540).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from mdlib import distributed, store, training
+from mdlib import crf, distributed, store, training
 from mdlib.backbones import build_map
 from mdlib.datasets import VOID, Dataset
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
@@ -197,3 +197,24 @@ def probabilities(logits: Tensor, *, image_hw: tuple[int, int]) -> Tensor:
 def label_map(logits: Tensor, *, image_hw: tuple[int, int]) -> np.ndarray:
     """(outputs, h, w) logits -> (H, W) uint8, the most probable output of each pixel."""
     return probabilities(logits, image_hw=image_hw).argmax(0).numpy().astype(np.uint8)
+
+
+def refined_maps(logits: Iterable[np.ndarray], dataset: Dataset, *, workers: int, **options) -> Iterator[np.ndarray]:
+    """The `label_map` of each image after the CRF: (H, W) uint8, one by one, in the order of `dataset`.
+
+    logits: (outputs, h, w) of each image, any iterable. workers and options: those of crf.refine_all and crf.dense_crf.
+    """
+    soft = (
+        probabilities(torch.from_numpy(np.asarray(one, np.float32)), image_hw=sample.image.shape[:2]).numpy()
+        for one, sample in zip(logits, dataset)
+    )
+    refined = crf.refine_all((sample.image for sample in dataset), soft, workers=workers, **options)
+    return (p.argmax(0).astype(np.uint8) for p in refined)
+
+
+# ---------------------------------------------------------------- the last of a run
+
+
+def last_round(deeplab_dir: Path, crf_dir: Path) -> Path:
+    """The folder with a run's last segmenter and its logits: 06's where it trained another round, else 05's."""
+    return crf_dir if (crf_dir / "segmenter.safetensors").is_file() else deeplab_dir

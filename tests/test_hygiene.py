@@ -42,7 +42,7 @@ FLOORS = [
     ["ablations", "distributed"],
     ["training"],
     ["pretrain"],
-    ["detector", "segmenter"],
+    ["detector", "probes", "segmenter"],
     ["checking"],
     ["exercises"],
     ["figures"],

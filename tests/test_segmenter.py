@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mdlib import store, training
+from mdlib import crf, store, training
 from mdlib.datasets import VOID, Sample, open_dataset
 from mdlib.encoder import ZOO_WEIGHTS
 from mdlib.segmenter import (
@@ -15,10 +15,12 @@ from mdlib.segmenter import (
     SegmentationBatches,
     build_segmenter,
     label_map,
+    last_round,
     load_segmenter,
     ohem_loss,
     predict_logits,
     probabilities,
+    refined_maps,
     reset_classifier,
     train,
 )
@@ -434,3 +436,28 @@ def test_missing_and_truncated_segmenters_are_refused(model, tmp_path):
     (tmp_path / "segmenter").write_bytes((tmp_path / "segmenter").read_bytes()[:-5])
     with pytest.raises(store.WeightsError, match="not a whole"):
         load_segmenter(tmp_path / "segmenter", device="cpu")
+
+
+# ---------------------------------------------------------------- rounds
+
+
+@pytest.mark.skipif(not crf.available(), reason='pip install -e ".[crf]"')
+@pytest.mark.parametrize("workers", [1, 2])
+def test_refined_maps_are_the_crf_of_each_picture(workers):
+    rng = np.random.default_rng(0)
+    scenes = Scenes(Sample(str(i), rng.integers(0, 255, (24 + 8 * i, 32, 3), dtype=np.uint8)) for i in range(3))
+    logits = rng.normal(0, 2, (3, 4, 3, 4)).astype(np.float16)
+    options = dict(steps=3, gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=9.0, bilateral_srgb=13.0, bilateral_compat=4.0)
+    found = list(refined_maps(iter(logits), scenes, workers=workers, **options))
+    for one, scene, labels in zip(logits.astype(np.float32), scenes, found, strict=True):
+        soft = probabilities(torch.from_numpy(one), image_hw=scene.image.shape[:2]).numpy()
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, crf.dense_crf(scene.image, soft, **options).argmax(0))
+
+
+def test_the_last_round_is_the_crf_stages_where_it_trained(tmp_path):
+    deeplab, refined = tmp_path / "05", tmp_path / "06"
+    refined.mkdir()
+    assert last_round(deeplab, refined) == deeplab
+    (refined / "segmenter.safetensors").touch()
+    assert last_round(deeplab, refined) == refined
