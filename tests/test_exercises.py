@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as coco
 
 from mdlib import exercises
 from mdlib.checking import Differs, compare
@@ -76,17 +77,44 @@ def cut_cost(weight, part):
     return across / weight[part].sum() + across / weight[~part].sum()
 
 
+def resampled_gains(a, b, drawn):
+    def mious(areas):
+        hits, unions = areas[drawn].sum(1).swapaxes(0, 1)
+        return np.array([np.mean(h[u > 0] / u[u > 0]) for h, u in zip(hits, unions)])
+
+    return mious(a) - mious(b)
+
+
+def object_agreement(named, target):
+    seen = (np.maximum(named, target) > 0) & (target < 255)
+    return np.mean(named[seen] == target[seen]) if seen.any() else 1
+
+
+def crossed_means(difference, seeds, images):
+    return difference[seeds[:, :, None], images[:, None]].mean((1, 2))
+
+
 def loss_without_twins(q, k, names, temperature):
     twins = torch.tensor([[a == b and i != j for j, b in enumerate(names)] for i, a in enumerate(names)])
     logits = (q @ k.T / temperature).masked_fill(twins, -torch.inf)
     return F.cross_entropy(logits, torch.arange(len(q)))
 
 
+def run_lengths(mask):
+    lengths, full = [0], False
+    for pixel in mask.flatten(order="F"):
+        if pixel != full:
+            lengths, full = [*lengths, 0], pixel
+        lengths[-1] += 1
+    return lengths
+
+
 RIGHT = {
     f"check_{f.__name__}": f
     for f in (
         mask_to_box, diffuse, kmeans_step, mirror_boxes, calibration_error, hardest_loss, mean_field_step, class_iou,
-        probe_gradient, average_precision, cut_cost, loss_without_twins,
+        probe_gradient, average_precision, cut_cost, resampled_gains, object_agreement, crossed_means, loss_without_twins,
+        run_lengths,
     )
 }  # fmt: skip
 
@@ -111,7 +139,18 @@ WRONG = [
     ("check_average_precision", lambda s, h, p: average_precision(-np.arange(len(s)), h, p), "a miss on top"),  # not sorted
     ("check_average_precision", lambda s, h, p: average_precision(s, h, max(1, h.sum())), "objects never found"),
     ("check_cut_cost", lambda w, p: w[p][:, ~p].sum(), "the weak link"),  # a plain cut
+    ("check_resampled_gains", lambda a, b, d: np.diff([(x[:, 0] / x[:, 1].clip(1))[d].mean((1, 2)) for x in (b, a)], axis=0)[0], "each picture once"),  # divides first
+    ("check_resampled_gains", lambda a, b, d: np.concatenate([resampled_gains(a, b, np.unique(row)[None]) for row in d]), "a picture drawn twice"),
+    ("check_resampled_gains", lambda a, b, d: np.diff([(x[d].sum(1)[:, 0] / x[d].sum(1)[:, 1].clip(1)).mean(1) for x in (b, a)], axis=0)[0], "only the background is drawn"),
+    ("check_object_agreement", lambda n, t: np.mean(n == t), "half of the cat"),  # accuracy of all pixels
+    ("check_object_agreement", lambda n, t: np.mean((n == t)[t > 0]), "a dog where nothing is"),
+    ("check_object_agreement", lambda n, t: np.mean((n == t)[(n > 0) | (t > 0)]), "a void border"),
+    ("check_object_agreement", lambda n, t: object_agreement(n, t) if n.any() else 0, "nothing to see"),
+    ("check_crossed_means", lambda d, s, i: d[s, i].mean(1), "everything once"),  # pairs, not a table
+    ("check_crossed_means", lambda d, s, i: d.mean(0)[i].mean(1), "one seed twice"),  # seeds not drawn
     ("check_loss_without_twins", lambda q, k, n, t: info_nce(q, k, temperature=t), "one animal twice"),
+    ("check_run_lengths", lambda m: run_lengths(m.T), "a line"),  # row after row
+    ("check_run_lengths", lambda m: [n for n in run_lengths(m) if n], "everything"),  # starts with the full ones
 ]  # fmt: skip
 
 
@@ -129,6 +168,12 @@ def test_a_wrong_function_is_shown_where_it_differs(name, function, title):
     assert f'Small input "{title}"' in message
     assert "expected" in message or "it raised" in message
     assert "Hint: " in message
+
+
+def test_run_lengths_are_those_of_coco():
+    mask = np.random.default_rng(5).random((6, 4)) < 0.4
+    packed = coco.frPyObjects({"size": [6, 4], "counts": run_lengths(mask)}, 6, 4)
+    np.testing.assert_array_equal(coco.decode(packed), mask)
 
 
 def test_every_check_has_a_wrong_function():

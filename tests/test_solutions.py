@@ -10,6 +10,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
+WITH_EXERCISES = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if p.stem != "quickstart")
 
 
 def code_of(path: Path, tag: str | None = None) -> list[str]:
@@ -39,15 +40,20 @@ def test_it_solves_what_the_notebook_asks(path):
     assert signature.findall("\n".join(exercise)) == signature.findall(code_of(path)[0])
 
 
-def test_every_stage_notebook_has_exercises_in_three_grades_and_a_quiz():
-    stages = [p for p in NOTEBOOKS.glob("*.ipynb") if re.match(r"0\d|10|A1", p.stem)]
-    assert {p.name for p in stages} == {p.name for p in SOLUTIONS}
-    for path in stages:
-        cells = {c.id: c for c in nbformat.read(path, as_version=4).cells}
-        assert re.findall(r"^\*\*(★+)\*\*", cells["exercises"].source, re.MULTILINE) == ["★", "★★", "★★★"], path.stem
-        folded = r"^\d\. .+\n   <details><summary>answer</summary>\n\n   .+\n   </details>$"  # Markdown between blank lines is rendered
-        questions = re.findall(folded, cells["quiz"].source, re.MULTILINE)
-        assert 3 <= len(questions) <= 5, path.stem
+def cell_of(path: Path, cell_id: str) -> str:
+    return {c.id: c.source for c in nbformat.read(path, as_version=4).cells}[cell_id]
+
+
+def test_every_notebook_but_the_quickstart_has_exercises_in_three_grades():
+    assert [p.name for p in WITH_EXERCISES] == [p.name for p in SOLUTIONS]
+    for path in WITH_EXERCISES:
+        assert re.findall(r"^\*\*(★+)\*\*", cell_of(path, "exercises"), re.MULTILINE) == ["★", "★★", "★★★"], path.stem
+
+
+@pytest.mark.parametrize("path", [*WITH_EXERCISES, NOTEBOOKS / "quickstart.ipynb"], ids=lambda p: p.stem)
+def test_every_notebook_has_a_quiz(path):
+    folded = r"^\d\. .+\n   <details><summary>answer</summary>\n\n   .+\n   </details>$"  # Markdown between blank lines is rendered
+    assert 3 <= len(re.findall(folded, cell_of(path, "quiz"), re.MULTILINE)) <= 5
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)

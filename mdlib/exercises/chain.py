@@ -1,8 +1,4 @@
-"""Checks for the exercises: is a student's function right, and if not, on which small input does it differ?
-
-Each `check_*` calls the function on small inputs, compares it with the library or with a slow version of the formula,
-and prints how many agree; `checking` says how. Its docstring says what the function is given and must return.
-"""
+"""Checks for the exercises of notebooks 00 to 09, the stages of the method and their metrics."""
 
 from collections.abc import Callable
 
@@ -169,41 +165,3 @@ def check_average_precision(function: Callable) -> None:
     }
     hint = "Sort by score, best first; at each recall take the best precision at that recall or a higher one, 0 beyond the last."
     compare(function, metrics.average_precision, cases, hint=hint)
-
-
-def check_cut_cost(function: Callable) -> None:
-    """Notebook 10. function(weight (n, n) symmetric, part (n,) bool) -> the normalised cut's cost, a float."""
-
-    def expected(weight, part):
-        inside, outside, everyone = np.flatnonzero(part), np.flatnonzero(~part), range(len(part))
-        between = sum(weight[p, q] for p in inside for q in outside)
-        return sum(between / sum(weight[p, q] for p in side for q in everyone) for side in (inside, outside))
-
-    chain = np.eye(4) + np.diag([1.0, 0.1, 1.0], 1) + np.diag([1.0, 0.1, 1.0], -1)
-    cases = {
-        "the weak link": {"weight": chain, "part": np.array([1, 1, 0, 0], bool)},
-        "a strong link": {"weight": chain, "part": np.array([1, 0, 0, 0], bool)},
-    }
-    compare(function, expected, cases, hint="w(A, B) / w(A, all) + w(A, B) / w(B, all); 'all' holds the patch itself, too.")
-
-
-def check_loss_without_twins(function: Callable) -> None:
-    """Notebook A1. function(q (B, d), k (B, d), names, temperature) -> InfoNCE that does not push a clip's twins away."""
-
-    def expected(q, k, names, temperature):
-        losses = []
-        for i in range(len(q)):
-            kept = [j for j in range(len(k)) if j == i or names[j] != names[i]]
-            scores = torch.stack([q[i] @ k[j] for j in kept]) / temperature
-            losses.append(-torch.log_softmax(scores, 0)[kept.index(i)])
-        return torch.stack(losses).mean()
-
-    draw = torch.Generator().manual_seed(4)
-    q, k = (F.normalize(torch.randn(4, 3, generator=draw), dim=-1) for _ in range(2))
-    strangers = {"q": q, "k": k, "names": ["cat", "owl", "seal", "tiger"], "temperature": 0.15}
-    cases = {
-        "four strangers": strangers,
-        "one animal twice": {**strangers, "names": ["cat", "owl", "cat", "tiger"]},
-        "one animal only": {**strangers, "names": ["owl"] * 4},
-    }
-    compare(function, expected, cases, hint="Leave a twin out of the sum below the fraction; a clip's own frame stays in.")
