@@ -62,11 +62,19 @@ MEANINGS |= {
     for measure, meaning in COCO_MEASURES.items()
 }
 LESSONS = {
-    "one_mask": "one mask an image, clustered", "clustered_masks": "stage 2's masks", "detector_filtered": "stage 4's maps",
-    "detector_everything": "all of the detector's masks", "detector_at_random": "as many of the detector's masks at random",
+    "clustered_masks": "stage 2's masks", "detector_everything": "all of the detector's masks",
+    "detector_at_random": "as many of the detector's masks at random", "detector_filtered": "stage 4's maps",
+    "one_mask": "the same from one mask an image", "another_round": "its own maps after the CRF",
 }  # fmt: skip
 MEANINGS |= {f"lessons_{arm}": f"mIoU on val of a segmenter taught by {what}, mean over seeds" for arm, what in LESSONS.items()}
 MEANINGS |= {f"lessons_{arm}_std": "its spread over seeds" for arm in LESSONS}
+MEANINGS |= {f"ohem_share_{s:g}_gain_dev": f"mIoU on dev with the hardest {s:.0%} of the pixels, minus that with the run's share" for s in (0.2, 1.0)}
+MEANINGS |= {
+    f"probe_{what}_{share}{suffix}": f"SUPERVISED: linear probe on {name}, {share} % of the labels, val{text}"
+    for what, name in (("deeplab", "DeepLab's features"), ("vit", "the encoder's tokens"))
+    for share in (1, 10, 100)
+    for suffix, text in (("", ""), ("_crf", ", with the CRF"))
+}
 MEANINGS |= {
     "ablation_filter_minus_all": "mIoU of the filter's label maps minus that of all predictions, train",
     "ablation_filter_minus_random": "mIoU of the filter's label maps minus that of as many predictions at random, train",

@@ -37,11 +37,13 @@ def write(run_dir: Path, preset: Preset) -> None:
     """Write metrics.json, claims.json, summary.md and index.html of a finished run."""
     content = collect(run_dir, preset)
     store.write_json(run_dir / "metrics.json", content)
-    evidence.write_claims(run_dir, evidence.gather_claims([run_dir / "artifacts" / name for name in preset.notebooks]))
+    claims = evidence.gather_claims([run_dir / "artifacts" / name for name in preset.notebooks])
+    evidence.write_claims(run_dir, claims)
+    tested = [record for record in claims if record["effect"] is not None]
     title = f"MaskDistill, {content['run']['preset']} preset, {content['run']['data']}"
     table = metric_rows(content)
-    store.write_text(run_dir / "summary.md", _markdown(title, content, table))
-    store.write_text(run_dir / "index.html", _html(title, content, table, run_dir, preset))
+    store.write_text(run_dir / "summary.md", _markdown(title, content, table, tested))
+    store.write_text(run_dir / "index.html", _html(title, content, table, tested, run_dir, preset))
 
 
 def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
@@ -64,7 +66,7 @@ README_METRICS = (
     "pseudo_miou_unfiltered", "pseudo_miou", "masks_miou_clustering", "miou_clustering", "miou_clustering_crf",
     "miou_clustering_valmatch", "miou_linear", "miou_supervised", "mask_rcnn_ap50_single", "mask_rcnn_ap50_multi",
 )  # fmt: skip
-README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
+README_MARKS = {what: (f"<!-- {what}:begin -->", f"<!-- {what}:end -->") for what in ("results", "claims")}
 
 
 def readme_table(content: dict) -> str:
@@ -75,13 +77,21 @@ def readme_table(content: dict) -> str:
     return "\n".join([_run_line(content), "", *lines])
 
 
+def readme_claims(content: dict, claims: list[dict]) -> str:
+    """The README's table of claims, from the contents of a metrics.json and a claims.json."""
+    return "\n".join([_run_line(content), "", evidence.claims_table(claims)])
+
+
 def write_readme(run_dir: Path) -> None:
-    """Put a run's results between the marks of README.md."""
+    """Put a run's claims between their marks in README.md, or its results where it tested none."""
+    content, claims = (store.read_json(run_dir / name) for name in ("metrics.json", "claims.json"))
+    tested = any(record["effect"] is not None for record in claims)
+    begin, end = README_MARKS["claims" if tested else "results"]
     path = ROOT / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(README_MARKS[0])
-    _, _, after = rest.partition(README_MARKS[1])
-    table = readme_table(store.read_json(run_dir / "metrics.json"))
-    store.write_text(path, f"{before}{README_MARKS[0]}\n{table}\n{README_MARKS[1]}{after}")
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    table = readme_claims(content, claims) if tested else readme_table(content)
+    store.write_text(path, f"{before}{begin}\n{table}\n{end}{after}")
 
 
 def render_notebook(path: Path) -> None:
@@ -91,10 +101,11 @@ def render_notebook(path: Path) -> None:
     store.write_text(path.with_suffix(".html"), page)
 
 
-def _markdown(title: str, content: dict, table: list[tuple]) -> str:
+def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict]) -> str:
     lines = [f"# {title}", "", _run_line(content), "", "| metric | value | band | | what it is |", "|---|---|---|---|---|"]
     lines += [f"| `{name}` | {value} | {band} | {verdict} | {meaning} |" for name, value, band, verdict, meaning in table]
     lines += ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())] if "skipped" in content else []
+    lines += ["", "## Claims", "", evidence.claims_table(claims)] if claims else []
     return "\n".join(lines) + "\n"
 
 
@@ -109,7 +120,7 @@ def _run_line(content: dict) -> str:
     return f"{line}Bands are for the zoo on this preset; no number here stands beside one of VOC or COCO."
 
 
-def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: Preset) -> str:
+def _html(title: str, content: dict, table: list[tuple], claims: list[dict], run_dir: Path, preset: Preset) -> str:
     rows = "".join(
         f'<tr class="{verdict.lower()}"><td><code>{name}</code></td><td class="n">{value}</td><td class="n">{band}</td>'
         f"<td>{verdict}</td><td>{html.escape(meaning)}</td></tr>"
@@ -132,12 +143,22 @@ def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: 
     return PAGE.format(
         title=html.escape(title),
         run=html.escape(_run_line(content)),
+        claims=_claims_html(claims) if claims else "",
         sheet=SHEET if (run_dir / "export" / "contact_sheet.html").is_file() else "",
         rows=rows,
         first=first,
         sections="".join(sections),
         costs="".join(costs),
     )
+
+
+def _claims_html(claims: list[dict]) -> str:
+    rows = "".join(
+        f'<tr><td>{html.escape(r["claim"])}</td><td>{html.escape(r["experiment"])}</td><td class="n">{r["effect"]:+.3f}</td>'
+        f'<td class="n">{r["interval"][0]:+.3f} to {r["interval"][1]:+.3f}</td><td>{r["verdict"]}</td></tr>'
+        for r in claims
+    )
+    return CLAIMS.format(rows=rows)
 
 
 def _commit() -> str:
@@ -153,6 +174,8 @@ def _commit() -> str:
     return said[0] + ("-dirty" if said[1] else "")
 
 
+CLAIMS = """<h2>Claims</h2><div class="wide"><table><tr><th>claim</th><th>experiment</th><th class="n">effect</th>
+<th class="n">95 % interval</th><th>verdict</th></tr>{rows}</table></div>"""
 SHEET = '<p><a href="export/contact_sheet.html">Contact sheet</a>: the clusters that were found, with their masks.</p>'
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -166,7 +189,7 @@ figure {{ margin: 1.2rem 0; }} img {{ max-width: 100%; height: auto; }} figcapti
 </style></head><body>
 <h1>{title}</h1><p class="run">{run}</p>{sheet}{first}
 <h2>Metrics</h2><div class="wide"><table><tr><th>metric</th><th class="n">value</th><th class="n">band</th><th></th><th>what it is</th></tr>{rows}</table></div>
-{sections}
+{claims}{sections}
 <h2>Cost</h2><table><tr><th>notebook</th><th class="n">time</th></tr>{costs}</table>
 </body></html>
 """

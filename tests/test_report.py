@@ -2,7 +2,7 @@
 
 import pytest
 
-from mdlib import report, store
+from mdlib import evidence, report, store
 from mdlib.meanings import MEANINGS
 from mdlib.presets import Preset
 from mdlib.stage import Stage
@@ -32,3 +32,32 @@ def test_the_page_leads_to_the_contact_sheet_where_there_is_one(run):
     store.write_text(folder / "export" / "contact_sheet.html", "clusters")
     report.write(folder, preset)
     assert '<a href="export/contact_sheet.html">' in (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_claims_stand_on_the_page_where_some_were_tested(run):
+    folder, preset = run
+    report.write(folder, preset)
+    pages = [folder / name for name in ("summary.md", "index.html")]
+    assert not any("Claims" in page.read_text(encoding="utf-8") for page in pages)
+    effect = evidence.Effect(0.02, -0.01, 0.05)
+    evidence.write_claims(folder / "artifacts" / "00_prepare_data", [evidence.claim("", "a < b", experiment="mIoU", effect=effect)])
+    report.write(folder, preset)
+    summary, index = (page.read_text(encoding="utf-8") for page in pages)
+    assert "| a < b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
+    assert "a &lt; b" in index and "-0.010 to +0.050" in index and "does not hold" in index
+
+
+def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_another(run, tmp_path, monkeypatch):
+    folder, preset = run
+    readme = "head\n<!-- results:begin -->\n<!-- results:end -->\nbetween\n<!-- claims:begin -->\n<!-- claims:end -->\ntail\n"
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    report.write(folder, preset)
+    report.write_readme(folder)
+    results, claims = (tmp_path / "README.md").read_text(encoding="utf-8").split("between")
+    assert "`mask_iou`" in results and claims == "\n<!-- claims:begin -->\n<!-- claims:end -->\ntail\n"
+    evidence.write_claims(folder / "artifacts" / "00_prepare_data", [evidence.claim("2", "two", experiment="x", effect=evidence.Effect(0.2, 0.1, 0.3))])
+    report.write(folder, preset)
+    report.write_readme(folder)
+    again, claims = (tmp_path / "README.md").read_text(encoding="utf-8").split("between")
+    assert again == results and "2. two" in claims and claims.endswith("<!-- claims:end -->\ntail\n")
