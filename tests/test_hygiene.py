@@ -47,7 +47,7 @@ FLOORS = [
     ["exercises"],
     ["figures"],
     ["stage"],
-    ["report", "predict", "overview", "site", "explore"],
+    ["report", "predict", "outcome", "overview", "failures", "site", "explore"],
     ["gallery"],
     ["pipeline", "needs"],
     ["__main__"],
