@@ -16,7 +16,7 @@ class Outcome:
     """What the stages of a finished run said of its val pictures.
 
     folder, settings: artifacts and parameters of stages "00" to "07". names (1 + k,): the class of background and of each
-    cluster, -1 without a name. masks: 01's of each picture, with "cluster"; said: the detector's; logits: 05's.
+    cluster, -1 without a name. masks: 01's of each picture, with "cluster"; said: the detector's; logits: the last segmenter's.
     """
 
     folder: dict[str, Path]
@@ -38,7 +38,7 @@ class Outcome:
         return pseudo.label_map(*stacked, threshold=self.settings["04"]["threshold"], overlap=self.settings["04"]["overlap"])
 
     def final(self, i: int) -> np.ndarray:
-        """Picture i: DeepLab's map, (H, W) clusters from 1."""
+        """Picture i: the segmenter's map, (H, W) clusters from 1."""
         return segmenter.label_map(torch.from_numpy(self.logits[i].astype(np.float32)), image_hw=self.val[i].image.shape[:2])
 
     def refined(self, i: int) -> np.ndarray | None:
@@ -61,7 +61,8 @@ def read_outcome(run_dir: Path) -> Outcome:
     first = store.read_masks(folder["01"] / "masks_val.json")
     first = [record | {"cluster": cluster} for record, cluster in zip(first, evaluated["clusters"], strict=True)]
     said = store.read_masks(folder["03"] / "predictions_val.json")
+    logits = store.read_array(segmenter.last_round(folder["05"], folder["06"]) / "segmenter_val.npy")
     return Outcome(
         folder, settings, store.read_json(folder["00"] / "index.json")["classes"], np.array(evaluated["names"]), val,
-        store.by_image(first, val.ids()), store.by_image(said, val.ids()), store.read_array(folder["05"] / "segmenter_val.npy"),
+        store.by_image(first, val.ids()), store.by_image(said, val.ids()), logits,
     )  # fmt: skip
