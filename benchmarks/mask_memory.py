@@ -6,7 +6,8 @@ Measured: the peak resident memory of the whole process, with Python and PyTorch
 kernels, of what notebook 01 does: images of 375 x 500 pixels through `distill.distill_masks`, `store.write_masks`,
 `store.read_masks`, `store.by_image`. "dense" keeps the pixels of every mask instead, as a list of records would. A stand-in
 takes the encoder's place: it averages colours over patches of 16 pixels, so that what is measured is what the stage keeps,
-not the network. Pictures are made as they are asked for: `datasets.Remembered` before them may keep up to 1 GB of them.
+not the network. Pictures are made as they are asked for; `datasets.Remembered`, through which the notebook asks, keeps no more
+than 1 GB of them, and none of a set that is larger than that.
 """
 
 import os

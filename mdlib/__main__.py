@@ -1,4 +1,4 @@
-"""The command line: python -m mdlib run | report | check | fetch | predict | site."""
+"""The command line: python -m mdlib run | fill | report | check | fetch | predict | site."""
 
 import argparse
 import sys
@@ -20,6 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets")
     run.add_argument("--from", dest="start", metavar="STAGE", help="run this stage and all after it, even where they are up to date")
     run.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    lacks = commands.add_parser("fill", help="run at smoke size what a run lacks up to a stage; what has run stays as it is")
+    lacks.add_argument("run", type=Path, help="folder of the run, such as reports/lab")
+    lacks.add_argument("stage", metavar="STAGE")
     again = commands.add_parser("report", help="write the report of a finished run again")
     again.add_argument("run", type=Path)
     again.add_argument("--readme", action="store_true", help="also put the results into README.md")
@@ -40,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "run":
             return pipeline.run(given.preset, out=given.out, overrides=parse_sets(given.sets), start=given.start, only=given.only)
+        if given.command == "fill":
+            return pipeline.fill(given.run.resolve(), given.stage)
         if given.command == "check":
             return pipeline.WRONG if needs.check(given.preset, parse_sets(given.sets)) else pipeline.DONE
         if given.command == "fetch":

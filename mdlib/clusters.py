@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from mdlib.ahead import made_ahead
 from mdlib.datasets import Dataset
 from mdlib.datasets.sample import Instances, mask_to_box
 from mdlib.encoder import Encoder
@@ -54,10 +55,13 @@ def crop_masks(dataset: Dataset, records: list[dict], *, size: int) -> Tensor:
 
 
 def describe_masks(encoder: Encoder, dataset: Dataset, records: list[dict], *, size: int, batch: int) -> np.ndarray:
-    """The CLS token of each mask's crop, (n, D) float32: `crop_masks` and `describe_crops`, of which only a batch is held."""
-    starts = track(range(0, len(records), batch), total=-(-len(records) // batch), what="batches of crops")
-    parts = (crop_masks(dataset, records[start : start + batch], size=size) for start in starts)
-    return np.concatenate([np.zeros((0, encoder.width), np.float32), *(describe_crops(encoder, part, batch=batch) for part in parts)])
+    """The CLS token of each mask's crop, (n, D) float32: `crop_masks` and `describe_crops`, of which a few batches are held."""
+    parts = [records[start : start + batch] for start in range(0, len(records), batch)]
+    features = [np.zeros((0, encoder.width), np.float32)]
+    with made_ahead(lambda part: crop_masks(dataset, part, size=size), parts, most=4, device=encoder.device) as crops:
+        for part in track(crops, total=len(parts), what="batches of crops"):
+            features.append(describe_crops(encoder, part, batch=batch))
+    return np.concatenate(features)
 
 
 def describe_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray:

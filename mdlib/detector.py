@@ -5,6 +5,7 @@ channels in the mask head, 16 regions an image. torchvision counts classes from 
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from mdlib import distributed, store, training
+from mdlib.ahead import made_ahead
 from mdlib.backbones import build_pyramid
 from mdlib.datasets import Dataset
 from mdlib.datasets.sample import mask_to_box
@@ -178,11 +180,11 @@ def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> It
     A prediction: {"image_id", "mask" (H, W) bool, "cluster" int from 0, "score" float in [0, 1], "box" x0, y0, x1, y1}.
     """
     model.eval()
-    for start in range(0, len(dataset), batch):
-        samples = [dataset[i] for i in range(start, min(start + batch, len(dataset)))]
-        outputs = model([to_tensor(sample.image, device) for sample in samples])
-        for sample, output in zip(samples, outputs):
-            yield [record for record in _records(sample.id, output) if record["mask"].any()]
+    with made_ahead(dataset.__getitem__, range(len(dataset)), most=batch, device=device) as pictures:
+        while samples := list(islice(pictures, batch)):
+            outputs = model([to_tensor(sample.image, device) for sample in samples])
+            for sample, output in zip(samples, outputs):
+                yield [record for record in _records(sample.id, output) if record["mask"].any()]
 
 
 def _records(image_id: str, output: dict[str, Tensor]) -> Iterator[dict]:

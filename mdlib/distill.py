@@ -1,6 +1,6 @@
 """Stage 1 over a whole data set: images through the frozen encoder, one object mask an image, or several."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from mdlib import masks, objects
+from mdlib.ahead import made_ahead
 from mdlib.datasets import Dataset, Sample
 from mdlib.encoder import Encoder, Tokens
+
+WINDOW = 100e6  # bytes of pictures among which batches are gathered: about 180 of VOC's
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,52 @@ def distill_masks(
     min_contrast: float | None = None,
     max_seam: float | None = None,
 ) -> Iterator[Distilled]:
-    """Yield the masks of each image of a data set, in order; neighbours of one size share a batch.
+    """Yield the masks of each image of a data set, in order; images of one size share a batch, as `batches_by_size` gathers them.
 
     input_side: images are resized so that their shorter side has this many pixels. See masks.object_mask,
     masks.center_keys and objects.object_masks for the rest. Without min_contrast every image has at least one mask;
     with it some have none.
     """
     rule = dict(top_k=top_k, cls_heads=cls_heads, mass=mass, center=center, max_masks=max_masks, min_contrast=min_contrast, max_seam=max_seam)
-    batch: list[Sample] = []
-    for index in range(len(dataset) + 1):
-        sample = dataset[index] if index < len(dataset) else None
-        if batch and (sample is None or len(batch) == batch_size or sample.image.shape != batch[0].image.shape):
-            yield from _distill_batch(batch, encoder, input_side=input_side, **rule)
-            batch = []
-        batch.append(sample)
+    found: dict[int, list[Distilled]] = {}  # of images that wait for one before them
+    following = 0
+    with made_ahead(lambda i: _picture(dataset[i]), range(len(dataset)), most=batch_size, device=encoder.device) as pictures:
+        for batch in batches_by_size(pictures, batch_size=batch_size, window=WINDOW):
+            found |= zip(batch, _distill_batch(list(batch.values()), encoder, input_side=input_side, **rule))
+            while following in found:
+                yield from found.pop(following)
+                following += 1
+            del batch  # its pictures, before those of the next are read
 
 
-def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **rule) -> list[Distilled]:
-    """The masks of images of one size. Its tensors end with it: the next batch finds their memory free."""
+def batches_by_size(samples: Iterable[Sample], *, batch_size: int, window: float) -> Iterator[dict[int, Sample]]:
+    """Batches {place among the samples: sample} of images of one size, so that images of mixed sizes fill batches too.
+
+    A batch is given when it is full, at the end, and when the images since its first one take more than `window` bytes. So
+    whoever brings the results back into order never keeps more than those of a window and a batch.
+    """
+    waiting: dict[tuple, dict[int, Sample]] = {}  # by size, the longest waiting first
+    seen, before = 0, {}  # bytes so far, and before the first of each batch
+    for place, sample in enumerate(samples):
+        size = sample.image.shape
+        if size not in waiting:
+            waiting[size], before[size] = {}, seen
+        waiting[size][place] = sample
+        seen += sample.image.nbytes
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+        while waiting and (oldest := next(iter(waiting))) != size and seen - before[oldest] > window:
+            yield waiting.pop(oldest)
+    yield from waiting.values()
+
+
+def _picture(sample: Sample) -> Sample:
+    """Without its labels, so that they are not kept while it waits."""
+    return Sample(sample.id, sample.image)
+
+
+def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **rule) -> list[list[Distilled]]:
+    """The masks of each of some images of one size. Its tensors end with it: the next batch finds their memory free."""
     images = torch.from_numpy(np.stack([sample.image for sample in batch])).to(encoder.device).permute(0, 3, 1, 2)
     resized = resize_images(images, input_side=input_side)
     found, scores = several_tokens(encoder.tokens(resized), **rule)
@@ -61,10 +92,12 @@ def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **
     pixels = masks.mask_to_pixels(found.flatten(0, 1), padded_hw=padded_hw, crop_hw=crop_hw, image_hw=image_hw)
     pixels = pixels.view(*found.shape[:2], *image_hw).cpu().numpy()
     return [
-        Distilled(sample.id, mask, score)
+        [
+            Distilled(sample.id, mask, score)
+            for number, (mask, score) in enumerate(zip(own, its_scores))
+            if mask.any() or (number == 0 and rule["min_contrast"] is None)
+        ]
         for sample, own, its_scores in zip(batch, pixels, scores.tolist())
-        for number, (mask, score) in enumerate(zip(own, its_scores))
-        if mask.any() or (number == 0 and rule["min_contrast"] is None)
     ]
 
 

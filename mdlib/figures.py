@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from scipy.ndimage import distance_transform_edt
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442",
@@ -44,6 +46,37 @@ def overlay(image: np.ndarray, masks: np.ndarray, *, colours=MASK_COLOURS, stren
 def colour_map(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(H, W) labels, 255 void -> (H, W, 3) float; void is white."""
     return np.where((labels == 255)[..., None], 1.0, colours[np.minimum(labels, len(colours) - 1)])
+
+
+def outline(ax, mask: np.ndarray, *, colour: str = "none", strength: float = 0.45, dashed: bool = False) -> None:
+    """Draw the border of a (H, W) bool mask into an axis that shows its picture: white beside black, so it is seen in grey.
+
+    colour, strength: of a tint for the inside.
+    """
+    around = np.pad(mask.astype(float), 1)  # a mask that ends at the picture's edge has a border there too
+    x, y = np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1)
+    if colour != "none":
+        ax.contourf(x, y, around, levels=[0.5, 1.5], colors=[colour], alpha=strength)
+    for width, shade, dash in ((3.0, "white", "-"), (1.2, "black", "--" if dashed else "-")):
+        ax.contour(x, y, around, levels=[0.5], colors=shade, linewidths=width, linestyles=dash)
+
+
+def write_inside(ax, mask: np.ndarray, text: str, *, size: float) -> None:
+    """Write into an axis where a (H, W) bool mask is thickest, moved so that it stays in the picture and below earlier words.
+
+    size: of the letters, in points. White with a black border: read on any ground. Nothing is written for an empty mask.
+    """
+    if not mask.any():
+        return
+    y, x = np.unravel_index(distance_transform_edt(np.pad(mask, 1)).argmax(), np.add(mask.shape, 2))
+    point = mask.shape[1] / (ax.get_position().width * ax.figure.get_figwidth() * 72)  # in pixels of the picture
+    half, line = min(0.34 * size * len(text) * point, mask.shape[1] / 2), 1.3 * size * point
+    x, y = np.clip(x - 1, half, mask.shape[1] - half), np.clip(y - 1, line / 2, mask.shape[0] - line / 2)
+    for other in sorted(ax.texts, key=lambda other: other.get_position()[1]):
+        (there, above), wide = other.get_position(), 0.34 * size * len(other.get_text()) * point
+        if abs(there - x) < half + wide and abs(above - y) < line:
+            y = above + line
+    ax.text(x, y, text, size=size, color="white", ha="center", va="center", weight="bold", path_effects=[withStroke(linewidth=2.2, foreground="black")])
 
 
 def image_row(ax, image: np.ndarray, title: str = "", **kwargs) -> None:

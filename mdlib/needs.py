@@ -31,7 +31,7 @@ ALL_IMAGES = 20_000  # of a split whose number is not published: as many as COCO
 
 
 def check(preset_name: str, overrides: dict[str, dict]) -> list[str]:
-    """Print what a preset needs and what it will take. Returns what is missing, one line each."""
+    """Print what a preset needs and what it will take. Returns what is missing, one line each; what the run fetches itself is not."""
     preset = load_preset(preset_name)
     parameters = resolve(preset, overrides)
     print(f"{preset_name}: {preset.description}")
@@ -42,6 +42,8 @@ def check(preset_name: str, overrides: dict[str, dict]) -> list[str]:
     gpu = f" ({torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB)" if device() == "cuda" else ""
     free = shutil.disk_usage(ROOT).free / 1e9, psutil.virtual_memory().available / 1e9
     print(f"here: {device()}{gpu}, {os.cpu_count()} CPU cores; free disk {free[0]:.0f} GB, free memory {free[1]:.0f} GB")
+    for line in weights_to_fetch(parameters):
+        print(f"to fetch: {line}")
     for line in missing:
         print(f"missing: {line}")
     print("nothing is missing" if not missing else f"{len(missing)} problem(s)")
@@ -82,8 +84,17 @@ def _wrong(name: str, root: str, splits: list[str]) -> list[str]:
 
 
 def missing_weights(parameters: dict[str, dict]) -> list[str]:
-    """Weights that are neither where a parameter says nor in a cache, and how to get them."""
-    return sorted({line for wanted in _weights(parameters) if (line := _lack(*wanted)) is not None})
+    """Files of weights that a parameter names and that are not there, and how to get them."""
+    return sorted({line for network, weights in _weights(parameters) if not _published(weights) and (line := _lack(network, weights))})
+
+
+def weights_to_fetch(parameters: dict[str, dict]) -> list[str]:
+    """Published weights that are in no cache yet: the run fetches them, and stops there where it has no network."""
+    return sorted({line for network, weights in _weights(parameters) if _published(weights) and (line := _lack(network, weights))})
+
+
+def _published(weights: str | None) -> bool:
+    return weights is None or weights in PUBLISHED_WEIGHTS
 
 
 def _weights(parameters: dict[str, dict]) -> Iterator[tuple[str, str | None]]:

@@ -1,8 +1,9 @@
-"""The method in one figure, for slides: one picture of a finished run on its way through all stages.
+"""The method in figures for slides: one picture of a finished run on its way through all stages, in two rows or one.
 
 Told apart by place, number and words, so it can be read in grey and by the colour-blind. PNG for print, SVG to edit.
 """
 
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mdlib import clusters, distill, figures, masks, pseudo, segmenter, store
+from mdlib import clusters, distill, figures, masks, metrics, store
 from mdlib.datasets import open_role
 from mdlib.encoder import load_encoder
+from mdlib.outcome import read_outcome
 from mdlib.presets import ROOT
-from mdlib.stage import read_manifest
 
 # (key, heading, what happens); the headings name the notebooks
 STEPS = (
@@ -26,32 +27,37 @@ STEPS = (
     ("filter", "04  filter", "sure masks become labels"),
     ("segmenter", "05  DeepLab", "learns from these labels"),
     ("crf", "06  CRF", "follows the picture's edges"),
+    ("truth", "the truth", "for names and scores alone"),
 )
-ALT = (
-    "MaskDistill in eight steps, two rows of four panels joined by arrows. A picture; where the CLS token of a frozen vision "
-    "transformer looks; the object masks; masks of one cluster; what Mask R-CNN predicts; its confident masks as a label map; "
-    "DeepLab's map; the same map after a CRF."
+OBJECTS = ("mask", "detector")  # panels (H, W) integer: 0, or the number of a mask, drawn over the picture
+MAPS = ("filter", "segmenter", "crf", "truth")  # panels (H, W) integer: classes, written into their regions
+SEEN = (
+    "A picture; where the CLS token of a frozen vision transformer looks; the object masks; masks of one cluster; what Mask R-CNN "
+    "predicts; its confident masks as a label map; DeepLab's map; the same map after a CRF"
 )
+ALT = f"MaskDistill in eight steps, two rows of four panels joined by arrows. {SEEN}. Class names are written into the maps."
+LIFE_ALT = f"One picture on its way through all stages, one row of nine panels joined by arrows. {SEEN}; last the true map. Class names are written into the maps."
 GREY = "0.25"
 DPI = 220  # of the PNG: 2,600 pixels wide
+SLIDE = 13.33  # inches: the width of a slide
 
 
-def method_figure(panels: dict[str, np.ndarray]) -> Figure:
-    """The figure, from one image (H, W, 3) or map (h, w) for each key of STEPS. Raises ValueError if one is missing."""
-    missing = [key for key, _, _ in STEPS if key not in panels]
-    if missing:
-        raise ValueError(f"the overview needs a picture for each step, without: {missing}")
+# ---------------------------------------------------------------- figures
+
+
+def method_figure(panels: dict[str, np.ndarray], classes: list[str]) -> Figure:
+    """Two rows of four, without the truth; from one panel for each key of STEPS. Raises ValueError if one is missing.
+
+    See OBJECTS and MAPS; another panel is a picture (H, W, 3) or a map of numbers (h, w) float.
+    """
+    _check(panels)
     figure, axes = plt.subplots(2, 4, figsize=(12, 7.2), gridspec_kw={"wspace": 0.28, "hspace": 0.42})
     for number, (ax, (key, heading, text)) in enumerate(zip(axes.flat, STEPS)):
-        ax.imshow(panels[key], cmap="cividis")
-        ax.set_xticks([])
-        ax.set_yticks([])
+        _draw(ax, key, panels, classes, size=12)
         ax.set_title(heading, fontsize=15, fontweight="bold", loc="left", pad=6)
-        ax.set_xlabel(text, fontsize=12, labelpad=6)
+        ax.set_xlabel(_what(key, text, panels), fontsize=12, labelpad=6)
         if number:
-            arrow = {"arrowstyle": "-|>", "lw": 2.2, "color": GREY, "mutation_scale": 20}
-            start = -0.25 if number % 4 else -0.18
-            ax.annotate("", xy=(-0.03, 0.5), xytext=(start, 0.5), xycoords="axes fraction", arrowprops=arrow)
+            _arrow(ax, start=-0.25 if number % 4 else -0.175)
     above, below = axes[0, 3].get_position(), axes[1, 0].get_position()  # from the end of the first row to the second
     right, left, between = above.x1 + 0.02, below.x0 - 0.028, (below.y1 + above.y0) / 2 - 0.005
     x, y = [above.x1 + 0.006, right, right, left, left], [(above.y0 + above.y1) / 2] * 2 + [between] * 2 + [(below.y0 + below.y1) / 2]
@@ -59,60 +65,97 @@ def method_figure(panels: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def save(figure: Figure, folder: Path) -> tuple[Path, Path]:
-    """Write method.png and method.svg into `folder`; the alternative text is in both."""
-    paths = folder / "method.png", folder / "method.svg"
-    for path, metadata in zip(paths, ({"Description": ALT, "Software": None}, {"Title": "MaskDistill", "Description": ALT, "Date": None})):
-        with store.atomic(path) as temporary, plt.rc_context({"svg.hashsalt": "mdlib"}):  # else no two SVGs are alike
-            figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
+def life_figure(panels: dict[str, np.ndarray], classes: list[str]) -> Figure:
+    """The same panels and the truth in one row as wide as a slide. Raises ValueError if one is missing."""
+    _check(panels)
+    figure, axes = plt.subplots(1, len(STEPS), figsize=(SLIDE, 2.9), gridspec_kw={"wspace": 0.24, "left": 0.01, "right": 0.99})
+    for number, (ax, (key, heading, text)) in enumerate(zip(axes, STEPS)):
+        _draw(ax, key, panels, classes, size=10)
+        place, _, name = heading.rpartition("  ")
+        ax.set_title(f"{place}\n{name}", fontsize=12, fontweight="bold", loc="left", pad=5)
+        ax.set_xlabel(textwrap.fill(_what(key, text, panels), 14), fontsize=12, labelpad=5)
+        if number and key != "truth":
+            _arrow(ax, start=-0.21)
+    return figure
+
+
+def save(figure: Figure, path: Path, *, alt: str) -> tuple[Path, Path]:
+    """Write a figure as `path`.png and `path`.svg; the alternative text is in both."""
+    paths = path.with_suffix(".png"), path.with_suffix(".svg")
+    about = {"Description": alt, "Software": None}, {"Title": f"MaskDistill: {path.name}", "Description": alt, "Date": None}
+    for each, metadata in zip(paths, about):
+        with store.atomic(each) as temporary, plt.rc_context({"svg.hashsalt": "mdlib"}):  # else no two SVGs are alike
+            figure.savefig(temporary, format=each.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
+    plt.close(figure)
     return paths
 
 
+def _check(panels: dict) -> None:
+    missing = [key for key, _, _ in STEPS if key not in panels]
+    if missing:
+        raise ValueError(f"the overview needs a picture for each step, without: {missing}")
+
+
+def _draw(ax, key: str, panels: dict[str, np.ndarray], classes: list[str], *, size: float) -> None:
+    panel, present = panels[key], np.setdiff1d(panels[key], (0, 255))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if key in OBJECTS:
+        ax.imshow(panels["picture"], interpolation="none")  # the SVG holds its own pixels
+        for number in present:
+            figures.outline(ax, panel == number, colour=figures.MASK_COLOURS[(number - 1) % len(figures.MASK_COLOURS)])
+    elif key in MAPS:
+        ax.imshow(figures.colour_map(panel, figures.class_colours(len(classes))), interpolation="none")
+        for label in present:
+            if (panel == label).mean() > 0.01:  # no word for a speck
+                figures.write_inside(ax, panel == label, classes[label], size=size)
+    else:
+        ax.imshow(panel, cmap="cividis", interpolation="none")
+
+
+def _what(key: str, text: str, panels: dict[str, np.ndarray]) -> str:
+    unchanged = key == "crf" and np.array_equal(panels["crf"], panels["segmenter"])
+    return "left out, or no change" if unchanged else text
+
+
+def _arrow(ax, *, start: float) -> None:
+    style = {"arrowstyle": "-|>", "lw": 2.2, "color": GREY, "mutation_scale": 20, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", xy=(-0.03, 0.5), xytext=(start, 0.5), xycoords="axes fraction", arrowprops=style)
+
+
+# ---------------------------------------------------------------- panels
+
+
 def panels_of(run_dir: Path) -> dict[str, np.ndarray]:
-    """The panels, from a run in which stages 00 to 07 are done: its best picture with several classes."""
-    folder = {name[:2]: run_dir / "artifacts" / name for name in _STAGES}
-    settings = {name[:2]: read_manifest(run_dir, name)["parameters"] for name in _STAGES}
-    index = store.read_json(folder["00"] / "index.json")
-    val = open_role(folder["00"], "val")
-    names = np.array(store.read_json(folder["07"] / "val_clusters.json")["names"])
-    logits = torch.from_numpy(store.read_array(folder["05"] / "segmenter_val.npy").astype(np.float32))
-    final = [segmenter.label_map(one, image_hw=val[i].image.shape[:2]) for i, one in enumerate(logits)]
-    best = max(range(len(val)), key=lambda i: _agreement(names[final[i]], val[i].semantic))
-    sample, hw = val[best], val[best].image.shape[:2]
+    """The panels of both figures: the run's best picture with several classes. Raises StoreError as `read_outcome`."""
+    run = read_outcome(run_dir)
 
-    def drawn(labels: np.ndarray) -> np.ndarray:
-        return figures.colour_map(np.maximum(names[labels], 0), figures.class_colours(len(index["classes"])))
+    def agreement(i: int) -> float:
+        true = run.val[i].semantic
+        return min(2, len(np.setdiff1d(true, (0, 255)))) * metrics.object_agreement(run.names[run.final(i)], true)
 
-    def painted(records: list[dict]) -> np.ndarray:
-        return figures.overlay(sample.image, np.array([r["mask"] for r in records], bool).reshape(-1, *hw))
+    best = max(range(len(run.val)), key=agreement)
+    sample, final, refined = run.val[best], run.final(best), run.refined(best)
 
-    found = [r for r in store.read_masks(folder["01"] / "masks_val.json") if r["image_id"] == sample.id]
-    said = [r for r in store.read_masks(folder["03"] / "predictions_val.json") if r["image_id"] == sample.id]
-    stacked = pseudo.stack_predictions(said, hw)
-    sure = pseudo.label_map(*stacked, threshold=settings["04"]["threshold"], overlap=settings["04"]["overlap"])
-    refined = folder["06"] / "val" / f"{sample.id}.png"
+    def numbered(records: list) -> np.ndarray:
+        labels = np.zeros(final.shape, np.uint8)
+        for number, mask in enumerate((record["mask"] for record in records), 1):
+            free = mask & (labels == 0)
+            if free.sum() > mask.sum() / 2:  # else it repeats an earlier one
+                labels[free] = number
+        return labels
+
     return {
         "picture": sample.image,
-        "attention": _attention(sample.image, settings["01"]),
-        "mask": painted(found),
-        "cluster": _members(folder, most_common=final[best]),
-        "detector": painted([r for r in said if r["score"] >= 0.3]),
-        "filter": drawn(sure),
-        "segmenter": drawn(final[best]),
-        "crf": drawn(store.read_label_map(refined) if refined.is_file() else final[best]),
+        "attention": _attention(sample.image, run.settings["01"]),
+        "mask": numbered(run.masks[best]),
+        "cluster": _members(run.folder, most_common=final),
+        "detector": numbered([r for r in run.said[best] if r["score"] >= 0.3]),
+        "filter": run.named(run.filtered(best)),
+        "segmenter": run.named(final),
+        "crf": run.named(final if refined is None else refined),
+        "truth": sample.semantic,
     }
-
-
-_STAGES = (
-    "00_prepare_data", "01_distill_masks", "02_cluster_masks", "03_train_mask_rcnn", "04_filter_masks", "05_train_deeplab",
-    "06_refine_with_crf", "07_evaluate_clusters",
-)  # fmt: skip
-
-
-def _agreement(named: np.ndarray, true: np.ndarray) -> float:
-    """Share of right pixels among those that either calls an object; pictures of one class count half."""
-    counted = (named > 0) | (true > 0)
-    return (named == true)[counted].mean() * (1.0 if len(np.setdiff1d(true, (0, 255))) > 1 else 0.5) if counted.any() else 0.0
 
 
 def _attention(image: np.ndarray, settings: dict) -> np.ndarray:

@@ -20,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from mdlib import report, store
 from mdlib.presets import NOTEBOOKS, ROOT, Preset, PresetError, load_preset, resolve
-from mdlib.stage import PLACE, StageSkipped, stale_reason
+from mdlib.stage import PLACE, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
 
 DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
 # The kernels inherit this. Plain progress lines (mdlib.progress); and glibc's malloc keeps its memory instead of
@@ -40,8 +40,6 @@ def run(preset_name: str, *, out: Path | None, overrides: dict, start: str | Non
     parameters = resolve(preset, overrides)
     notebooks = _chosen(preset, start, only)
     run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
-    for folder in ("artifacts", "figures", "notebooks"):
-        (run_dir / folder).mkdir(parents=True, exist_ok=True)
     with _lock(run_dir):
         run_info = {"preset": preset_name, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         store.write_json(run_dir / "artifacts" / "run.json", run_info)
@@ -52,6 +50,24 @@ def run(preset_name: str, *, out: Path | None, overrides: dict, start: str | Non
     return code
 
 
+def fill(run_dir: Path, stage: str) -> int:
+    """Run at the size of the preset `smoke` what a run lacks up to `stage`; what has run stays as it is, stale or not.
+
+    So a notebook can be opened alone (`Stage.read`). The run keeps its name, there is no report, and the manifests say
+    "smoke_size". Returns an exit code; raises PresetError or StoreError.
+    """
+    preset = load_preset("smoke")
+    _chosen(preset, stage, None)
+    before = [name for name in preset.notebooks if name <= stage]  # the numbers of notebooks are their order
+    os.environ[SMOKE_SIZE] = "1"  # the kernels inherit it
+    try:
+        with _lock(run_dir):
+            lacking = [name for name in before if not manifest_path(run_dir, name).is_file()]
+            return _run_all(preset, lacking, resolve(preset, {}), run_dir, forced=set())
+    finally:
+        del os.environ[SMOKE_SIZE]
+
+
 def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:
     for name in (start, only):
         if name is not None and name not in preset.notebooks:
@@ -60,6 +76,8 @@ def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:
 
 
 def _run_all(preset: Preset, notebooks: list[str], parameters: dict, run_dir: Path, *, forced: set[str]) -> int:
+    for folder in ("figures", "notebooks"):
+        (run_dir / folder).mkdir(exist_ok=True)
     expected = {name: preset.seconds.get(name, 30.0) for name in notebooks}
     spent, planned = 0.0, 0.0
     for number, name in enumerate(notebooks, 1):

@@ -1,4 +1,4 @@
-"""Presets: which notebooks run, and the parameters that differ from the notebooks' own.
+"""Presets: which notebooks run, and the parameters that differ from the notebooks' own. Reads notebooks for both.
 
 The `parameters` cell of a notebook owns names, types and the demo's values; a preset or `--set` overrides them.
 A misspelt name or a value of the wrong type is refused here, because papermill would only warn.
@@ -68,6 +68,39 @@ def read_parameters(notebook: str) -> dict[str, Parameter]:
         comment = lines[node.end_lineno - 1].partition("#")[2].strip()
         parameters[node.target.id] = Parameter(ast.unparse(node.annotation), ast.literal_eval(node.value), comment)
     return parameters
+
+
+def read_code(notebook: str, *, without_tags: set[str], without_modules: set[str]) -> list[ast.Module]:
+    """The code of notebooks/NAME.ipynb, then of each mdlib module it imports, directly or not, by path.
+
+    without_tags: of cells that are left out. without_modules: dotted names of modules that are, with what they import.
+    """
+    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    code = [c.source for c in cells if c.cell_type == "code" and not without_tags & set(c.metadata.get("tags", []))]
+    own = ast.parse("\n".join(code))
+    found: dict[Path, ast.Module] = {}
+    queue = _imports(own, without_modules)
+    while queue:
+        path = queue.pop()
+        if path not in found:
+            found[path] = ast.parse(path.read_text(encoding="utf-8"))
+            queue |= _imports(found[path], without_modules)
+    return [own, *(found[path] for path in sorted(found))]
+
+
+def _imports(tree: ast.Module, without: set[str]) -> set[Path]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    paths = set()
+    for name in names - without:
+        if name.split(".")[0] == "mdlib":
+            base = ROOT / name.replace(".", "/")
+            paths |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()}
+    return paths
 
 
 def resolve(preset: Preset, overrides: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:

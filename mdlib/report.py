@@ -8,104 +8,9 @@ from pathlib import Path
 from nbconvert import HTMLExporter
 
 from mdlib import evidence, store
+from mdlib.meanings import MEANINGS
 from mdlib.presets import ROOT, Preset
 from mdlib.stage import ZOO, data_label, device, read_manifest, versions
-
-# What each metric means, in the order of the tables.
-MEANINGS = {
-    "mask_iou": "stage 1: IoU of the mask with the object it overlaps best, mean over val images",
-    "mask_iou_train": "the same over train images",
-    "masks_per_image": "stage 1: masks an image, train",
-    "mask_iou_centre_box": "the same for a centred box (a baseline)",
-    "mask_iou_random_encoder": "the same with random weights, first 100 val images (a baseline)",
-    "mask_ap50": "stage 1: mask AP50 on val, class-agnostic, one prediction an image",
-    "corloc": "stage 1: share of val images whose box has IoU >= 0.5 with a true one",
-    "encoder_knn_seen": "1-NN class accuracy of the CLS token on val scenes of one animal, seen in pretraining",
-    "encoder_knn_unseen": "the same for animals the encoder never saw",
-    "cluster_accuracy": "stage 2: share of train masks in a cluster named as their class",
-    "cluster_accuracy_one_to_one": "the same with as many clusters as classes, named one-to-one (the paper's k)",
-    "cluster_accuracy_shuffled": "the same after shuffling the clusters (a baseline)",
-    "cluster_nmi": "stage 2: normalised mutual information of clusters and classes, train",
-    "cluster_silhouette": "A2: mean silhouette of the train masks in their clusters; needs no label",
-    "detector_mask_iou": "stage 3: IoU of the detector's most confident mask, mean over train images",
-    "detector_mask_iou_val": "the same over val images",
-    "detector_empty_images": "stage 3: share of train images without a prediction",
-    "pseudo_miou_unfiltered": "mIoU of the clustered masks themselves, train",
-    "pseudo_miou_all_scores": "mIoU of the detector's label maps without a threshold, train",
-    "pseudo_miou": "stage 4: mIoU of the detector's confident masks as label maps, train",
-    "pseudo_miou_dev": "the same, dev",
-    "pseudo_miou_val": "the same, val",
-    "pseudo_kept": "stage 4: share of the detector's masks that the filter keeps, train",
-    "miou_clustering_dev": "stage 5: mIoU of DeepLab, dev; clusters named on train by mask counts",
-    "miou_supervised_dev": "SUPERVISED: the same network and schedule on true labels, dev",
-    "crf_gain_dev": "stage 6: what the CRF adds to DeepLab's mIoU, dev",
-    "miou_clustering": "mIoU of DeepLab, val; clusters named on train by mask counts (the paper's protocol)",
-    "miou_clustering_crf": "the same with the CRF",
-    "miou_clustering_valmatch": "mIoU of DeepLab, val; one cluster a class, named on val by pixel IoU (most peers' protocol)",
-    "miou_clustering_valmatch_crf": "the same with the CRF",
-    "miou_linear": "SUPERVISED: linear probe on the frozen segmenter, val",
-    "miou_linear_crf": "SUPERVISED: the same with the CRF",
-    "miou_supervised": "SUPERVISED: the same network and schedule on true labels, val (the ceiling)",
-    "mask_rcnn_ap50_single": "mask AP50 of the detector on val, class-agnostic, one prediction an image",
-    "mask_rcnn_ap50_multi": "mask AP50 of the detector on val, class-agnostic, all predictions",
-    "mask_ap50_multi": "mask AP50 of stage 1 on val against all objects",
-    "mask_rcnn_corloc": "share of val images whose most confident detection has box IoU >= 0.5 with a true one",
-    "masks_miou_clustering": "mIoU of the clustered masks, val; clusters named on train by mask counts",
-    "masks_miou_clustering_valmatch": "the same; clusters named on val by pixel IoU (most peers' protocol)",
-    "masks_miou_shuffled": "mIoU on val after shuffling the clusters, names as on train (a baseline)",
-    "masks_miou_background": "mIoU of predicting background everywhere, val (a baseline)",
-    "miou_clustering_one_to_one": "mIoU of DeepLab, val; clusters named one-to-one on train by mask counts (the paper's matching at its own k)",
-    "miou_clustering_majority_val": "mIoU of DeepLab, val; every cluster named on val by its pixels' majority",
-    "classes_without_cluster": "number of classes that no cluster is named after",
-    "cluster_nmi_val": "normalised mutual information of clusters and classes, val masks",
-    "cluster_ari_val": "adjusted Rand index of clusters and classes, val masks (0 is chance)",
-    "cluster_purity_val": "share of val masks in their cluster's most frequent class (grows with k)",
-    "masks_miou_clustering_std": "spread of masks_miou_clustering over seeds of k-means",
-    "masks_miou_clustering_valmatch_std": "spread of masks_miou_clustering_valmatch over seeds of k-means",
-}
-
-
-COCO_MEASURES = {
-    "ap": "mask AP, mean over IoU 0.50 to 0.95", "ap75": "mask AP at IoU 0.75", "ar1": "recall with one answer an image, mean over IoU 0.50 to 0.95",
-    "ar10": "the same with 10", "ar100": "the same with 100",
-    **{f"{m}_{size}": f"mask {m.upper()} of {size} objects, COCO's sizes in pixels" for m in ("ap", "ar") for size in ("small", "medium", "large")},
-}  # fmt: skip
-MEANINGS |= {
-    f"mask_rcnn_{measure}_{rule}": f"detector on val, class-agnostic, {rule}: {meaning}"
-    for rule in ("single", "multi")
-    for measure, meaning in COCO_MEASURES.items()
-}
-LESSONS = {
-    "one_mask": "one mask an image, clustered", "clustered_masks": "stage 2's masks", "detector_filtered": "stage 4's maps",
-    "detector_everything": "all of the detector's masks", "detector_at_random": "as many of the detector's masks at random",
-}  # fmt: skip
-MEANINGS |= {f"lessons_{arm}": f"mIoU on val of a segmenter taught by {what}, mean over seeds" for arm, what in LESSONS.items()}
-MEANINGS |= {f"lessons_{arm}_std": "its spread over seeds" for arm in LESSONS}
-MEANINGS |= {
-    "ablation_filter_minus_all": "mIoU of the filter's label maps minus that of all predictions, train",
-    "ablation_filter_minus_random": "mIoU of the filter's label maps minus that of as many predictions at random, train",
-    **{f"ablation_origin_{c}": f"mask IoU of one mask on dev, keys' origin: {c}" for c in ("none", "mean", "balanced")},
-}
-MEANINGS |= {
-    f"mask_rcnn_ap50_{rule}_named": f"detector on val, {rule}: mask AP50, mean over classes; clusters named on train" for rule in ("single", "multi")
-}
-
-
-PRIORS = {
-    "maskdistill": "MaskDistill, one mask", "several": "MaskDistill, several masks", "geodesic": "geodesic saliency",
-    "tokencut": "TokenCut", "maskcut": "MaskCut", "lost": "LOST", "attention": "attention threshold",
-    "frequency_tuned": "frequency-tuned saliency", "centre_box": "centred box", "whole_image": "whole image",
-}  # fmt: skip
-PRIOR_MEASURES = {
-    "mask_iou": "mask IoU", "corloc": "CorLoc", "ap50": "mask AP50, single", "ap50_multi": "mask AP50, multi",
-    "gain_low": "mask IoU of MaskDistill minus this, lower end of the 95 % interval",
-    "gain_high": "the same, upper end", "empty_refused": "share of empty scenes without a mask",
-}  # fmt: skip
-MEANINGS |= {
-    f"prior_{prior}_{measure}": f"{name} on the first val images: {meaning}"
-    for prior, name in PRIORS.items()
-    for measure, meaning in PRIOR_MEASURES.items()
-}
 
 
 def collect(run_dir: Path, preset: Preset) -> dict:
@@ -132,11 +37,13 @@ def write(run_dir: Path, preset: Preset) -> None:
     """Write metrics.json, claims.json, summary.md and index.html of a finished run."""
     content = collect(run_dir, preset)
     store.write_json(run_dir / "metrics.json", content)
-    evidence.write_claims(run_dir, evidence.gather_claims([run_dir / "artifacts" / name for name in preset.notebooks]))
+    claims = evidence.gather_claims([run_dir / "artifacts" / name for name in preset.notebooks])
+    evidence.write_claims(run_dir, claims)
+    tested = [record for record in claims if record["effect"] is not None]
     title = f"MaskDistill, {content['run']['preset']} preset, {content['run']['data']}"
     table = metric_rows(content)
-    store.write_text(run_dir / "summary.md", _markdown(title, content, table))
-    store.write_text(run_dir / "index.html", _html(title, content, table, run_dir, preset))
+    store.write_text(run_dir / "summary.md", _markdown(title, content, table, tested))
+    store.write_text(run_dir / "index.html", _html(title, content, table, tested, run_dir, preset))
 
 
 def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
@@ -159,7 +66,7 @@ README_METRICS = (
     "pseudo_miou_unfiltered", "pseudo_miou", "masks_miou_clustering", "miou_clustering", "miou_clustering_crf",
     "miou_clustering_valmatch", "miou_linear", "miou_supervised", "mask_rcnn_ap50_single", "mask_rcnn_ap50_multi",
 )  # fmt: skip
-README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
+README_MARKS = {what: (f"<!-- {what}:begin -->", f"<!-- {what}:end -->") for what in ("results", "claims")}
 
 
 def readme_table(content: dict) -> str:
@@ -170,13 +77,21 @@ def readme_table(content: dict) -> str:
     return "\n".join([_run_line(content), "", *lines])
 
 
+def readme_claims(content: dict, claims: list[dict]) -> str:
+    """The README's table of claims, from the contents of a metrics.json and a claims.json."""
+    return "\n".join([_run_line(content), "", evidence.claims_table(claims)])
+
+
 def write_readme(run_dir: Path) -> None:
-    """Put a run's results between the marks of README.md."""
+    """Put a run's claims between their marks in README.md, or its results where it tested none."""
+    content, claims = (store.read_json(run_dir / name) for name in ("metrics.json", "claims.json"))
+    tested = any(record["effect"] is not None for record in claims)
+    begin, end = README_MARKS["claims" if tested else "results"]
     path = ROOT / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(README_MARKS[0])
-    _, _, after = rest.partition(README_MARKS[1])
-    table = readme_table(store.read_json(run_dir / "metrics.json"))
-    store.write_text(path, f"{before}{README_MARKS[0]}\n{table}\n{README_MARKS[1]}{after}")
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    table = readme_claims(content, claims) if tested else readme_table(content)
+    store.write_text(path, f"{before}{begin}\n{table}\n{end}{after}")
 
 
 def render_notebook(path: Path) -> None:
@@ -186,10 +101,11 @@ def render_notebook(path: Path) -> None:
     store.write_text(path.with_suffix(".html"), page)
 
 
-def _markdown(title: str, content: dict, table: list[tuple]) -> str:
+def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict]) -> str:
     lines = [f"# {title}", "", _run_line(content), "", "| metric | value | band | | what it is |", "|---|---|---|---|---|"]
     lines += [f"| `{name}` | {value} | {band} | {verdict} | {meaning} |" for name, value, band, verdict, meaning in table]
     lines += ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())] if "skipped" in content else []
+    lines += ["", "## Claims", "", evidence.claims_table(claims)] if claims else []
     return "\n".join(lines) + "\n"
 
 
@@ -204,7 +120,7 @@ def _run_line(content: dict) -> str:
     return f"{line}Bands are for the zoo on this preset; no number here stands beside one of VOC or COCO."
 
 
-def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: Preset) -> str:
+def _html(title: str, content: dict, table: list[tuple], claims: list[dict], run_dir: Path, preset: Preset) -> str:
     rows = "".join(
         f'<tr class="{verdict.lower()}"><td><code>{name}</code></td><td class="n">{value}</td><td class="n">{band}</td>'
         f"<td>{verdict}</td><td>{html.escape(meaning)}</td></tr>"
@@ -225,8 +141,24 @@ def _html(title: str, content: dict, table: list[tuple], run_dir: Path, preset: 
         sections.append(f"<section><h2>{link}</h2>{skipped}{figures}</section>")
     first = sections.pop() if preset.notebooks[-1] == "12_report" else ""  # the overview opens the page
     return PAGE.format(
-        title=html.escape(title), run=html.escape(_run_line(content)), rows=rows, first=first, sections="".join(sections), costs="".join(costs)
+        title=html.escape(title),
+        run=html.escape(_run_line(content)),
+        claims=_claims_html(claims) if claims else "",
+        sheet=SHEET if (run_dir / "export" / "contact_sheet.html").is_file() else "",
+        rows=rows,
+        first=first,
+        sections="".join(sections),
+        costs="".join(costs),
     )
+
+
+def _claims_html(claims: list[dict]) -> str:
+    rows = "".join(
+        f'<tr><td>{html.escape(r["claim"])}</td><td>{html.escape(r["experiment"])}</td><td class="n">{r["effect"]:+.3f}</td>'
+        f'<td class="n">{r["interval"][0]:+.3f} to {r["interval"][1]:+.3f}</td><td>{r["verdict"]}</td></tr>'
+        for r in claims
+    )
+    return CLAIMS.format(rows=rows)
 
 
 def _commit() -> str:
@@ -242,6 +174,9 @@ def _commit() -> str:
     return said[0] + ("-dirty" if said[1] else "")
 
 
+CLAIMS = """<h2>Claims</h2><div class="wide"><table><tr><th>claim</th><th>experiment</th><th class="n">effect</th>
+<th class="n">95 % interval</th><th>verdict</th></tr>{rows}</table></div>"""
+SHEET = '<p><a href="export/contact_sheet.html">Contact sheet</a>: the clusters that were found, with their masks.</p>'
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
@@ -252,9 +187,9 @@ table {{ border-collapse: collapse; font-size: .9rem; }} td, th {{ padding: .3re
 figure {{ margin: 1.2rem 0; }} img {{ max-width: 100%; height: auto; }} figcaption {{ color: #555; font-size: .9rem; }}
 .wide {{ overflow-x: auto; }} .run {{ color: #555; font-size: .9rem; }}
 </style></head><body>
-<h1>{title}</h1><p class="run">{run}</p>{first}
+<h1>{title}</h1><p class="run">{run}</p>{sheet}{first}
 <h2>Metrics</h2><div class="wide"><table><tr><th>metric</th><th class="n">value</th><th class="n">band</th><th></th><th>what it is</th></tr>{rows}</table></div>
-{sections}
+{claims}{sections}
 <h2>Cost</h2><table><tr><th>notebook</th><th class="n">time</th></tr>{costs}</table>
 </body></html>
 """

@@ -6,6 +6,7 @@ The loss looks at the hardest pixels alone (OHEM, Shrivastava et al., arXiv 1604
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from mdlib import crf, distributed, store, training
+from mdlib.ahead import made_ahead
 from mdlib.backbones import build_map
 from mdlib.datasets import VOID, Dataset
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
@@ -182,11 +184,11 @@ def predict_logits(model: Segmenter, dataset: Dataset, *, side: int, batch: int,
     The picture is resized to `side` x `side` pixels, as the reference does at 512.
     """
     model.eval()
-    for start in range(0, len(dataset), batch):
-        samples = [dataset[i] for i in range(start, min(start + batch, len(dataset)))]
-        pictures = [torch.from_numpy(s.image).permute(2, 0, 1)[None].float() for s in samples]
-        resized = torch.cat([F.interpolate(p, size=(side, side), mode="bilinear", antialias=True) for p in pictures])
-        yield from model.classifier(model.features(resized.to(device) / 255)).float().cpu()
+    with made_ahead(dataset.__getitem__, range(len(dataset)), most=batch, device=device) as pictures:
+        while samples := list(islice(pictures, batch)):
+            images = [torch.from_numpy(sample.image).to(device).permute(2, 0, 1)[None].float() for sample in samples]
+            resized = torch.cat([F.interpolate(image, size=(side, side), mode="bilinear", antialias=True) for image in images])
+            yield from model.classifier(model.features(resized / 255)).float().cpu()
 
 
 def probabilities(logits: Tensor, *, image_hw: tuple[int, int]) -> Tensor:

@@ -1,22 +1,24 @@
 """The course as a site: the map of docs/course.md and a run's executed notebooks, as plain pages.
 
-No script, nothing fetched: formulas become MathML, pictures lie beside the pages, so a page opens from a file, from a
-server and on a phone. A link to a notebook becomes a link to its page; one to a file that the site does not hold is
-written as text.
+Nothing is fetched: formulas become MathML, pictures lie beside the pages, so a page opens from a file, from a server and
+on a phone. The one script filters titles and headings; a page is whole without it. A link to a notebook becomes a link to
+its page; one to a file that the site does not hold is written as text.
 """
 
 import ast
 import html
+import json
 import re
 from pathlib import Path, PurePosixPath
 
 import nbformat
 from latex2mathml.converter import convert
+from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPreprocessor
 
-from mdlib import overview, store
+from mdlib import failures, outcome, overview, store
 from mdlib.presets import ROOT
 
 FIRST = "quickstart"  # the page after the map; the others follow in the order of their names
@@ -43,21 +45,46 @@ def build(run_dir: Path, out: Path) -> list[Path]:
         for name, data in pictures.items():
             with store.atomic(out / name) as temporary:
                 temporary.write_bytes(data)
-    bodies["index"] = bodies["index"].replace("</p>", "</p>" + _method_figure(run_dir, out), 1)  # after the first sentences
+    method, others = _slides(run_dir, out / "figures")
+    bodies["index"] = bodies["index"].replace("</p>", "</p>" + method, 1) + others  # after the first sentences
     store.write_text(out / "style.css", STYLE + "\n".join(sorted(styles)))
+    store.write_text(out / "search.js", SEARCH.replace("INDEX", json.dumps(_entries(titles, bodies), ensure_ascii=False)))
     for name in titles:
         store.write_text(out / f"{name}.html", _page(name, titles, bodies[name]))
     return [out / f"{name}.html" for name in titles]
 
 
-def _method_figure(run_dir: Path, out: Path) -> str:
-    """The method's overview from this run, drawn into the site; nothing for a run that does not hold all its stages."""
+def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
+    """The figures for slides, drawn from this run into `folder`: HTML of the method's, and of the two others.
+
+    Nothing for a run that does not hold all its stages on val, or has no label maps there; no gallery without a failure.
+    """
     try:
-        paths = overview.save(overview.method_figure(overview.panels_of(run_dir)), out / "figures")
+        run, panels = outcome.read_outcome(run_dir), overview.panels_of(run_dir)
     except store.StoreError:
-        return ""
-    png, svg = (f"figures/{path.name}" for path in paths)
-    return f'<img src="{png}" alt="{html.escape(overview.ALT)}"><p>For slides: <a href="{png}">PNG</a>, <a href="{svg}">SVG</a>.</p>'
+        return "", ""
+
+    def shown(name: str, figure: Figure, alt: str) -> str:
+        png, svg = (f"{folder.name}/{path.name}" for path in overview.save(figure, folder / name, alt=alt))
+        picture = f'<div class="wide slide"><a href="{png}"><img src="{png}" alt="{html.escape(alt)}"></a></div>'
+        return f'{picture}<p>For slides: <a href="{png}">PNG</a>, <a href="{svg}">SVG</a>.</p>'
+
+    method = shown("method", overview.method_figure(panels, run.classes), overview.ALT)
+    others = f'<h2 id="one-picture-all-stages">One picture, all stages</h2>{shown("life", overview.life_figure(panels, run.classes), overview.LIFE_ALT)}'
+    found = failures.find(run)
+    if any(found.values()):
+        others += f'<h2 id="what-goes-wrong">What goes wrong</h2>{shown("failures", failures.failures_figure(found), failures.describe(found))}'
+    return method, others
+
+
+def _entries(titles: dict[str, str], bodies: dict[str, str]) -> list[tuple[str, str]]:
+    """What the search looks through: (address, text) of each page and of each of its headings below the title."""
+    entries = []
+    for name, title in titles.items():
+        entries.append((f"{name}.html", title))
+        headings = re.findall(r'<h[2-4] id="([^"]*)">(.*?)</h', bodies[name], flags=re.DOTALL)
+        entries += [(f"{name}.html#{anchor}", f"{title}: {html.unescape(re.sub('<[^>]+>', '', text))}") for anchor, text in headings]
+    return entries
 
 
 # ---------------------------------------------------------------- markdown
@@ -99,9 +126,9 @@ def _markdown(source: str, pages: set[str]) -> str:
 
 # ---------------------------------------------------------------- notebooks
 
-# The picture beside the page, with the caption that the notebook gave it.
+# The picture beside the page, with the caption that the notebook gave it; a click shows it in full size.
 TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
-{% block data_png %}<img src="{{ output.metadata.filenames['image/png'] | posix_path }}" alt="{{ output.metadata.alt | escape_html }}" loading="lazy">{% endblock %}
+{% block data_png %}{% set path = output.metadata.filenames['image/png'] | posix_path %}<a href="{{ path }}"><img src="{{ path }}" alt="{{ output.metadata.alt | escape_html }}" loading="lazy"></a>{% endblock %}
 """
 
 
@@ -116,7 +143,7 @@ def _body(notebook: nbformat.NotebookNode, name: str, pages: set[str]) -> tuple[
     exporter = HTMLExporter(raw_template=TEMPLATE)
     places = "{unique_key}-{cell_index}-{index}{extension}"
     exporter.register_preprocessor(ExtractOutputPreprocessor(output_filename_template=places, enabled=True))
-    exporter.register_preprocessor(CSSHTMLHeaderPreprocessor(style="friendly", enabled=True))
+    exporter.register_preprocessor(CSSHTMLHeaderPreprocessor(style="default", enabled=True))
     exporter.register_filter("markdown2html", lambda source: _markdown(source, pages))
     body, resources = exporter.from_notebook_node(notebook, {"unique_key": name, "output_files_dir": "figures"})
     return body, resources["outputs"], "\n".join(resources["inlining"]["css"])
@@ -146,10 +173,29 @@ def _page(name: str, titles: dict[str, str], body: str) -> str:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title} · MaskDistill, step by step</title><link rel="icon" href="data:,"><link rel="stylesheet" href="style.css"></head><body>
-<a class="menu" href="#contents">Contents</a>
+<a class="menu" href="#contents">Contents and search</a>
 <main>{body}<p class="turn">{before}{after}</p></main>
-<nav id="contents"><strong>MaskDistill, step by step</strong><ul>{links}</ul></nav>
+<nav id="contents"><strong>MaskDistill, step by step</strong>
+<input id="search" type="search" placeholder="Search titles" aria-label="Search titles and headings" hidden><ul id="found" aria-live="polite"></ul><ul>{links}</ul></nav>
+<script src="search.js"></script>
 </body></html>
+"""
+
+# A classic script: modules and fetched files are refused where a page is opened from a file.
+SEARCH = """const box = document.getElementById("search");
+const entries = INDEX;
+box.hidden = false;
+box.addEventListener("input", () => {
+  const words = box.value.toLowerCase().split(/\\s+/).filter(Boolean);
+  const hits = entries.filter(([, text]) => words.length && words.every((word) => text.toLowerCase().includes(word)));
+  document.getElementById("found").replaceChildren(...hits.slice(0, 12).map(([address, text]) => {
+    const item = document.createElement("li"), link = document.createElement("a");
+    link.href = address;
+    link.textContent = text;
+    item.append(link);
+    return item;
+  }));
+});
 """
 
 STYLE = """:root { --line: #ddd; --soft: #f6f6f4; --link: #005a8f; }
@@ -158,6 +204,7 @@ body { margin: 0; font: 17px/1.55 system-ui, sans-serif; color: #222; }
 a { color: var(--link); }
 .menu { display: block; padding: .8rem 1rem 0; } nav { border-top: 1px solid var(--line); padding: 1.2rem 1rem; }
 nav ul { list-style: none; padding: 0; margin: .5rem 0; }
+#search { width: 100%; font: inherit; padding: .3rem .5rem; margin: .8rem 0 0; border: 1px solid #767676; } #found:not(:empty) { border-bottom: 1px solid var(--line); padding-bottom: .6rem; }
 nav li { margin: .3rem 0; } nav a { text-decoration: none; } nav [aria-current] { color: #222; font-weight: 600; }
 main { max-width: 60rem; padding: 0 1rem 3rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { margin-top: 2.4rem; font-size: 1.25rem; }
@@ -168,8 +215,13 @@ code { background: var(--soft); padding: .1em .25em; font-size: .9em; overflow-w
 pre { margin: 0; font-size: .82rem; line-height: 1.45; overflow-x: auto; } pre code { padding: 0; }
 main > pre, .highlight { background: var(--soft); border-left: 3px solid var(--line); padding: .6rem .8rem; margin: .8rem 0; }
 .prompt { display: none; } .output pre { color: #444; padding: .2rem .8rem; } .output_stderr { display: none; }
-details summary { cursor: pointer; color: var(--link); } math { font-size: 1.05em; }
+details summary { cursor: pointer; color: var(--link); }
+math { font: 1.05em math, "STIX Two Math", "Cambria Math", "Latin Modern Math", "TeX Gyre DejaVu Math", serif; }
 .turn { display: flex; justify-content: space-between; gap: 1rem; margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+@media (max-width: 40rem) { /* rather scroll than one word a line */
+  td, th { padding: .35rem .5rem; } .slide img { min-width: 44rem; }
+  .wide table:has(th:nth-child(4)) { min-width: 34rem; } .wide table:has(th:nth-child(6)) { min-width: 48rem; }
+}
 @media (min-width: 60rem) {
   body { display: grid; grid-template-columns: 17rem minmax(0, 1fr); }
   .menu { display: none; }

@@ -8,6 +8,8 @@ import ast
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,15 +17,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-import nbformat
 import numpy as np
 import torch
 
 from mdlib import store
-from mdlib.presets import NOTEBOOKS, ROOT, check_value, read_parameters
+from mdlib.presets import ROOT, check_value, read_code, read_parameters
 
 ZOO = "zoo (composited)"  # how the embedded data set is called wherever a number or figure of it is shown
 PLACE = "run_dir"  # the one parameter that says where, not what: it is no part of a stage's identity
+SMOKE_SIZE = "MDLIB_SMOKE_SIZE"  # set for the kernels of `pipeline.fill`, which runs stages that a notebook lacks
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "matplotlib")
 
 
@@ -48,14 +50,23 @@ class Stage:
     files: dict[str, str] = field(default_factory=dict)
     figures: list[dict] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    smoke_size: bool = field(default_factory=lambda: SMOKE_SIZE in os.environ)  # filled in, or made from what was
 
     def read(self, name: str) -> Path:
-        """The folder of an earlier stage of this run. Raises StoreError if it has not run, or not since its own inputs did."""
+        """The folder of an earlier stage of this run. In a notebook opened by hand, a stage that has not run is run at smoke size.
+
+        Raises StoreError if it has not run (under the runner, MDLIB_BATCH), failed to, or ran before its own inputs did.
+        """
+        if "MDLIB_BATCH" not in os.environ and not manifest_path(self.run_dir, name).is_file():
+            _fill(self.run_dir, name)
         manifest = read_manifest(self.run_dir, name)
         for earlier, digest in manifest["inputs"].items():
             if identity(read_manifest(self.run_dir, earlier)) != digest:
-                raise store.StoreError(f"{name} was made from another {earlier} than this run holds now: run {name} again")
+                raise store.StoreError(f"{name} was made from another {earlier} than this run holds now: run {name} again (nothing overwrites it for you)")
         self.inputs[name] = identity(manifest)
+        if manifest.get("smoke_size") and not self.smoke_size:
+            self.smoke_size, self.label = True, f"{self.label} · smoke-size inputs"
+            print(f"{name} is of smoke size: numbers from here on mean nothing, and the figures say so")
         return self.run_dir / "artifacts" / name
 
     def read_file(self, path: str | Path) -> Path:
@@ -122,6 +133,7 @@ class Stage:
             "seconds": round(time.monotonic() - self.began, 2),
             "metrics": metrics,
             "figures": self.figures,
+            "smoke_size": self.smoke_size,
             **more,
         }
         store.write_json(self.folder / "manifest.json", manifest)
@@ -155,13 +167,14 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
 def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
     """What every figure says of itself: the preset ("lab" for interactive use) and the data set."""
     info = run_dir / "artifacts" / "run.json"
-    preset = store.read_json(info)["preset"] if info.is_file() else "lab"
+    own = store.read_json(info)["preset"] if info.is_file() else "lab"
+    preset = "smoke" if SMOKE_SIZE in os.environ else own
     return f"{preset} preset · {data_label(run_dir, parameters)}"
 
 
 def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> str:
     """The name of a run's data set, from 00's own parameters while it is made, from its manifest afterwards."""
-    path = run_dir / "artifacts" / "00_prepare_data" / "manifest.json"
+    path = manifest_path(run_dir, "00_prepare_data")
     stored = store.read_json(path)["parameters"] if path.is_file() else {}
     dataset = (parameters or {}).get("dataset", stored.get("dataset", "zoo"))
     return ZOO if dataset == "zoo" else str(dataset)
@@ -176,11 +189,27 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{library: metadata.version(library) for library in LIBRARIES}}
 
 
+def manifest_path(run_dir: Path, name: str) -> Path:
+    return run_dir / "artifacts" / name / "manifest.json"
+
+
 def read_manifest(run_dir: Path, name: str) -> dict:
-    path = run_dir / "artifacts" / name / "manifest.json"
+    path = manifest_path(run_dir, name)
     if not path.is_file():
         raise store.StoreError(f"stage {name} has not run in {run_dir}: run that notebook first")
     return store.read_json(path)
+
+
+def _fill(run_dir: Path, name: str) -> None:
+    """`python -m mdlib fill` in a process of its own, its lines shown as they come. Raises StoreError if it fails."""
+    print(f"{name} has not run in {os.path.relpath(run_dir, ROOT)}: running it and what it needs at smoke size", end=" ")
+    print("(about half a minute a stage); run that notebook for the real thing", flush=True)
+    command = [sys.executable, "-m", "mdlib", "fill", str(run_dir), name]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as runner:
+        for line in runner.stdout:
+            print(line, end="", flush=True)
+    if runner.returncode:
+        raise store.StoreError(f"stage {name} has not run in {run_dir}, nor could it be run at smoke size (why stands above)")
 
 
 def _digest(path: Path) -> str:
@@ -219,17 +248,7 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
 
 def code_digest(notebook: str) -> str:
     """Digest of a notebook's code and of the mdlib modules it imports, directly or not; comments do not count."""
-    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    code = [c.source for c in cells if c.cell_type == "code" and not ASIDE & set(c.metadata.get("tags", []))]
-    trees = [ast.parse("\n".join(code))]
-    seen: set[Path] = set()
-    queue = _imports(trees[0])
-    while queue:
-        path = queue.pop()
-        if path not in seen:
-            seen.add(path)
-            queue |= _imports(ast.parse(path.read_text(encoding="utf-8")))
-    trees += [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(seen)]
+    trees = read_code(notebook, without_tags=ASIDE, without_modules=NEUTRAL)
     return store.digest_bytes(*(ast.dump(tree).encode() for tree in trees))
 
 
@@ -237,18 +256,3 @@ def code_digest(notebook: str) -> str:
 ASIDE = {"parameters", "exercise", "explorer"}
 # What a notebook draws with and how it is run do not change what it computes.
 NEUTRAL = {"mdlib.figures", "mdlib.stage", "mdlib.presets", "mdlib.pipeline", "mdlib.report"}
-
-
-def _imports(tree: ast.AST) -> set[Path]:
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    paths = set()
-    for name in names:
-        if name.split(".")[0] == "mdlib" and name not in NEUTRAL:
-            base = ROOT / name.replace(".", "/")
-            paths |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()}
-    return paths

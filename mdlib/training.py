@@ -3,6 +3,7 @@
 Two habits make it resumable without saving any random state. A batch is a function of the step
 (`batch_of(step)`), and the global seed is set anew at each step from (seed, step). So a run that was
 killed and resumed does the same arithmetic as one that was not; on a CPU the weights are bit-equal.
+The first habit also lets a GPU find its next batches ready: threads make them ahead of their steps.
 
 A batch may be taken in equal parts whose gradients are added: one after the other where a card is too small for the whole
 batch (`accumulate`), and one in each process under `distributed.launch`. Each part has a seed of its own, so that the two
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlib import distributed, store
+from mdlib.ahead import made_ahead
 
 
 class TrainingError(Exception):
@@ -103,7 +105,8 @@ def fit(
     encoder, an evaluation); what it returns is added to the log. settings: what makes this run this run;
     a checkpoint with other settings is refused. bf16: autocast the loss (for a GPU; slower on most CPUs).
     accumulate: in how many parts this process takes its share of a batch; a batch in parts is asked for by
-    batch_of(step, part, parts). Weights are laid out channels last: convolutions are faster so, on a GPU and on a CPU.
+    batch_of(step, part, parts). For a GPU that happens ahead, in threads: batch_of draws from a generator of its own, seeded
+    by the step, and never from the global one. Weights are laid out channels last: convolutions are faster so, on a GPU and on a CPU.
     Raises TrainingError naming the step when the loss is not finite; the last checkpoint stays.
     """
     history: list[dict] = []
@@ -121,44 +124,47 @@ def fit(
             log(f"resumed at step {start} of {steps}")
     began = time.monotonic()
     extra: dict[str, float] = {}
-    for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr_of(step) * group.get("lr_scale", 1.0)
-        optimizer.zero_grad(set_to_none=True)
-        means: dict[str, float] = {}
-        for part in range(distributed.rank() * accumulate, (distributed.rank() + 1) * accumulate):
-            torch.manual_seed(seed * 1_000_003 + step + part * 1_000_000_000_039)
-            batch = batch_of(step) if parts == 1 else batch_of(step, part, parts)
-            try:
-                with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
-                    loss, named = loss_of(batch, step)
-                if not torch.isfinite(loss):
-                    raise TrainingError(f"loss is {loss.item()} at step {step} ({named}); batch ids: {getattr(batch, 'ids', 'n/a')}")
-                (loss / parts).backward()
-            except torch.OutOfMemoryError as error:
-                way_out = "raise `accumulate`, or lower `batch` or the pictures' side"
-                raise TrainingError(f"the GPU ran out of memory at step {step}: {way_out} ({error})") from None
-            for name, value in {"loss": loss.item(), **named}.items():
-                means[name] = means.get(name, 0.0) + value / parts
-        distributed.add_gradients(learning)
-        norm = nn.utils.clip_grad_norm_(learning, clip_norm or math.inf)
-        if not torch.isfinite(norm):
-            raise TrainingError(f"the gradient is not finite at step {step}, where the loss is {loss.item():.4g} ({named})")
-        optimizer.step()
-        extra |= (after_step(step) if after_step else None) or {}
-        done = step + 1
-        if done % log_every == 0 or done == steps:
-            seconds = before + time.monotonic() - began
-            means = distributed.add_numbers(means)
-            row = {"step": done, "loss": means.pop("loss"), "lr": lr_of(step), "seconds": round(seconds, 1), **means, **extra}
-            history.append(row)
-            left = (time.monotonic() - began) / (done - start) * (steps - done)
-            numbers = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "seconds"))
-            if first:
-                log(f"step {done}/{steps}  {numbers}  {seconds:.0f} s, {left:.0f} s left")
-            extra = {}
-        if first and checkpoint is not None and (done % checkpoint_every == 0 or done == steps):
-            _save(Path(checkpoint), modules, optimizer, settings, done, before + time.monotonic() - began, history)
+    own = range(distributed.rank() * accumulate, (distributed.rank() + 1) * accumulate)  # the parts that this process takes
+    wanted = [(step,) if parts == 1 else (step, part, parts) for step in range(start, steps) for part in own]
+    with made_ahead(lambda place: batch_of(*place), wanted, most=4, device=device_type) as batches:
+        for step in range(start, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = lr_of(step) * group.get("lr_scale", 1.0)
+            optimizer.zero_grad(set_to_none=True)
+            means: dict[str, float] = {}
+            for part in own:
+                torch.manual_seed(seed * 1_000_003 + step + part * 1_000_000_000_039)
+                batch = next(batches)
+                try:
+                    with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
+                        loss, named = loss_of(batch, step)
+                    if not torch.isfinite(loss):
+                        raise TrainingError(f"loss is {loss.item()} at step {step} ({named}); batch ids: {getattr(batch, 'ids', 'n/a')}")
+                    (loss / parts).backward()
+                except torch.OutOfMemoryError as error:
+                    way_out = "raise `accumulate`, or lower `batch` or the pictures' side"
+                    raise TrainingError(f"the GPU ran out of memory at step {step}: {way_out} ({error})") from None
+                for name, value in {"loss": loss.item(), **named}.items():
+                    means[name] = means.get(name, 0.0) + value / parts
+            distributed.add_gradients(learning)
+            norm = nn.utils.clip_grad_norm_(learning, clip_norm or math.inf)
+            if not torch.isfinite(norm):
+                raise TrainingError(f"the gradient is not finite at step {step}, where the loss is {loss.item():.4g} ({named})")
+            optimizer.step()
+            extra |= (after_step(step) if after_step else None) or {}
+            done = step + 1
+            if done % log_every == 0 or done == steps:
+                seconds = before + time.monotonic() - began
+                means = distributed.add_numbers(means)
+                row = {"step": done, "loss": means.pop("loss"), "lr": lr_of(step), "seconds": round(seconds, 1), **means, **extra}
+                history.append(row)
+                left = (time.monotonic() - began) / (done - start) * (steps - done)
+                numbers = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "seconds"))
+                if first:
+                    log(f"step {done}/{steps}  {numbers}  {seconds:.0f} s, {left:.0f} s left")
+                extra = {}
+            if first and checkpoint is not None and (done % checkpoint_every == 0 or done == steps):
+                _save(Path(checkpoint), modules, optimizer, settings, done, before + time.monotonic() - began, history)
     return history
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mdlib import ahead
 from mdlib.encoder import load_encoder
 
 torch.set_num_threads(1)
@@ -21,6 +22,12 @@ def seeded():
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def threaded(monkeypatch):
+    """Pictures and batches are made ahead in threads, as for a GPU."""
+    monkeypatch.setitem(ahead.THREADS, "cpu", 3)
 
 
 @pytest.fixture(scope="session")

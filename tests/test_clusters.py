@@ -61,6 +61,16 @@ def test_a_box_outside_the_picture_is_refused(box):
         clusters.crop_boxes(np.zeros((9, 9, 3), np.uint8), np.array([box]), size=8)
 
 
+def test_masks_are_described_by_their_crops_whether_those_are_made_ahead_or_not(rng, random_encoder, request):
+    scenes = Scenes(Sample(name, rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for name in "abc")
+    records = [{"image_id": name, "mask": np.pad(np.ones((9, 8), bool), ((i, 11 - i), (3, 13)))} for i, name in enumerate("aabcc")]
+    expected = clusters.describe_crops(random_encoder, clusters.crop_masks(scenes, records, size=16), batch=2)
+    np.testing.assert_array_equal(clusters.describe_masks(random_encoder, scenes, records, size=16, batch=2), expected)
+    request.getfixturevalue("threaded")
+    np.testing.assert_array_equal(clusters.describe_masks(random_encoder, scenes, records, size=16, batch=2), expected)
+    assert clusters.describe_masks(random_encoder, scenes, [], size=16, batch=2).shape == (0, random_encoder.width)
+
+
 def test_descriptions_do_not_hang_on_the_batch_size(random_encoder):
     crops = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     all_at_once = clusters.describe_crops(random_encoder, crops, batch=5)

@@ -382,22 +382,39 @@ def test_a_remembered_sample_is_composed_once():
     assert plain.asked == [1, 1]
 
 
-@pytest.mark.parametrize(("labelled", "budget", "asked"), [(False, 600, [1, 1, 3, 3]), (True, 600, [1, 3, 3, 3]), (True, 599, [3] * 4)])
-def test_what_is_remembered_stays_within_its_budget(labelled, budget, asked):
+@pytest.mark.parametrize(("labelled", "budget", "asked"), [(False, 1200, 1), (False, 1199, 3), (True, 2400, 1), (True, 2399, 3)])
+def test_a_data_set_is_remembered_where_all_of_it_fits(labelled, budget, asked):
     plain = Counting([sized(i, labelled=labelled) for i in range(4)])
     remembered = Remembered(plain, budget=budget)
     for _ in range(3):
         assert [remembered[i].id for i in range(4)] == ["s0", "s1", "s2", "s3"]
-    assert plain.asked == asked and remembered.left >= 0
+    assert plain.asked == [asked] * 4
+
+
+def test_a_few_of_a_large_data_set_are_remembered():
+    plain = Counting([sized(i) for i in range(9)])
+    few = Remembered(plain, budget=900, first=3)
+    for _ in range(2):
+        assert [sample.id for sample in few] == ["s0", "s1", "s2"]
+    assert plain.asked == [1, 1, 1] + [0] * 6
+
+
+def test_what_is_remembered_never_takes_more_than_the_budget():
+    small = Sample("small", np.zeros((5, 10, 3), np.uint8))
+    plain = Counting([sized(0, labelled=True), small, sized(2), small])  # 600, 150, 300 and 150 bytes
+    remembered = Remembered(plain, budget=800)
+    for _ in range(2):
+        list(remembered)
+    assert plain.asked == [2, 1, 2, 1] and sum(sample.image.nbytes for sample in remembered.kept.values()) <= 800
 
 
 def test_boxes_and_crowds_are_remembered_too():
     image = np.zeros((10, 10, 3), np.uint8)
     boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
     crowded = Instances(np.ones((1, 10, 10), bool), np.ones(1, np.int64), crowds=np.ones((2, 10, 10), bool))
-    remembered = Remembered(Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]), budget=899)
+    remembered = Remembered(Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]), budget=1199)
     assert [remembered[i].id for i in (0, 1, 0, 1)] == ["a", "b", "a", "b"]
-    assert remembered.dataset.asked == [1, 2]  # 300 bytes, then 300 + 100 + 200: one too many
+    assert remembered.dataset.asked == [1, 2]  # 300 bytes, then 300 + 100 + 200, half a byte more than half of the budget
 
 
 def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):

@@ -38,5 +38,6 @@ def test_the_report_is_of_the_demo_preset():
 
 def test_the_readme_shows_exactly_these_numbers():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.split(report.README_MARKS[0])[1].split(report.README_MARKS[1])[0].strip()
+    begin, end = report.README_MARKS["results"]
+    shown = text.split(begin)[1].split(end)[0].strip()
     assert shown == report.readme_table(CONTENT)

@@ -302,6 +302,13 @@ def test_predictions_do_not_depend_on_the_batch_and_can_be_stored(by_heart, tmp_
     assert_same_predictions([store.read_masks(tmp_path / "masks.json")], [together[0]])
 
 
+def test_pictures_read_ahead_give_the_same_predictions(by_heart, request):
+    model, scenes, _, _ = by_heart
+    expected = list(predict(model, scenes, batch=2, device="cpu"))
+    request.getfixturevalue("threaded")
+    assert_same_predictions(list(predict(model, scenes, batch=2, device="cpu")), expected)
+
+
 def test_an_image_without_a_prediction_gives_an_empty_list(by_heart):
     model, scenes, _, _ = by_heart
     sceptic = copy.deepcopy(model)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mdlib import distill, masks, store
-from mdlib.datasets import open_dataset
+from mdlib.datasets import Sample, open_dataset
 from mdlib.encoder import load_encoder
 from mdlib.presets import NOTEBOOKS
 from mdlib.progress import track
@@ -59,7 +59,95 @@ def test_the_mass_rule_is_refused_for_centred_keys(scenes, encoder):
         next(distill.distill_masks(scenes, encoder, **RUN | {"mass": 0.5}))
 
 
+# ---------------------------------------------------------------- batches
+
+
+class Pictures(list):
+    """Samples as a data set that counts how many of them were asked for."""
+
+    asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        return super().__getitem__(index)
+
+
+def cut(scenes, sizes):
+    """Scenes cut down to some sizes (height, width), in their turn."""
+    return Pictures(
+        Sample(f"p{i}", np.ascontiguousarray(scenes[i % len(scenes)].image[:height, :width])) for i, (height, width) in enumerate(sizes)
+    )
+
+
+def assert_same(found, expected):
+    assert [(d.id, d.score) for d in found] == [(d.id, d.score) for d in expected]
+    assert all(np.array_equal(a.mask, b.mask) for a, b in zip(found, expected))
+
+
+def by_neighbours(dataset, encoder, *, batch_size, input_side, **rule):
+    """Of one size: batch after batch in the order of the data set, and nothing else."""
+    rule = dict(max_masks=1, min_contrast=None, max_seam=None) | rule
+    for start in range(0, len(dataset), batch_size):
+        batch = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        for own in distill._distill_batch(batch, encoder, input_side=input_side, **rule):
+            yield from own
+
+
+@pytest.mark.parametrize("several", [{}, {"max_masks": 3, "min_contrast": 0.08, "max_seam": 0.03}])
+def test_images_of_one_size_make_the_batches_they_always_made(several, scenes, encoder, request):
+    expected = list(by_neighbours(scenes, encoder, **RUN, **several))
+    assert_same(list(distill.distill_masks(scenes, encoder, **RUN, **several)), expected)
+    request.getfixturevalue("threaded")
+    assert_same(list(distill.distill_masks(scenes, encoder, **RUN, **several)), expected)
+
+
+SIZES = [(96, 128), (128, 96), (96, 128), (80, 80), (128, 96), (96, 128), (128, 96), (96, 128), (96, 128)]
+
+
+@pytest.mark.parametrize("window", [0.0, 1e5, 1e9])
+def test_images_of_mixed_sizes_come_in_order_with_the_masks_they_have_alone(window, scenes, encoder, monkeypatch):
+    monkeypatch.setattr(distill, "WINDOW", window)
+    mixed = cut(scenes, SIZES)
+    found = list(distill.distill_masks(mixed, encoder, **RUN | {"input_side": 64}, max_masks=3))
+    alone = list(distill.distill_masks(mixed, encoder, **RUN | {"input_side": 64, "batch_size": 1}, max_masks=3))
+    assert [d.id for d in found] == [d.id for d in alone] == sorted(d.id for d in found)
+    assert {d.id for d in found} == {f"p{i}" for i in range(len(SIZES))}
+    for a, b in zip(found, alone):
+        assert a.mask.shape == SIZES[int(a.id[1:])] and (a.mask != b.mask).mean() < 0.02  # a batch is not bit-equal to an image alone
+        assert a.score == pytest.approx(b.score, abs=0.02)
+
+
+def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end(scenes):
+    tall, wide, small = (128, 96), (96, 128), (8, 8)
+    bytes_each = 128 * 96 * 3
+    sizes = [tall, wide, wide, tall, small, wide, tall, wide, wide, wide]
+
+    def batches(window):
+        return [list(batch) for batch in distill.batches_by_size(cut(scenes, sizes), batch_size=3, window=window)]
+
+    assert batches(1e9) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
+    assert batches(5.5 * bytes_each) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
+    assert batches(4.5 * bytes_each) == [[1, 2, 5], [0, 3], [7, 8, 9], [4], [6]]
+    assert batches(3.5 * bytes_each) == [[0, 3], [1, 2, 5], [4], [7, 8, 9], [6]]
+    assert batches(0) == [[0], [1, 2], [3], [4], [5], [6], [7, 8, 9]]  # neighbours
+
+
 # ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_pictures_and_masks_that_wait_are_bounded_by_the_window(ahead, scenes, encoder, monkeypatch, request):
+    """One picture of a rare size at the start, then many: it must not hold up the others for good."""
+    if ahead:
+        request.getfixturevalue("threaded")
+    each = 48 * 40 * 3
+    monkeypatch.setattr(distill, "WINDOW", 10 * each)
+    pictures = cut(scenes, [(40, 40)] + [(48, 40)] * 60)
+    most = 0
+    for given, _ in enumerate(distill.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1):
+        most = max(most, pictures.asked - given)
+    assert given == 61 and 8 <= most <= 10 + 4 + ahead * 4  # the window, a batch, and one that is read ahead
+
 
 
 def test_the_notebook_never_holds_the_masks_of_more_than_a_batch(scenes, encoder, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_
 
 # mdlib's floors, from the ground up: a module imports from its own floor and from those below it.
 FLOORS = [
-    ["presets", "progress", "published", "rle"],
+    ["ahead", "meanings", "presets", "progress", "published", "rle"],
     ["colab"],
     ["store"],
     ["checkpoints"],
@@ -47,7 +47,7 @@ FLOORS = [
     ["exercises"],
     ["figures"],
     ["stage"],
-    ["report", "predict", "overview", "site", "explore"],
+    ["report", "predict", "outcome", "overview", "failures", "site", "explore"],
     ["gallery"],
     ["pipeline", "needs"],
     ["__main__"],

@@ -1,6 +1,8 @@
 """`check` and `fetch` as a user meets them: all that is missing at once, how to get it, and what a run takes."""
 
 import re
+import shutil
+import subprocess
 
 import huggingface_hub.constants
 import pytest
@@ -55,8 +57,9 @@ def test_all_that_is_missing_is_said_at_once_with_how_to_get_it(mini, capsys):
     assert f"1 images are missing: {names[0]}.jpg" in missing and f"{names[1]}.png" in missing
     assert re.search(r"voc2012 val: 2 images are listed, 1,449 are published", missing)
     assert f"python -m mdlib fetch voc2012 --root {root}" in missing
+    to_fetch = "\n".join(line for line in said.splitlines() if line.startswith("to fetch: "))
     for weights in SELF_SUPERVISED.values():
-        assert f"weights {weights}: " in missing and PUBLISHED_WEIGHTS[weights][0] in missing
+        assert f"weights {weights}: " in to_fetch and PUBLISHED_WEIGHTS[weights][0] in to_fetch
     assert f"{len(missing.splitlines())} problem(s)" in said
 
 
@@ -77,10 +80,12 @@ def test_weights_that_are_in_a_cache_or_a_file_are_not_missing(tmp_path):
         "05_train_deeplab": {"backbone": "vit", "weights": str(tmp_path / "own.safetensors")},
         "08_other": {"encoder_name": "zoo", "weights": "random"},
     }
-    found = needs.missing_weights(parameters)
-    assert len(found) == 4
-    for name in ("dino_vits16", "mocov3_vits16", "dino_resnet50", "own.safetensors"):
+    found = needs.weights_to_fetch(parameters)
+    assert len(found) == 3
+    for name in ("dino_vits16", "mocov3_vits16", "dino_resnet50"):
         assert sum(name in line for line in found) == 1
+    (own,) = needs.missing_weights(parameters)
+    assert "own.safetensors" in own
 
     hub = tmp_path / "hub" / "models--timm--vit_small_patch16_224.dino"
     (hub / "snapshots" / "abc").mkdir(parents=True)
@@ -91,7 +96,25 @@ def test_weights_that_are_in_a_cache_or_a_file_are_not_missing(tmp_path):
         assert str(tmp_path) in str(cached_checkpoint(url))
         store.write_text(cached_checkpoint(url), "weights")
     (tmp_path / "own.safetensors").touch()
-    assert needs.missing_weights(parameters) == []
+    assert needs.missing_weights(parameters) == needs.weights_to_fetch(parameters) == []
+
+
+def test_weights_that_the_run_fetches_do_not_stop_it(mini, monkeypatch, capsys):
+    monkeypatch.setattr(needs, "missing_data", lambda parameters: [])
+    assert main(["check", "mini"]) == pipeline.DONE
+    said = capsys.readouterr().out
+    assert said.count("to fetch: ") == 2 and "missing: " not in said and "nothing is missing" in said
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("code", "asked"), [(2, ["check"]), (0, ["check", "run"])])
+def test_make_voc2012_runs_after_a_check_that_passes_and_no_other(code, asked, tmp_path):
+    python = tmp_path / "python"  # in the place of Python: notes what it is asked for
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$3" != check ] || exit {code}\n')
+    python.chmod(0o755)
+    done = subprocess.run(["make", "-o", ".venv/.installed", "voc2012", f"PY={python}"], cwd=presets.ROOT, capture_output=True)
+    assert (done.returncode == 0) == (code == 0), done.stderr
+    assert (tmp_path / "asked").read_text().splitlines() == [f"-m mdlib {command} voc2012" for command in asked]
 
 
 PREPARED = {

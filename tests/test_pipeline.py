@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mdlib import pipeline, presets, store
+from mdlib import pipeline, presets, stage, store
 from mdlib.__main__ import main
 
 QUICK = ["--only", "00_prepare_data", "--set", "00_prepare_data.train_images=4", "--set", "00_prepare_data.dev_images=4"]
@@ -65,7 +65,28 @@ def test_a_failing_notebook_keeps_its_partial_copy_and_its_cost(tmp_path, capsys
     assert "00_prepare_data has not run" in capsys.readouterr().out
     assert (tmp_path / "notebooks" / "01_distill_masks.partial.ipynb").is_file()
     assert "failed" in (tmp_path / "cost.csv").read_text()
-    assert not (tmp_path / "artifacts" / "01_distill_masks").exists()
+    assert not list(tmp_path.glob("artifacts/0*"))  # nor was 00 run in its place: that is for notebooks opened alone
+
+
+def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_path, monkeypatch):
+    ran = {}
+
+    def run_one(name, values, run_dir):
+        ran[name] = values
+        assert stage.SMOKE_SIZE in os.environ
+        store.write_json(stage.manifest_path(run_dir, name), {})
+        return pipeline.DONE, {"notebook": name, "status": "done", "seconds": 1.0, "peak_memory_mb": 1}
+
+    monkeypatch.setattr(pipeline, "_run_one", run_one)
+    own = stage.manifest_path(tmp_path, "01_distill_masks")
+    store.write_json(own, {"made by": "the user"})
+    assert main(["fill", str(tmp_path), "04_filter_masks"]) == pipeline.DONE
+    assert list(ran) == ["00_prepare_data", "02_cluster_masks", "03_train_mask_rcnn", "04_filter_masks"]
+    smoke, here = presets.resolve(presets.load_preset("smoke"), {}), {"run_dir": os.path.relpath(tmp_path, presets.ROOT)}
+    assert ran == {name: smoke[name] | here for name in ran}
+    assert store.read_json(own) == {"made by": "the user"}
+    assert not (tmp_path / "artifacts" / "run.json").exists() and not (tmp_path / "index.html").exists()
+    assert stage.SMOKE_SIZE not in os.environ
 
 
 def test_a_second_run_in_one_folder_is_refused(tmp_path, capsys):

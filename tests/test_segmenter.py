@@ -374,6 +374,13 @@ def test_predicted_logits_are_at_stride_8_whatever_the_pictures_size(model):
     torch.testing.assert_close(torch.stack(logits), torch.stack(alone), atol=1e-4, rtol=1e-4)
 
 
+def test_pictures_read_ahead_give_the_same_logits(model, request):
+    scenes = Scenes(coded(4)[0] + coded(1, height=35, width=90)[0])
+    expected = torch.stack(list(predict_logits(model, scenes, side=48, batch=2, device="cpu")))
+    request.getfixturevalue("threaded")
+    assert torch.equal(torch.stack(list(predict_logits(model, scenes, side=48, batch=2, device="cpu"))), expected)
+
+
 def test_predicted_logits_are_the_networks_own_at_the_side_asked_for(model):
     scenes, _ = coded(1, height=48, width=48)
     (ours,) = predict_logits(model, scenes, side=48, batch=1, device="cpu")

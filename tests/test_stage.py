@@ -1,5 +1,6 @@
 """A stage reads only what was made from what this run holds now."""
 
+import matplotlib.pyplot as plt
 import pytest
 
 from mdlib import stage, store
@@ -37,11 +38,12 @@ def test_reading_a_stage_gives_its_folder_and_records_what_it_was(chain):
     assert third.inputs == {SECOND: stage.identity(stage.read_manifest(chain, SECOND))}
 
 
-def test_a_stage_that_has_not_run_is_an_error(tmp_path):
+def test_under_the_runner_a_stage_that_has_not_run_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("MDLIB_BATCH", "1")
     third = opened(tmp_path, THIRD)
     with pytest.raises(store.StoreError, match=f"{SECOND} has not run"):
         third.read(SECOND)
-    assert third.inputs == {}
+    assert third.inputs == {} and not list(tmp_path.glob("artifacts/[!.]*"))
 
 
 def test_a_stage_made_from_another_version_of_its_own_input_is_refused(chain):
@@ -95,6 +97,70 @@ def test_a_finished_stage_leaves_no_checkpoint_and_touches_no_other_stages(chain
         path.write_bytes(b"")
     third.finish()
     assert not third.checkpoint("detector").exists() and other.exists()
+
+
+# ---------------------------------------------------------------- a notebook opened alone
+
+
+@pytest.fixture
+def filled(chain, monkeypatch):
+    """A run of which the second stage was filled in at smoke size, opened without the runner."""
+    monkeypatch.delenv("MDLIB_BATCH", raising=False)
+    monkeypatch.setenv(stage.SMOKE_SIZE, "1")
+    made(chain, SECOND, FIRST)
+    monkeypatch.delenv(stage.SMOKE_SIZE)
+    return chain
+
+
+def test_what_is_made_from_smoke_size_says_so_however_far_it_is(filled, capsys):
+    made(filled, THIRD, SECOND)
+    assert f"{SECOND} is of smoke size" in capsys.readouterr().out
+    fourth = opened(filled, "03_train_mask_rcnn")
+    fourth.read(FIRST)
+    assert not fourth.smoke_size and fourth.label == "test"  # the first is the user's own
+    fourth.read(THIRD)
+    fourth.read(SECOND)
+    assert fourth.smoke_size and fourth.label == "test · smoke-size inputs"  # once
+
+
+def test_figures_carry_the_label_of_smoke_size(filled):
+    third = opened(filled, THIRD)
+    third.read(SECOND)
+    figure = plt.figure()
+    third.figure(figure, "one", caption="nothing")
+    assert "smoke-size inputs" in figure.texts[0].get_text()
+    plt.close(figure)
+
+
+def test_a_real_run_of_a_filled_stage_makes_what_came_from_it_stale_and_is_clean_itself(filled):
+    made(filled, THIRD, SECOND)
+    made(filled, SECOND, FIRST, steps=100)
+    fourth = opened(filled, "03_train_mask_rcnn")
+    with pytest.raises(store.StoreError, match=f"run {THIRD} again .*nothing overwrites it"):
+        fourth.read(THIRD)
+    made(filled, THIRD, SECOND)
+    fourth.read(THIRD)
+    assert not fourth.smoke_size
+
+
+def test_a_stage_filled_in_is_labelled_smoke_whatever_the_run_is_called(tmp_path, monkeypatch):
+    assert stage.run_label(tmp_path, {}).startswith("lab preset")
+    store.write_json(tmp_path / "artifacts" / "run.json", {"preset": "demo"})
+    assert stage.run_label(tmp_path, {}).startswith("demo preset")
+    monkeypatch.setenv(stage.SMOKE_SIZE, "1")
+    assert stage.run_label(tmp_path, {}).startswith("smoke preset")
+
+
+def test_a_stage_that_cannot_be_filled_in_is_a_clear_error_and_what_was_whole_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MDLIB_BATCH", raising=False)
+    first = made(tmp_path, FIRST)  # without the index that the second one reads
+    with pytest.raises(store.StoreError, match=f"{THIRD} has not run .* nor could it be run at smoke size"):
+        opened(tmp_path, "03_train_mask_rcnn").read(THIRD)
+    said = capsys.readouterr().out
+    assert f"{THIRD} has not run in" in said and f"of {SECOND} failed" in said and "index.json" in said
+    assert stage.identity(stage.read_manifest(tmp_path, FIRST)) == first
+    assert not stage.manifest_path(tmp_path, SECOND).exists() and not stage.manifest_path(tmp_path, THIRD).exists()
+    assert not (tmp_path / "artifacts" / "lock").exists()
 
 
 # ---------------------------------------------------------------- skipping

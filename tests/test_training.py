@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdlib import store, training
+from mdlib import ahead, store, training
 
 STEPS = 6
 
@@ -191,6 +191,20 @@ def test_weights_that_are_no_checkpoint_are_refused(tmp_path):
         Run().fit(checkpoint=tmp_path / "run")
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_made_ahead_change_nothing_and_neither_does_a_resume_among_them(accumulate, tmp_path, monkeypatch):
+    def batch_of(step, part=0, parts=1):
+        return torch.randn(5, 4, generator=torch.Generator().manual_seed(100 * step + part))
+
+    whole, first, second = Run(), Run(), Run()
+    expected = whole.fit(batch_of=batch_of, accumulate=accumulate, log_every=1)
+    monkeypatch.setitem(ahead.THREADS, "cpu", 3)
+    first.fit(batch_of=batch_of, accumulate=accumulate, log_every=1, steps=3, checkpoint=tmp_path / "run")
+    found = second.fit(batch_of=batch_of, accumulate=accumulate, log_every=1, checkpoint=tmp_path / "run")
+    assert_bit_equal(second.weights(), whole.weights())
+    assert [(row["step"], row["loss"]) for row in found] == [(row["step"], row["loss"]) for row in expected]
+
+
 # ---------------------------------------------------------------- stops
 
 
@@ -232,7 +246,7 @@ def test_the_loss_goes_down():
         {"model": model},
         torch.optim.AdamW(model.parameters(), weight_decay=0.0),
         lambda x, step: (((model(x) - x @ target.T) ** 2).mean(), {}),
-        lambda step: torch.randn(32, 4),  # the loop seeds every step, so this too is a function of the step
+        lambda step: torch.randn(32, 4, generator=torch.Generator().manual_seed(step)),
         steps=200, lr_of=lambda step: 0.1, seed=0, settings={}, log=lambda line: None,
     )  # fmt: skip
     assert history[-1]["loss"] < 0.01 * history[0]["loss"]

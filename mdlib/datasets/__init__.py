@@ -58,17 +58,20 @@ def open_dataset(name: str, *, root: str | Path, split: str, count: int | None =
 
 
 class Remembered:
-    """A data set that keeps the samples it has given while they fit into `budget` bytes.
+    """A data set that keeps the samples it has given, if all of them fit into `budget` bytes.
 
     For training, which asks for the same picture in every epoch: composing or decoding it again costs more than a step.
+    Each sample may take its equal share of the budget. So of a large set of photos nothing is kept: a part of it would fill
+    the memory and spare little, in 00, which reads each picture once, nothing at all.
     left_out: ids that are passed over; first: how many of the others there are at most. labels: see `label_kind`.
     """
 
     def __init__(
         self, dataset: Dataset, *, budget: float = 1e9, left_out: Collection[str] = (), first: int | None = None, labels: str = "none"
     ):
-        self.dataset, self.name, self.classes, self.left, self.labels = dataset, dataset.name, dataset.classes, budget, labels
+        self.dataset, self.name, self.classes, self.labels = dataset, dataset.name, dataset.classes, labels
         self.places = [i for i, image_id in enumerate(dataset.ids()) if image_id not in left_out][:first]
+        self.share = budget / max(1, len(self.places))
         self.kept: dict[int, Sample] = {}
 
     def __len__(self) -> int:
@@ -84,9 +87,8 @@ class Remembered:
         sample = self.dataset[self.places[index]]
         held = [sample.image, sample.semantic]
         held += [sample.instances.masks, sample.instances.crowds] if sample.instances is not None else []
-        size = sum(array.nbytes for array in held if array is not None)
-        if size <= self.left:
-            self.kept[index], self.left = sample, self.left - size
+        if sum(array.nbytes for array in held if array is not None) <= self.share:
+            self.kept[index] = sample
         return sample
 
 

@@ -1,0 +1,26 @@
+"""A notebook opened alone, without the runner: the stages that it lacks are run at the size of `smoke`, and it says so."""
+
+import nbformat
+import papermill
+
+from mdlib import presets, store
+from mdlib.presets import NOTEBOOKS
+
+NAME, LACKED = "02_cluster_masks", ["00_prepare_data", "01_distill_masks"]
+
+
+def test_a_notebook_opened_alone_runs(tmp_path, monkeypatch):
+    monkeypatch.delenv("MDLIB_BATCH", raising=False)
+    values = {**presets.resolve(presets.load_preset("smoke"), {})[NAME], "run_dir": str(tmp_path / "lab")}
+    executed = tmp_path / "executed.ipynb"
+    papermill.execute_notebook(NOTEBOOKS / f"{NAME}.ipynb", executed, parameters=values, cwd=str(NOTEBOOKS), kernel_name="python3", progress_bar=False)
+
+    cells = nbformat.read(executed, as_version=4).cells
+    said = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+    manifests = {name: store.read_json(tmp_path / "lab" / "artifacts" / name / "manifest.json") for name in [*LACKED, NAME]}
+    for name in LACKED:
+        assert f"{name} has not run in" in said and f"{name}: done in" in said
+        assert manifests[name]["parameters"].items() >= presets.load_preset("smoke").parameters[name].items()
+    assert all(manifest["smoke_size"] for manifest in manifests.values())
+    assert manifests[NAME]["inputs"].keys() == set(LACKED) and manifests[NAME]["metrics"]
+    assert not (tmp_path / "lab" / "artifacts" / "run.json").exists()
