@@ -20,6 +20,7 @@ from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPrep
 
 from mdlib import failures, outcome, overview, store
 from mdlib.presets import ROOT
+from mdlib.stage import run_label
 
 FIRST = "quickstart"  # the page after the map; the others follow in the order of their names
 
@@ -65,7 +66,7 @@ def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
         return "", ""
 
     def shown(name: str, figure: Figure, alt: str) -> str:
-        png, svg = (f"{folder.name}/{path.name}" for path in overview.save(figure, folder / name, alt=alt))
+        png, svg = (f"{folder.name}/{path.name}" for path in overview.save(figure, folder / name, alt=alt, label=run_label(run_dir, {})))
         picture = f'<div class="wide slide"><a href="{png}"><img src="{png}" alt="{html.escape(alt)}"></a></div>'
         return f'{picture}<p>For slides: <a href="{png}">PNG</a>, <a href="{svg}">SVG</a>.</p>'
 

@@ -182,7 +182,7 @@ def test_what_was_not_found_is_said(found):
 
 def test_both_files_have_print_size_and_words(found, tmp_path):
     alt = failures.describe(found)
-    png, svg = overview.save(failures.failures_figure(found), tmp_path / "failures", alt=alt)
+    png, svg = overview.save(failures.failures_figure(found), tmp_path / "failures", alt=alt, label="a label")
     with Image.open(png) as image:
         assert image.info["dpi"][0] >= 200 and image.width > 2600 and image.info["Description"] == alt
     text = svg.read_text(encoding="utf-8")

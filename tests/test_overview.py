@@ -6,7 +6,7 @@ from PIL import Image
 
 from mdlib import overview, store
 
-CLASSES = ["background", "cat", "dog"]
+CLASSES, LABEL = ["background", "cat", "dog"], "demo preset · zoo (composited)"
 FIGURES = {"method": (overview.method_figure, overview.ALT, 8), "life": (overview.life_figure, overview.LIFE_ALT, 9)}
 each_figure = pytest.mark.parametrize("name", FIGURES)
 
@@ -26,7 +26,7 @@ def panels() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def saved(panels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
-    return {name: overview.save(draw(panels, CLASSES), folder / name, alt=alt) for name, (draw, alt, _) in FIGURES.items()}
+    return {name: overview.save(draw(panels, CLASSES), folder / name, alt=alt, label=LABEL) for name, (draw, alt, _) in FIGURES.items()}
 
 
 @each_figure
@@ -96,7 +96,7 @@ def test_a_crf_that_was_left_out_is_not_praised(panels):
 
 def test_the_same_panels_give_the_same_files(panels, saved, tmp_path):
     for name, (draw, alt, _) in FIGURES.items():
-        for first, second in zip(saved[name], overview.save(draw(panels, CLASSES), tmp_path / name, alt=alt)):
+        for first, second in zip(saved[name], overview.save(draw(panels, CLASSES), tmp_path / name, alt=alt, label=LABEL)):
             assert first.read_bytes() == second.read_bytes()
 
 

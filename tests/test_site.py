@@ -1,8 +1,14 @@
-"""The site of a tiny executed notebook: no broken link, no missing picture, nothing fetched, nothing inlined."""
+"""The site of a tiny executed notebook: no broken link, no missing picture, nothing fetched, nothing inlined.
+
+Where Chromium is installed, each page is also opened in it: a quiet console, every picture there, nothing wider than a phone.
+"""
 
 import base64
 import io
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +19,9 @@ from PIL import Image
 
 from mdlib import site, store
 from mdlib.presets import NOTEBOOKS
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here, so nobody opens the pages")
 
 
 class Reader(HTMLParser):
@@ -28,6 +37,8 @@ class Reader(HTMLParser):
         self.ids |= {values["id"]} if "id" in values else set()
         if tag in ("a", "link") and not values["href"].startswith("data:"):
             self.links.append(values["href"])
+        if tag == "script":
+            self.links.append(values["src"])
         if tag == "img":
             self.pictures.append((values["src"], values.get("alt", "")))
         if tag not in ("img", "link", "meta", "br", "hr", "input"):
@@ -82,17 +93,78 @@ def test_no_link_or_picture_is_broken(pages):
 
 
 def test_a_picture_lies_beside_the_page_with_its_caption(pages):
-    (found,) = Reader(pages[1].read_text(encoding="utf-8")).pictures
+    reader = Reader(pages[1].read_text(encoding="utf-8"))
+    (found,) = reader.pictures
     assert found == ("figures/00_prepare_data-1-0.png", 'A red "square".')
+    assert found[0] in reader.links  # in full size
     assert (pages[1].parent / found[0]).read_bytes() == base64.b64decode(picture())
 
 
 def test_pages_fetch_nothing_and_are_light(pages):
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        assert "<script" not in text and "base64" not in text and "@import" not in text
+        assert re.findall(r"<script[^>]*>[^<]*", text) == ['<script src="search.js">']
+        assert "base64" not in text and "@import" not in text
         assert len(text) < 5e6
-    assert "http" not in (pages[0].parent / "style.css").read_text()
+    assert not any("http" in (pages[0].parent / name).read_text(encoding="utf-8") for name in ("style.css", "search.js"))
+
+
+def test_the_search_knows_every_page_and_heading(pages):
+    found = re.search(r"const entries = (.*);\n", (pages[0].parent / "search.js").read_text(encoding="utf-8"))
+    entries = dict(json.loads(found[1]))
+    readers = {page.name: Reader(page.read_text(encoding="utf-8")) for page in pages}
+    assert readers.keys() <= entries.keys()
+    assert entries["00_prepare_data.html"] == "First page"
+    assert entries["index.html#two-hours-in-a-lab"] == "The course: Two hours in a lab"
+    for address in entries:
+        name, _, anchor = address.partition("#")
+        assert not anchor or anchor in readers[name].ids, address
+
+
+# What a page says of itself once it is loaded, written into its title: a search, what is broken, what is too wide.
+PROBE = """<script>addEventListener("load", () => {
+  const box = document.getElementById("search");
+  box.value = "lab HOURS";
+  box.dispatchEvent(new Event("input"));
+  document.title = JSON.stringify({
+    hits: [...document.querySelectorAll("#found a")].map((link) => link.textContent),
+    broken: [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src),
+    wide: document.documentElement.scrollWidth > innerWidth,
+  });
+});</script>"""
+
+
+def in_chromium(page: Path) -> tuple[str, list[str]]:
+    """(title of a page after loading it from its file on a phone's screen, lines of the console)."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=390,30000", "--dump-dom"]
+    done = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=300)
+    return re.search(r"<title>(.*?)</title>", done.stdout)[1], [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def probe(page: Path) -> tuple[dict, list[str]]:
+    copy = page.with_name(f"probe_{page.name}")
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE.replace('loading="lazy"', "") + "</body>"), encoding="utf-8")
+    title, console = in_chromium(copy)
+    copy.unlink()
+    return json.loads(title), console
+
+
+@needs_chromium
+def test_every_page_opens_from_a_file_without_complaint(pages):
+    for page in pages:
+        said, console = probe(page)
+        assert said == {"hits": ["The course: Two hours in a lab"], "broken": [], "wide": False}, page.name
+        assert not console, page.name
+
+
+@needs_chromium
+def test_a_missing_picture_and_an_error_would_be_seen(pages):
+    page = pages[0].with_name("broken.html")
+    page.write_text('<body style="width: 999px"><input id="search"><ul id="found"></ul><img src="gone.png"><script>nobody()</script></body>')
+    said, console = probe(page)
+    page.unlink()
+    assert said["broken"] and said["wide"]
+    assert any("nobody is not defined" in line for line in console)
 
 
 def test_formulas_become_mathml(pages):
