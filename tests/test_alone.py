@@ -6,14 +6,18 @@ import papermill
 from mdlib import presets, store
 from mdlib.presets import NOTEBOOKS
 
-NAME, LACKED = "02_cluster_masks", ["00_prepare_data", "01_distill_masks"]
+NAME, LACKED = "01_distill_masks", ["00_prepare_data"]
 
 
 def test_a_notebook_opened_alone_runs(tmp_path, monkeypatch):
     monkeypatch.delenv("MDLIB_BATCH", raising=False)
     values = {**presets.resolve(presets.load_preset("smoke"), {})[NAME], "run_dir": str(tmp_path / "lab")}
-    executed = tmp_path / "executed.ipynb"
-    papermill.execute_notebook(NOTEBOOKS / f"{NAME}.ipynb", executed, parameters=values, cwd=str(NOTEBOOKS), kernel_name="python3", progress_bar=False)
+    notebook = nbformat.read(NOTEBOOKS / f"{NAME}.ipynb", as_version=4)
+    # Without the runner the explorer is live, and nbclient may wait for ever on a live widget (nbclient's issue 312).
+    notebook.cells = [cell for cell in notebook.cells if "explorer" not in cell.metadata.get("tags", [])]
+    opened, executed = tmp_path / "opened.ipynb", tmp_path / "executed.ipynb"
+    nbformat.write(notebook, opened)
+    papermill.execute_notebook(opened, executed, parameters=values, cwd=str(NOTEBOOKS), kernel_name="python3", progress_bar=False)
 
     cells = nbformat.read(executed, as_version=4).cells
     said = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
