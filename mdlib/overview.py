@@ -81,7 +81,8 @@ def life_figure(panels: dict[str, np.ndarray], classes: list[str]) -> Figure:
 
 def save(figure: Figure, path: Path, *, alt: str, label: str) -> tuple[Path, Path]:
     """Write a figure as `path`.png and `path`.svg with the alternative text in both; label: where its pictures come from, below it."""
-    figure.text(0.99, -0.01, label, ha="right", va="top", fontsize=9, color="0.35")
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()  # in inches: the label goes below all words
+    figure.text(drawn.x1 / width, (drawn.y0 - 0.05) / height, label, ha="right", va="top", fontsize=9, color="0.35")
     paths = path.with_suffix(".png"), path.with_suffix(".svg")
     about = {"Description": alt, "Software": None}, {"Title": f"MaskDistill: {path.name}", "Description": alt, "Date": None}
     for each, metadata in zip(paths, about):
