@@ -137,7 +137,7 @@ PROBE = """<script>addEventListener("load", () => {
 def in_chromium(page: Path) -> tuple[str, list[str]]:
     """(title of a page after loading it from its file on a phone's screen, lines of the console)."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=390,30000", "--dump-dom"]
-    done = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     return re.search(r"<title>(.*?)</title>", done.stdout)[1], [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
