@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mdlib import clusters, distill, figures, masks, metrics, store
 from mdlib.datasets import open_role
 from mdlib.encoder import load_encoder
-from mdlib.outcome import read_outcome
+from mdlib.outcome import Outcome
 from mdlib.presets import ROOT
 
 # (key, heading, what happens); the headings name the notebooks
@@ -128,9 +128,8 @@ def _arrow(ax, *, start: float) -> None:
 # ---------------------------------------------------------------- panels
 
 
-def panels_of(run_dir: Path) -> dict[str, np.ndarray]:
-    """The panels of both figures: the run's best picture with several classes. Raises StoreError as `read_outcome`."""
-    run = read_outcome(run_dir)
+def panels_of(run: Outcome) -> dict[str, np.ndarray]:
+    """The panels of both figures: the run's best picture with several classes."""
 
     def agreement(i: int) -> float:
         true = run.val[i].semantic

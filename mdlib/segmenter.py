@@ -17,7 +17,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from mdlib import crf, distributed, store, training
 from mdlib.ahead import made_ahead
-from mdlib.backbones import build_map
+from mdlib.backbones import ViTMap, build_map
 from mdlib.datasets import VOID, Dataset
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
 
@@ -66,6 +66,16 @@ def load_segmenter(path: Path, *, device: str) -> Segmenter:
     model = build_segmenter(made["backbone"], weights=None, trainable_blocks=0, outputs=made["outputs"])
     store.fit_weights(model, state, source=path)
     return model.eval().to(device)
+
+
+def remember(model: Segmenter, memory: dict, *, zoom: float, turn: float) -> Segmenter:
+    """Let a frozen ViT body keep in `memory` what it says of each picture (see ViTMap). Returns the model.
+
+    Not where pictures are zoomed or turned: then none is shown twice. Segmenters on the same weights may share a memory.
+    """
+    if isinstance(model.body, ViTMap) and not (zoom or turn):
+        model.body.memory = memory
+    return model
 
 
 def reset_classifier(model: Segmenter, *, outputs: int) -> Segmenter:

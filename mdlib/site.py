@@ -61,9 +61,10 @@ def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
     Nothing for a run that does not hold all its stages on val, or has no label maps there; no gallery without a failure.
     """
     try:
-        run, panels = outcome.read_outcome(run_dir), overview.panels_of(run_dir)
+        run = outcome.read_outcome(run_dir)
     except store.StoreError:
         return "", ""
+    panels = overview.panels_of(run)
 
     def shown(name: str, figure: Figure, alt: str) -> str:
         png, svg = (f"{folder.name}/{path.name}" for path in overview.save(figure, folder / name, alt=alt, label=run_label(run_dir, {})))

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import test_site
-from mdlib import overview, presets, site, store
+from mdlib import outcome, overview, presets, site, store
 from mdlib.presets import NOTEBOOKS, ROOT
 
 COMMAND = [sys.executable, "-m", "mdlib", "run", "smoke", "--out"]
@@ -58,7 +58,7 @@ def test_the_site_of_the_run_is_whole(smoke, tmp_path):
 
 
 def test_the_methods_figure_has_a_picture_for_each_step(smoke):
-    panels = overview.panels_of(smoke)
+    panels = overview.panels_of(outcome.read_outcome(smoke))
     assert panels.keys() == {key for key, _, _ in overview.STEPS}
     assert all(image.ndim in (2, 3) and image.size for image in panels.values())
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from mdlib import overview, store
+from mdlib.outcome import read_outcome
 
 CLASSES, LABEL = ["background", "cat", "dog"], "demo preset · zoo (composited)"
 FIGURES = {"method": (overview.method_figure, overview.ALT, 8), "life": (overview.life_figure, overview.LIFE_ALT, 9)}
@@ -102,4 +103,4 @@ def test_the_same_panels_give_the_same_files(panels, saved, tmp_path):
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
     with pytest.raises(store.StoreError, match="00_prepare_data has not run"):
-        overview.panels_of(tmp_path)
+        read_outcome(tmp_path)

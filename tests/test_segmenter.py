@@ -21,6 +21,7 @@ from mdlib.segmenter import (
     predict_logits,
     probabilities,
     refined_maps,
+    remember,
     reset_classifier,
     train,
 )
@@ -468,3 +469,12 @@ def test_the_last_round_is_the_crf_stages_where_it_trained(tmp_path):
     assert last_round(deeplab, refined) == deeplab
     (refined / "segmenter.safetensors").touch()
     assert last_round(deeplab, refined) == refined
+
+
+@pytest.mark.parametrize(("zoom", "turn", "kept"), [(0.0, 0.0, True), (0.25, 0.0, False), (0.0, 5.0, False)])
+def test_a_body_remembers_only_pictures_that_are_shown_again(model, zoom, turn, kept):
+    memory, net = {}, copy.deepcopy(model)
+    assert remember(net, memory, zoom=zoom, turn=turn) is net
+    picture = torch.rand(1, 3, SIDE, SIDE)
+    assert torch.allclose(net(picture), model(picture), atol=0.05)  # remembered in half precision
+    assert len(memory) == kept

@@ -1,0 +1,58 @@
+"""The committed reports of demo and evidence: within their bands, the bands mean something, and the README shows these numbers."""
+
+import pytest
+
+from mdlib import evidence, presets, report, store
+from mdlib.presets import ROOT
+
+CONTENTS = {name: store.read_json(ROOT / "reports" / name / "metrics.json") for name in ("demo", "evidence")}
+CLAIMS = store.read_json(ROOT / "reports" / "evidence" / "claims.json")
+ALL_BANDS = {name: presets.load_preset(name).bands for name in CONTENTS}
+CONTENT, BANDS = CONTENTS["demo"], ALL_BANDS["demo"]
+
+# (metric, what a broken run would score there: a baseline that the same run measured)
+DEGENERATE = [
+    ("mask_iou", "mask_iou_random_encoder"),
+    ("mask_iou", "mask_iou_centre_box"),
+    ("cluster_accuracy", "cluster_accuracy_shuffled"),
+    ("masks_miou_clustering", "masks_miou_background"),
+    ("masks_miou_clustering", "masks_miou_shuffled"),
+]
+
+
+@pytest.mark.parametrize(("preset", "name"), [(preset, name) for preset, bands in ALL_BANDS.items() for name in sorted(bands)])
+def test_the_committed_metrics_lie_in_their_bands(preset, name):
+    low, high = ALL_BANDS[preset][name]
+    assert low <= CONTENTS[preset]["metrics"][name] <= high
+
+
+@pytest.mark.parametrize(("name", "baseline"), DEGENERATE)
+def test_a_degenerate_run_falls_out_of_the_bands(name, baseline):
+    low, high = BANDS[name]
+    assert not low <= CONTENT["metrics"][baseline] <= high
+    assert low > 0  # empty masks score 0
+
+
+@pytest.mark.parametrize("preset", CONTENTS)
+def test_the_report_is_of_its_preset(preset):
+    assert CONTENTS[preset]["run"]["preset"] == preset
+    assert CONTENTS[preset]["bands"] == {name: list(band) for name, band in ALL_BANDS[preset].items()}
+
+
+def test_every_claim_of_the_paper_is_decided():
+    decided = {record["number"] for record in CLAIMS if record["verdict"] in (evidence.HOLDS, evidence.FAILS)}
+    assert set(evidence.PAPER_CLAIMS) <= decided
+    for record in CLAIMS:
+        low, high = record["interval"]
+        assert low <= record["effect"] <= high and (record["verdict"] == evidence.HOLDS) == (low > 0)
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [("results", report.readme_table(CONTENT)), ("claims", report.readme_claims(CONTENTS["evidence"], CLAIMS))],
+    ids=["results", "claims"],
+)
+def test_the_readme_shows_exactly_these_numbers(mark, expected):
+    begin, end = report.README_MARKS[mark]
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip()
+    assert shown == expected
