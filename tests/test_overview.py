@@ -65,7 +65,9 @@ def test_every_step_is_written_out(panels, name):
         (" ".join(heading.split()), text) for _, heading, text in overview.STEPS[:count]
     ]
     for ax in figure.axes:  # dark on white, large enough for a slide
-        for words in (ax.title, ax.xaxis.label):
+        around = [words for words in ax.findobj(overview.plt.Text) if words.get_text() and words not in ax.texts]
+        assert len(around) == 2  # the heading and what happens
+        for words in around:
             assert np.mean(overview.plt.matplotlib.colors.to_rgb(words.get_color())) < 0.4 and words.get_fontsize() >= 12
     overview.plt.close(figure)
 
