@@ -63,8 +63,9 @@ class MeanColours:
     patch, device = 16, "cpu"
 
     def tokens(self, images: torch.Tensor) -> Tokens:
-        images = F.pad(images.float() / 255 - 0.5, (0, -images.shape[-1] % self.patch, 0, -images.shape[-2] % self.patch), value=-0.25)
-        pooled = F.avg_pool2d(images, self.patch)
+        rest = (0, -images.shape[-1] % self.patch, 0, -images.shape[-2] % self.patch)
+        each = (F.pad(image.float() / 255 - 0.5, rest, value=-0.25) for image in images)
+        pooled = torch.stack([F.avg_pool2d(image, self.patch) for image in each])  # one by one: floats of a batch are the network's
         keys = pooled.flatten(2).transpose(1, 2)[:, None]  # (B, 1 head, N, 3)
         query = torch.ones(len(images), 1, 3)
         return Tokens(query[:, 0], keys[:, 0], query, keys, keys, keys, tuple(pooled.shape[-2:]))

@@ -148,11 +148,3 @@ def kept_at_random(scores: np.ndarray, *, threshold: float, rng: np.random.Gener
     count = len(pseudo.confident(scores, threshold=threshold))
     drawn = rng.choice(len(scores), count, replace=False) if count else np.zeros(0, np.int64)
     return drawn[np.argsort(-np.asarray(scores)[drawn], kind="stable")]
-
-
-def image_confusions(maps: Iterable[np.ndarray], dataset: Dataset, *, rows: int) -> np.ndarray:
-    """(images, rows, C) int64: the confusion matrix of each image's label map (H, W) with its true map."""
-    num_classes = len(dataset.classes)
-    return np.stack([
-        metrics.confusion(labels, dataset[i].semantic, num_preds=rows, num_targets=num_classes) for i, labels in enumerate(maps)
-    ])

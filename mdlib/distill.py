@@ -11,17 +11,23 @@ from mdlib import masks, objects
 from mdlib.ahead import made_ahead
 from mdlib.datasets import Dataset, Sample
 from mdlib.encoder import Encoder, Tokens
+from mdlib.rle import decode_mask, encode_mask
 
 WINDOW = 100e6  # bytes of pictures among which batches are gathered: about 180 of VOC's
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """One mask of an image. mask (H, W) bool; score in [0, 1]: share of the CLS token's attention inside it."""
+    """One mask of an image, run-length encoded while it waits. score in [0, 1]: share of the CLS token's attention inside it."""
 
     id: str
-    mask: np.ndarray
+    encoded: dict
     score: float
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool, decoded at each look."""
+        return decode_mask(self.encoded)
 
 
 def distill_masks(
@@ -93,7 +99,7 @@ def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **
     pixels = pixels.view(*found.shape[:2], *image_hw).cpu().numpy()
     return [
         [
-            Distilled(sample.id, mask, score)
+            Distilled(sample.id, encode_mask(mask), score)
             for number, (mask, score) in enumerate(zip(own, its_scores))
             if mask.any() or (number == 0 and rule["min_contrast"] is None)
         ]

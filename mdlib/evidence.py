@@ -10,6 +10,7 @@ about images alone; three seeds are few, and their interval is a rough one.
 2. Owen, The pigeonhole bootstrap, 2007.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def miou(areas: np.ndarray) -> np.ndarray:
     return _mious(areas.reshape(-1, *areas.shape[-3:]), np.ones((1, areas.shape[-3]))).reshape(areas.shape[:-3])
 
 
-def iou_areas(confusions: np.ndarray, mapping: np.ndarray) -> np.ndarray:
-    """(images, num_preds, C) confusion matrices and their naming -> (images, 2, C): intersection and union of each class.
+def iou_areas(confusions: Iterable[np.ndarray], mapping: np.ndarray) -> np.ndarray:
+    """The confusion matrix (num_preds, C) of each image and their naming -> (images, 2, C): intersection and union of each class.
 
     Summed over images and divided they are `metrics.iou`, which says what an unmatched prediction counts as.
     """

@@ -50,10 +50,8 @@ def threshold_view(
 ) -> tuple[list[np.ndarray], float]:
     """Label maps at a threshold, and their mIoU. predictions: (masks, clusters, scores) of each image, as pseudo.label_map takes them."""
     maps = [pseudo.label_map(*found, threshold=threshold, overlap="skip") for found in predictions]
-    total = np.zeros((len(names), classes), np.int64)
-    for labels, truth in zip(maps, true, strict=True):
-        total += metrics.confusion(labels, truth, num_preds=len(names), num_targets=classes)
-    return maps, metrics.mean_iou(total, names)
+    counts = (metrics.confusion(*pair, num_preds=len(names), num_targets=classes) for pair in zip(maps, true, strict=True))
+    return maps, metrics.mean_iou(sum(counts), names)
 
 
 def crf_view(image: np.ndarray, probabilities: np.ndarray, *, most: int = 6, **settings) -> np.ndarray:

@@ -16,7 +16,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from mdlib.datasets.sample import Instances, mask_to_box
 from mdlib.metrics import MAX_DETECTIONS, UNMATCHED, reduce_to_best_box
-from mdlib.store import encode_mask
+from mdlib.rle import encode_mask
 
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels, COCO's
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -3,10 +3,12 @@
 Everything streams: a confusion matrix is added up over images, so no data set is ever held in memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+
+from mdlib.datasets import Dataset
 
 UNMATCHED = -1
 MAX_DETECTIONS = 100  # predictions of one image that COCO looks at
@@ -28,6 +30,12 @@ def confusion(pred: np.ndarray, target: np.ndarray, *, num_preds: int, num_targe
     if t.size and not (0 <= t.min() and t.max() < num_targets):
         raise ValueError(f"targets {t.min()}..{t.max()} are outside 0..{num_targets - 1} (ignored: {ignore})")
     return np.bincount(p * num_targets + t, minlength=num_preds * num_targets).reshape(num_preds, num_targets)
+
+
+def image_confusions(maps: Iterable[np.ndarray], dataset: Dataset, *, rows: int) -> Iterator[np.ndarray]:
+    """The confusion matrix (rows, C) of each image's label map with its true map; their `sum` is that of the set."""
+    for i, labels in enumerate(maps):
+        yield confusion(labels, dataset[i].semantic, num_preds=rows, num_targets=len(dataset.classes))
 
 
 # ---------------------------------------------------------------- naming clusters

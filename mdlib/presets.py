@@ -123,7 +123,7 @@ def resolve(preset: Preset, overrides: dict[str, dict[str, object]]) -> dict[str
 
 
 def check_value(name: str, value: object, declared: str) -> object:
-    """`value` as the declared type ("int", "float | None", "str" ...), or PresetError. YAML reads 1e-3 as a string."""
+    """`value` as the declared type ("int", "float | None", "list[int]" ...), or PresetError. YAML reads 1e-3 as a string."""
     types = [t.strip() for t in declared.split("|")]
     if value is None and "None" in types:
         return None
@@ -136,6 +136,8 @@ def check_value(name: str, value: object, declared: str) -> object:
     for candidate in types:
         if candidate in accepted and type(value) is accepted[candidate]:
             return value
+    if "list[int]" in types and isinstance(value, list) and all(type(each) is int for each in value):
+        return value
     raise PresetError(f"{name} must be {declared}, got {value!r}")
 
 

@@ -13,7 +13,7 @@ ways are the same arithmetic. What looks at the whole batch sees a part: BatchNo
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,12 +27,18 @@ class TrainingError(Exception):
     """Training cannot go on: the loss is not finite, or the checkpoint is of another run."""
 
 
-def cosine_schedule(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:
-    """Learning rate at `step`: linear to `peak` over `warmup` steps, then half a cosine down to `final`."""
+def learning_rate(step: int, *, steps: int, warmup: int, peak: float, drops: Sequence[int] = ()) -> float:
+    """Linear to `peak` over `warmup` steps, then half a cosine down to 0; or, with `drops`, a tenth of it from each of these steps on."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    if drops:
+        return peak * 0.1 ** sum(step >= drop for drop in drops)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def recipe(parameters: Mapping[str, object]) -> dict[str, object]:
+    """Those of the parameters of 03 or 05 that say how a network learns, for another one: keywords of `train_network`."""
+    return {name: parameters[name] for name in ("steps", "peak_lr", "lr_drops", "warmup", "optimizer", "weight_decay", "body_scale")}
 
 
 def make_optimizer(model: nn.Module, *, kind: str, weight_decay: float, body_scale: float) -> torch.optim.Optimizer:
@@ -55,12 +61,12 @@ def make_optimizer(model: nn.Module, *, kind: str, weight_decay: float, body_sca
 
 def train_network(
     name: str, model: nn.Module, loss_of: Callable[[object, int], tuple[Tensor, dict[str, float]]], batches, *,
-    steps: int, peak_lr: float, warmup: int, optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict,
+    steps: int, peak_lr: float, lr_drops: Sequence[int] = (), warmup: int, optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict,
     checkpoint: Path | None, accumulate: int = 1,
 ) -> list[dict]:  # fmt: skip
-    """Train a detector or a segmenter in place, on the device of its batches, with a cosine schedule; returns the history.
+    """Train a detector or a segmenter in place, on the device of its batches; returns the history.
 
-    See `make_optimizer` and `fit`; bf16 on a GPU.
+    See `learning_rate`, `make_optimizer` and `fit`; bf16 on a GPU.
     """
     model.to(batches.device).train()
     return fit(
@@ -69,7 +75,7 @@ def train_network(
         loss_of,
         batches,
         steps=steps,
-        lr_of=lambda step: cosine_schedule(step, steps=steps, warmup=warmup, peak=peak_lr),
+        lr_of=lambda step: learning_rate(step, steps=steps, warmup=warmup, peak=peak_lr, drops=lr_drops),
         seed=seed,
         settings=settings,
         checkpoint=checkpoint,

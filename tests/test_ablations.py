@@ -162,10 +162,3 @@ def test_stacked_predictions_fit_a_label_map(scenes, records):
     stacked = pseudo.stack_predictions(found, (128, 128))
     assert (pseudo.label_map(*stacked, threshold=0.5, overlap="skip") == 3 * records[0]["mask"]).all()
     assert not pseudo.label_map(*pseudo.stack_predictions([], (128, 128)), threshold=0.5, overlap="skip").any()
-
-
-def test_image_confusions_add_up_to_that_of_the_set(scenes):
-    maps = [np.zeros((128, 128), np.uint8), np.ones((128, 128), np.uint8), scenes[2].semantic]
-    found = ablations.image_confusions(maps, scenes, rows=21)
-    assert found.shape == (3, 21, len(scenes.classes)) and found.sum() == 3 * 128 * 128
-    assert np.diagonal(found[2]).sum() == 128 * 128 and found[1, 1].sum() == 128 * 128

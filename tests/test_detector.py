@@ -236,7 +236,7 @@ def fitted(model, batch, *, steps, peak):
         {"detector": model},
         training.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.3),
         lambda pairs, step: detector_loss(model, pairs), lambda step: batch,
-        steps=steps, lr_of=lambda step: training.cosine_schedule(step, steps=steps, warmup=3, peak=peak),
+        steps=steps, lr_of=lambda step: training.learning_rate(step, steps=steps, warmup=3, peak=peak),
         seed=0, settings={}, clip_norm=5.0, log_every=1, log=lambda line: None,
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Metrics against slow loops, brute force, closed forms, pycocotools and torchvision."""
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,6 +109,22 @@ def test_merge_predictions_keeps_every_pixel():
     counts = np.arange(12).reshape(4, 3)
     merged = metrics.merge_predictions(counts, np.array([2, -1, 2, 0]))
     np.testing.assert_array_equal(merged, [counts[3], [0, 0, 0], counts[0] + counts[2], counts[1]])
+
+
+def test_the_confusions_of_images_add_up_to_that_of_the_set():
+    rng = np.random.default_rng(0)
+    truths, maps = rng.integers(0, 3, (4, 6, 5)), rng.integers(0, 7, (4, 6, 5))
+    dataset = Scenes([SimpleNamespace(semantic=truth) for truth in truths])
+    found = list(metrics.image_confusions((labels for labels in maps), dataset, rows=7))
+    assert [each.shape for each in found] == 4 * [(7, 3)]
+    np.testing.assert_array_equal(found[2], confusion_spec(maps[2], truths[2], 7, 3))
+    np.testing.assert_array_equal(sum(found), confusion_spec(maps, truths, 7, 3))
+
+
+class Scenes(list):
+    """Samples as a data set of three classes."""
+
+    classes = ("background", "cat", "dog")
 
 
 # ---------------------------------------------------------------- naming clusters

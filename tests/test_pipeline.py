@@ -25,6 +25,8 @@ def test_an_unknown_preset_names_the_known_ones(capsys):
         ("01_distill_masks.top_k=many", "float"),
         ("01_distill_masks.batch_size=2.5", "int"),
         ("01_distill_masks.batch_size=true", "int"),
+        ("03_train_mask_rcnn.lr_drops=400", "list[int]"),
+        ("03_train_mask_rcnn.lr_drops=[400.5]", "list[int]"),
         ("top_k=0.3", "NOTEBOOK.PARAMETER=VALUE"),
     ],
 )
@@ -44,6 +46,11 @@ def test_numbers_of_a_set_become_the_declared_type(text, value):
     overrides = presets.parse_sets([f"01_distill_masks.mass={text}"])
     resolved = presets.resolve(presets.load_preset("demo"), overrides)
     assert resolved["01_distill_masks"]["mass"] == value
+
+
+def test_a_set_takes_a_list():
+    resolved = presets.resolve(presets.load_preset("demo"), presets.parse_sets(["03_train_mask_rcnn.lr_drops=[400, 600]"]))
+    assert resolved["03_train_mask_rcnn"]["lr_drops"] == [400, 600]
 
 
 def test_a_preset_with_an_unknown_key_is_refused(tmp_path, monkeypatch):

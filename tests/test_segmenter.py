@@ -293,7 +293,7 @@ def by_heart(zoo_root):
         {"segmenter": net},
         training.make_optimizer(net, kind="adamw", weight_decay=0.0, body_scale=0.1),
         lambda batch, step: (ohem_loss(net(batch.images), batch.labels, share=0.5), {}), lambda step: batch,
-        steps=80, lr_of=lambda step: training.cosine_schedule(step, steps=80, warmup=3, peak=2e-3),
+        steps=80, lr_of=lambda step: training.learning_rate(step, steps=80, warmup=3, peak=2e-3),
         seed=0, settings={}, clip_norm=5.0, log_every=1, log=lambda line: None,
     )  # fmt: skip
     return net.eval(), scenes, labels, history

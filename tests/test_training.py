@@ -29,7 +29,7 @@ class Run:
     def fit(self, steps=STEPS, **changed):
         settings = {
             "steps": steps,
-            "lr_of": lambda step: training.cosine_schedule(step, steps=STEPS, warmup=2, peak=0.1),
+            "lr_of": lambda step: training.learning_rate(step, steps=STEPS, warmup=2, peak=0.1),
             "seed": 1,
             "settings": {"width": 8, "shape": (4, 8)},  # a tuple becomes a list in JSON: must still be the same
             "log": lambda line: None,
@@ -50,19 +50,24 @@ def assert_bit_equal(a, b):
 # ---------------------------------------------------------------- schedule
 
 
-def test_cosine_schedule_at_its_ends_and_in_the_middle():
+def test_the_rate_at_the_ends_of_its_cosine_and_in_the_middle():
     def rate(step):
-        return training.cosine_schedule(step, steps=110, warmup=10, peak=2.0, final=0.5)
+        return training.learning_rate(step, steps=110, warmup=10, peak=2.0)
 
     assert rate(0) == pytest.approx(0.2)  # one tenth of the way up: the first step learns
     assert rate(9) == rate(10) == 2.0
-    assert rate(60) == pytest.approx((2.0 + 0.5) / 2)
-    assert rate(110) == pytest.approx(0.5)
+    assert rate(60) == pytest.approx(1.0)
+    assert rate(110) == pytest.approx(0.0)
     assert all(rate(s) > rate(s + 1) for s in range(10, 110))
 
 
-def test_cosine_schedule_without_warmup_starts_at_the_peak():
-    assert training.cosine_schedule(0, steps=10, warmup=0, peak=1.0) == 1.0
+def test_without_a_warm_up_the_rate_starts_at_the_peak():
+    assert training.learning_rate(0, steps=10, warmup=0, peak=1.0) == 1.0
+
+
+def test_the_rate_falls_to_a_tenth_at_each_drop_and_nowhere_else():
+    rates = [training.learning_rate(step, steps=12, warmup=2, peak=2.0, drops=[5, 9]) for step in range(12)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0, 0.2, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02])
 
 
 # ---------------------------------------------------------------- optimizer
