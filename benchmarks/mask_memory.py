@@ -75,11 +75,10 @@ def distill_all(kept: str, count: int) -> int:
     """Run the stage once in this process; returns its peak resident memory in bytes."""
     torch.set_num_threads(1)
     data = Blobs(count)
-    found = distill.distill_masks(data, MeanColours(), **SETTINGS)
-    records = ({"image_id": d.id, "mask": d.mask, "score": d.score} for d in found)
+    records = distill.distill_masks(data, MeanColours(), **SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "masks.json"
-        records = list(records) if kept == "dense" else records
+        records = [dict(record) for record in records] if kept == "dense" else records
         store.write_masks(path, records)
         by_image = store.by_image(records if kept == "dense" else store.read_masks(path), data.ids())
     assert len(by_image) == count and all(found[0]["mask"].any() for found in by_image[:: max(1, count // 100)])

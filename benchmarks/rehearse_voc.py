@@ -140,7 +140,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
 
     def masks(images: int) -> None:
         found = distill.distill_masks(data.first(images), encoder, **rule)
-        store.write_masks(folder / "masks.json", ({"image_id": d.id, "mask": d.mask, "score": d.score} for d in found))
+        store.write_masks(folder / "masks.json", found)
 
     unit = 2 if small else p1["batch_size"]
     go.stage("01 masks", masks, unit=unit, images=everything + support)

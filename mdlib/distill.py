@@ -1,7 +1,6 @@
 """Stage 1 over a whole data set: images through the frozen encoder, one object mask an image, or several."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,23 +10,9 @@ from mdlib import masks, objects
 from mdlib.ahead import made_ahead
 from mdlib.datasets import Dataset, Sample
 from mdlib.encoder import Encoder, Tokens
-from mdlib.rle import decode_mask, encode_mask
+from mdlib.rle import MaskRecord, encode_mask
 
 WINDOW = 100e6  # bytes of pictures among which batches are gathered: about 180 of VOC's
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """One mask of an image, run-length encoded while it waits. score in [0, 1]: share of the CLS token's attention inside it."""
-
-    id: str
-    encoded: dict
-    score: float
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(H, W) bool, decoded at each look."""
-        return decode_mask(self.encoded)
 
 
 def distill_masks(
@@ -43,15 +28,16 @@ def distill_masks(
     max_masks: int = 1,  # the last three: the paper's one mask an image, or objects.object_masks
     min_contrast: float | None = None,
     max_seam: float | None = None,
-) -> Iterator[Distilled]:
+) -> Iterator[MaskRecord]:
     """Yield the masks of each image of a data set, in order; images of one size share a batch, as `batches_by_size` gathers them.
 
+    A mask: {"image_id", "mask" (H, W) bool, "score" in [0, 1]: the share of the CLS token's attention inside it}.
     input_side: images are resized so that their shorter side has this many pixels. See masks.object_mask,
     masks.center_keys and objects.object_masks for the rest. Without min_contrast every image has at least one mask;
     with it some have none.
     """
     rule = dict(top_k=top_k, cls_heads=cls_heads, mass=mass, center=center, max_masks=max_masks, min_contrast=min_contrast, max_seam=max_seam)
-    found: dict[int, list[Distilled]] = {}  # of images that wait for one before them
+    found: dict[int, list[MaskRecord]] = {}  # of images that wait for one before them
     following = 0
     with made_ahead(lambda i: _picture(dataset[i]), range(len(dataset)), most=batch_size, device=encoder.device) as pictures:
         for batch in batches_by_size(pictures, batch_size=batch_size, window=WINDOW):
@@ -88,7 +74,7 @@ def _picture(sample: Sample) -> Sample:
     return Sample(sample.id, sample.image)
 
 
-def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **rule) -> list[list[Distilled]]:
+def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **rule) -> list[list[MaskRecord]]:
     """The masks of each of some images of one size. Its tensors end with it: the next batch finds their memory free."""
     images = torch.from_numpy(np.stack([sample.image for sample in batch])).to(encoder.device).permute(0, 3, 1, 2)
     resized = resize_images(images, input_side=input_side)
@@ -99,7 +85,7 @@ def _distill_batch(batch: list[Sample], encoder: Encoder, *, input_side: int, **
     pixels = pixels.view(*found.shape[:2], *image_hw).cpu().numpy()
     return [
         [
-            Distilled(sample.id, encode_mask(mask), score)
+            MaskRecord({"image_id": sample.id, "score": score}, encode_mask(mask))
             for number, (mask, score) in enumerate(zip(own, its_scores))
             if mask.any() or (number == 0 and rule["min_contrast"] is None)
         ]

@@ -18,18 +18,23 @@ def decode_mask(encoded: dict) -> np.ndarray:
     return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
 
 
+def mask_area(encoded: dict) -> int:
+    """Pixels of a COCO RLE."""
+    return int(rle.area({"size": encoded["size"], "counts": encoded["counts"].encode()}))
+
+
 class MaskRecord(Mapping):
-    """A mask that `read_masks` gives: what is said of it, and "mask" (H, W) bool, which is decoded at each look.
+    """A mask of an image: what is said of it, and "mask" (H, W) bool, which is decoded at each look.
 
     It is kept run-length encoded, about a hundredth of its pixels, so that the masks of a whole data set fit into
     memory. `record | {...}` adds values and stays small; `{**record}` holds the pixels.
     """
 
     def __init__(self, values: dict, encoded: dict):
-        self._values, self._encoded = values, encoded
+        self._values, self.encoded = values, encoded
 
     def __getitem__(self, key: str):
-        return decode_mask(self._encoded) if key == "mask" else self._values[key]
+        return decode_mask(self.encoded) if key == "mask" else self._values[key]
 
     def __iter__(self):
         return iter((*self._values, "mask"))
@@ -38,4 +43,4 @@ class MaskRecord(Mapping):
         return len(self._values) + 1
 
     def __or__(self, values: dict) -> "MaskRecord":
-        return MaskRecord(self._values | values, self._encoded)
+        return MaskRecord(self._values | values, self.encoded)

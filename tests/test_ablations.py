@@ -64,9 +64,9 @@ def test_judged_masks_are_those_of_the_whole_stage(scenes, tokens, random_encode
         lambda seen: distill.mask_tokens(seen, **settings), tokens, scenes, input_side=64, patch=random_encoder.patch
     )
     whole = list(distill.distill_masks(scenes, random_encoder, input_side=64, batch_size=1, **settings))
-    expected = [metrics.best_overlap(d.mask, scenes[i].instances.masks)[0] for i, d in enumerate(whole)]
+    expected = [metrics.best_overlap(d["mask"], scenes[i].instances.masks)[0] for i, d in enumerate(whole)]
     np.testing.assert_allclose(ablations.first_ious(judged), expected)
-    np.testing.assert_allclose([scores[0] for scores, _ in judged], [d.score for d in whole], rtol=1e-5)
+    np.testing.assert_allclose([scores[0] for scores, _ in judged], [d["score"] for d in whole], rtol=1e-5)
 
 
 def test_a_rule_without_masks_is_judged_as_none(scenes, tokens, random_encoder):

@@ -182,6 +182,8 @@ def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
     # Other tools read it: pycocotools agrees on the area that was written.
     annotation = json.loads((tmp_path / "masks.json").read_text())["annotations"][0]
     assert coco_mask.area(annotation["segmentation"]) == annotation["area"] == records[0]["mask"].sum()
+    store.write_masks(tmp_path / "again.json", store.read_masks(tmp_path / "masks.json"))  # as they are, still encoded
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "masks.json").read_bytes()
 
 
 def test_masks_are_written_one_by_one_and_read_without_their_pixels(tmp_path):
