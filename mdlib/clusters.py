@@ -1,6 +1,6 @@
 """Which masks show the same thing? Crop, describe by a CLS token, whiten, k-means, name.
 
-    crop      the mask's bounding box, not masked, at the image's own resolution
+    crop      the mask's bounding box, all that is in it, its longer side resized
     describe  the CLS token after the final norm of a frozen ViT
     whiten    each dimension divided by its standard deviation (no centring), then L2 (the reference's recipe)
     cluster   MiniBatchKMeans

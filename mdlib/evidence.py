@@ -77,15 +77,15 @@ def iou_areas(confusions: Iterable[np.ndarray], mapping: np.ndarray) -> np.ndarr
     return np.stack([hits, merged[:, :-1].sum(2) + merged.sum(1) - hits], 1).astype(np.float64)
 
 
-def claim(number: str, text: str, *, experiment: str, effect: Effect | None, least: float = 0.0) -> dict:
-    """One record of claims.json. It holds where the whole interval lies above `least`; else it does not: an interval
-    across `least` has not shown it. effect None: it was not run.
+def claim(number: str, text: str, *, experiment: str, effect: Effect | None) -> dict:
+    """One record of claims.json. It holds where the whole interval lies above zero; else it does not: an interval
+    across zero has not shown it. effect None: it was not run.
 
     number: a key of PAPER_CLAIMS, or "" for a claim of ours. experiment: what was compared on what, with the unit.
     """
     if number and number not in PAPER_CLAIMS:
         raise ValueError(f"claim number must be one of {list(PAPER_CLAIMS)} or empty, got {number!r}")
-    verdict = NOT_RUN if effect is None else HOLDS if effect.low > least else FAILS
+    verdict = NOT_RUN if effect is None else HOLDS if effect.low > 0 else FAILS
     value, interval = (None, None) if effect is None else (effect.value, [effect.low, effect.high])
     return {"number": number, "claim": text, "experiment": experiment, "effect": value, "interval": interval, "verdict": verdict}
 

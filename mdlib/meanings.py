@@ -6,7 +6,7 @@ MEANINGS = {
     "masks_per_image": "stage 1: masks an image, train",
     "mask_iou_centre_box": "the same for a centred box (a baseline)",
     "mask_iou_random_encoder": "the same with random weights, first 100 val images (a baseline)",
-    "mask_ap50": "stage 1: mask AP50 on val, class-agnostic, one prediction an image",
+    "mask_ap50": "stage 1: mask AP50 on val, class-agnostic, one mask an image, against the object that this mask overlaps best",
     "corloc": "stage 1: share of val images whose box has IoU >= 0.5 with a true one",
     "encoder_knn_seen": "1-NN class accuracy of the CLS token on val scenes of one animal, seen in pretraining",
     "encoder_knn_unseen": "the same for animals the encoder never saw",
@@ -89,7 +89,7 @@ PRIORS = {
     "frequency_tuned": "frequency-tuned saliency", "centre_box": "centred box", "whole_image": "whole image",
 }  # fmt: skip
 PRIOR_MEASURES = {
-    "mask_iou": "mask IoU", "corloc": "CorLoc", "ap50": "mask AP50, single", "ap50_multi": "mask AP50, multi",
+    "mask_iou": "mask IoU", "corloc": "CorLoc", "ap50": "mask AP50, first mask", "ap50_multi": "mask AP50, multi",
     "gain_low": "mask IoU of MaskDistill minus this, lower end of the 95 % interval",
     "gain_high": "the same, upper end", "empty_refused": "share of empty scenes without a mask",
 }  # fmt: skip

@@ -4,11 +4,13 @@ Everything streams: a confusion matrix is added up over images, so no data set i
 """
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from mdlib.datasets import Dataset
+if TYPE_CHECKING:  # for its name alone: whoever only counts need not wait for PyTorch
+    from mdlib.datasets import Dataset
 
 UNMATCHED = -1
 MAX_DETECTIONS = 100  # predictions of one image that COCO looks at
@@ -32,7 +34,7 @@ def confusion(pred: np.ndarray, target: np.ndarray, *, num_preds: int, num_targe
     return np.bincount(p * num_targets + t, minlength=num_preds * num_targets).reshape(num_preds, num_targets)
 
 
-def image_confusions(maps: Iterable[np.ndarray], dataset: Dataset, *, rows: int) -> Iterator[np.ndarray]:
+def image_confusions(maps: Iterable[np.ndarray], dataset: "Dataset", *, rows: int) -> Iterator[np.ndarray]:
     """The confusion matrix (rows, C) of each image's label map with its true map; their `sum` is that of the set."""
     for i, labels in enumerate(maps):
         yield confusion(labels, dataset[i].semantic, num_preds=rows, num_targets=len(dataset.classes))

@@ -35,7 +35,6 @@ class Preset(BaseModel):
     model_config = ConfigDict(extra="forbid")
     description: str
     notebooks: list[str]
-    common: dict[str, object] = {}
     parameters: dict[str, dict[str, object]] = {}
     seconds: dict[str, float] = {}
     bands: dict[str, tuple[float, float]] = {}
@@ -113,8 +112,7 @@ def resolve(preset: Preset, overrides: dict[str, dict[str, object]]) -> dict[str
     for notebook in preset.notebooks:
         known = read_parameters(notebook)
         values = {name: parameter.value for name, parameter in known.items()}
-        shared = {name: value for name, value in preset.common.items() if name in known}
-        for name, value in {**shared, **preset.parameters.get(notebook, {}), **overrides.get(notebook, {})}.items():
+        for name, value in {**preset.parameters.get(notebook, {}), **overrides.get(notebook, {})}.items():
             if name not in known:
                 raise PresetError(f"{notebook} has no parameter {name!r}; expected one of {sorted(known)}")
             values[name] = check_value(f"{notebook}.{name}", value, known[name].type)

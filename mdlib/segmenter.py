@@ -4,7 +4,7 @@ The head is torchvision's (Chen et al., arXiv 1706.05587): an atrous spatial pyr
 The loss looks at the hardest pixels alone (OHEM, Shrivastava et al., arXiv 1604.03540).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from mdlib.backbones import ViTMap, build_map
 from mdlib.datasets import VOID, Dataset
 from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
 
-# (dilation rates, channels): the paper's for its ResNet-50, and what fits a map of 16 x 16 cells.
+# (dilation rates, channels): the paper's for its ResNet-50, and what fits the demo's map of 24 x 24 cells.
 ASPP_SHAPE = {"resnet50": ((12, 24, 36), 256), "vit": ((2, 4, 6), 96)}
 
 
@@ -182,6 +182,25 @@ def train(model: Segmenter, batches: SegmentationBatches, *, share: float, **rec
     return training.train_network(
         "segmenter", model, lambda batch, step: (batch_loss(model, batch, share=share), {}), batches, **recipe
     )
+
+
+def train_like(
+    given: Mapping, dataset: Dataset, labels: list[np.ndarray], *, outputs: int, weights: Path | None, memory: dict, seed: int,
+    device: str, settings: dict, checkpoint: Path | None,
+) -> Segmenter:  # fmt: skip
+    """A new segmenter that learns from other label maps as that of stage 05 did.
+
+    given: the parameters of 05, but for their seed; weights: those that its body starts from; memory: see `remember`;
+    settings: what tells this training from others of the run.
+    """
+    torch.manual_seed(seed)
+    model = build_segmenter(given["backbone"], weights=weights, trainable_blocks=given["trainable_blocks"], outputs=outputs).to(device)
+    remember(model, memory, zoom=given["zoom"], turn=given["turn"])
+    shown = {"zoom": (1 - given["zoom"], 1 + given["zoom"]), "degrees": given["turn"]} | {n: given[n] for n in ("batch", "side", "label_side")}
+    batches = SegmentationBatches(dataset, labels, seed=seed, device=device, **shown)
+    settings = {**given, **settings, "seed": seed}
+    train(model, batches, share=given["ohem_share"], seed=seed, settings=settings, checkpoint=checkpoint, **training.recipe(given))
+    return model
 
 
 # ---------------------------------------------------------------- prediction

@@ -38,7 +38,7 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float, drops: Seq
 
 def recipe(parameters: Mapping[str, object]) -> dict[str, object]:
     """Those of the parameters of 03 or 05 that say how a network learns, for another one: keywords of `train_network`."""
-    return {name: parameters[name] for name in ("steps", "peak_lr", "lr_drops", "warmup", "optimizer", "weight_decay", "body_scale")}
+    return {name: parameters[name] for name in ("steps", "peak_lr", "lr_drops", "warmup", "optimizer", "weight_decay", "body_scale", "accumulate")}
 
 
 def make_optimizer(model: nn.Module, *, kind: str, weight_decay: float, body_scale: float) -> torch.optim.Optimizer:

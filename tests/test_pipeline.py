@@ -41,6 +41,12 @@ def test_an_unknown_stage_is_refused(tmp_path, capsys):
     assert "00_prepare_data" in capsys.readouterr().err
 
 
+def test_from_and_only_exclude_each_other(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "demo", "--from", "05_train_deeplab", "--only", "07_evaluate_clusters"])
+    assert stopped.value.code == pipeline.WRONG and "not allowed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("0.5", 0.5), ("null", None), ("1", 1.0)])
 def test_numbers_of_a_set_become_the_declared_type(text, value):
     overrides = presets.parse_sets([f"01_distill_masks.mass={text}"])

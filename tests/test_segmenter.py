@@ -24,6 +24,7 @@ from mdlib.segmenter import (
     remember,
     reset_classifier,
     train,
+    train_like,
 )
 
 SIDE = 64
@@ -327,6 +328,23 @@ def test_train_learns_resumes_and_leaves_frozen_weights_alone(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(done.state_dict().values(), again.state_dict().values()))
     assert all(torch.equal(a, b) for a, b in zip(done.body.parameters(), fresh.body.parameters()))
     assert not torch.equal(done.classifier.weight, fresh.classifier.weight)
+
+
+@pytest.mark.parametrize("zoom", [0.0, 0.25])
+def test_train_like_is_stage_05_with_other_labels(zoom, tmp_path):
+    recipe = dict(steps=3, peak_lr=1e-3, lr_drops=[2], warmup=1, optimizer="adamw", weight_decay=0.01, body_scale=0.1, accumulate=1)
+    given = dict(backbone="vit", trainable_blocks=0, batch=2, side=SIDE, label_side=32, zoom=zoom, turn=0.0, ohem_share=0.5, seed=7)
+    scenes, labels = coded(3)
+    rest = dict(outputs=4, weights=None, seed=0, device="cpu", settings={"round": 2}, checkpoint=tmp_path / "run")
+    memory = {}
+    found = train_like(given | recipe, scenes, labels, memory=memory, **rest)
+    net = remember(tiny_segmenter(), {}, zoom=zoom, turn=0.0)
+    batches = batches_of(scenes, labels, label_side=32, zoom=(1 - zoom, 1 + zoom), degrees=0.0)
+    train(net, batches, share=0.5, seed=0, settings={}, checkpoint=None, **recipe)
+    assert bool(memory) == (zoom == 0)  # else no picture is shown twice
+    assert all(torch.equal(found.state_dict()[key], value) for key, value in net.state_dict().items())
+    with pytest.raises(training.TrainingError, match="other settings"):
+        train_like(given | recipe | {"ohem_share": 1.0}, scenes, labels, memory={}, **rest)
 
 
 # ---------------------------------------------------------------- the linear probe
