@@ -100,10 +100,11 @@ class Stage:
         folder = self.run_dir / "artifacts" / "checkpoints"
         return folder / f"{self.name}-{training}-{store.digest_bytes(made_of.encode())[:8]}.safetensors"
 
-    def figure(self, figure, name: str, *, caption: str) -> None:
-        """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its alt text."""
+    def figure(self, figure, name: str, *, caption: str, invented: bool = False) -> None:
+        """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its alt text. At its foot stand
+        the run's preset and data, or that its numbers are invented to draw an idea."""
         path = self.run_dir / "figures" / f"{self.name}-{name}.png"
-        figure.text(1.0, -0.01, self.label, ha="right", va="top", fontsize=7, color="0.45")
+        figure.text(1.0, -0.01, "invented numbers" if invented else self.label, ha="right", va="top", fontsize=7, color="0.45")
         with store.atomic(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         self.figures.append({"file": path.name, "caption": caption})

@@ -129,6 +129,8 @@ def test_figures_carry_the_label_of_smoke_size(filled):
     figure = plt.figure()
     third.figure(figure, "one", caption="nothing")
     assert "smoke-size inputs" in figure.texts[0].get_text()
+    third.figure(figure, "two", caption="nothing", invented=True)
+    assert figure.texts[1].get_text() == "invented numbers"
     plt.close(figure)
 
 
