@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mdlib import clusters, crf, detector, distill, pseudo, segmenter, store, training
+from mdlib import clusters, crf, detector, distill, pseudo, rle, segmenter, store, training
 from mdlib.datasets import Instances, Sample, zoo
 from mdlib.datasets.images import read_image
 from mdlib.datasets.voc import CLASSES
@@ -155,7 +155,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
 
     # 02 and 07: crops, k-means
     records = [
-        store.MaskRecord({"image_id": image_id, "cluster": int(label) - 1}, store.encode_mask(mask))
+        rle.MaskRecord({"image_id": image_id, "cluster": int(label) - 1}, rle.encode_mask(mask))
         for image_id, objects in seen.items()
         for mask, label in list(zip(objects.masks, objects.labels))[: p1["max_masks"]]
     ]

@@ -16,7 +16,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from mdlib.datasets.sample import Instances, mask_to_box
 from mdlib.metrics import MAX_DETECTIONS, UNMATCHED, reduce_to_best_box
-from mdlib.rle import encode_mask
+from mdlib.rle import encode_mask, encoding_of
 
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels, COCO's
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -45,7 +45,7 @@ def coco_scores(images: list[list[dict]], truths: Iterable[Instances], *, class_
     if len(images) != len(truth["images"]):
         raise ValueError(f"predictions of {len(images)} images, true objects of {len(truth['images'])}")
     found = [
-        {"image_id": i, "category_id": int(record["label"]) if class_aware else 1, "score": float(record["score"]), "segmentation": encode_mask(record["mask"])}
+        {"image_id": i, "category_id": int(record["label"]) if class_aware else 1, "score": float(record["score"]), "segmentation": encoding_of(record)}
         for i, records in enumerate(images)
         for record in records
     ]

@@ -15,12 +15,21 @@ def encode_mask(mask: np.ndarray) -> dict:
 
 def decode_mask(encoded: dict) -> np.ndarray:
     """COCO RLE -> (H, W) bool."""
-    return rle.decode({"size": encoded["size"], "counts": encoded["counts"].encode()}).astype(bool)
+    return rle.decode(_as_bytes(encoded)).astype(bool)
 
 
 def mask_area(encoded: dict) -> int:
     """Pixels of a COCO RLE."""
-    return int(rle.area({"size": encoded["size"], "counts": encoded["counts"].encode()}))
+    return int(rle.area(_as_bytes(encoded)))
+
+
+def encoding_of(record: Mapping) -> dict:
+    """The COCO RLE of a record's "mask": that of a MaskRecord as it is, not decoded to be encoded again."""
+    return record.encoded if isinstance(record, MaskRecord) else encode_mask(record["mask"])
+
+
+def _as_bytes(encoded: dict) -> dict:
+    return {"size": encoded["size"], "counts": encoded["counts"].encode()}
 
 
 class MaskRecord(Mapping):

@@ -18,7 +18,7 @@ import safetensors.torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mdlib.rle import MaskRecord, encode_mask, mask_area
+from mdlib.rle import MaskRecord, encoding_of, mask_area
 
 
 class StoreError(Exception):
@@ -152,7 +152,7 @@ def write_masks(path: Path, records: Iterable[Mapping]) -> None:
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"annotations": [')
         for number, record in enumerate(records):
-            encoded = record.encoded if isinstance(record, MaskRecord) else encode_mask(record["mask"])
+            encoded = encoding_of(record)
             annotation = {key: record[key] for key in record if key != "mask"} | {"segmentation": encoded, "area": mask_area(encoded)}
             file.write((",\n" if number else "\n") + json.dumps(annotation, sort_keys=True, allow_nan=False))
         file.write("\n]}\n")
