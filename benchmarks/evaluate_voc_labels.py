@@ -1,11 +1,13 @@
-"""Evaluation at the true size: confusion, matching and mean IoU over the 1,449 label maps of VOC 2012 val, on one core.
+"""Evaluation at the true size: confusion, matching and mean IoU over the 1,449 label maps of VOC
+2012 val, on one core.
 
     python benchmarks/evaluate_voc_labels.py MAPS      writes benchmarks/results/evaluate_voc_labels.json
 
-MAPS: a folder or a zip file with palette PNGs, such as VOCdevkit/VOC2012/SegmentationClass. Two predictions are evaluated,
-the map itself and the map with its labels shuffled. Timed, for each: decoding and checking the maps, counting, matching, mean
-IoU. Not timed: unzipping. A perfect prediction must give exactly 1.0, and so must a relabelled one after matching, whatever
-is predicted at void pixels. Evaluation needs no torch, so none is loaded until the memory was read.
+MAPS: a folder or a zip file with palette PNGs, such as VOCdevkit/VOC2012/SegmentationClass. Two
+predictions are evaluated, the map itself and the map with its labels shuffled. Timed, for each:
+decoding and checking the maps, counting, matching, mean IoU. Not timed: unzipping. A perfect
+prediction must give exactly 1.0, and so must a relabelled one after matching, whatever is predicted
+at void pixels. Evaluation needs no torch, so none is loaded until the memory was read.
 """
 
 import argparse
@@ -42,7 +44,10 @@ def main() -> None:
     from mdlib.presets import ROOT
     from mdlib.stage import versions
 
-    store.write_json(ROOT / "benchmarks" / "results" / "evaluate_voc_labels.json", result | {"versions": versions()})
+    store.write_json(
+        ROOT / "benchmarks" / "results" / "evaluate_voc_labels.json",
+        result | {"versions": versions()},
+    )
     print(result)
 
 
@@ -52,8 +57,12 @@ def evaluate(paths: list[Path]) -> dict:
     shuffled = np.random.default_rng(0).permutation(NUM)
     before = peak_mb()
     perfect = timed(paths, lambda target: np.where(target == VOID, 0, target))
-    relabelled = timed(paths, lambda target: shuffled[np.where(target == VOID, NUM - 1, target)])  # other than above at void pixels
-    assert perfect["unmatched"] == perfect["matched"] == relabelled["matched"] == 1.0 and perfect["pixels"] == relabelled["pixels"]
+    # other than above at void pixels
+    relabelled = timed(paths, lambda target: shuffled[np.where(target == VOID, NUM - 1, target)])
+    assert (
+        perfect["unmatched"] == perfect["matched"] == relabelled["matched"] == 1.0
+        and perfect["pixels"] == relabelled["pixels"]
+    )
     return {
         "what": f"{len(paths)} label maps, decoded and evaluated, on one core",
         "miou_perfect": perfect["unmatched"],
@@ -69,7 +78,10 @@ def evaluate(paths: list[Path]) -> dict:
 
 
 def timed(paths: list[Path], predict: Callable[[np.ndarray], np.ndarray]) -> dict:
-    """Evaluate predict(target) against each map. Asserts that every pixel that is not void counts, and no other."""
+    """Evaluate predict(target) against each map.
+
+    Asserts that every pixel that is not void counts, and no other.
+    """
     began, cpu = time.perf_counter(), time.process_time()
     counts, real = np.zeros((NUM, NUM), np.int64), 0
     for path in paths:
@@ -79,13 +91,24 @@ def timed(paths: list[Path], predict: Callable[[np.ndarray], np.ndarray]) -> dic
     unmatched = metrics.mean_iou(counts, np.arange(NUM))
     matched = metrics.mean_iou(counts, metrics.match_hungarian(counts))
     assert counts.sum() == real
-    seconds, cpu_seconds = round(time.perf_counter() - began, 2), round(time.process_time() - cpu, 2)
-    return {"unmatched": unmatched, "matched": matched, "pixels": real, "seconds": seconds, "cpu_seconds": cpu_seconds}
+    seconds, cpu_seconds = (
+        round(time.perf_counter() - began, 2),
+        round(time.process_time() - cpu, 2),
+    )
+    return {
+        "unmatched": unmatched,
+        "matched": matched,
+        "pixels": real,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+    }
 
 
 def peak_mb() -> float:
     """Largest memory of this process so far. ru_maxrss counts kilobytes on Linux, bytes on macOS."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1e6 if sys.platform == "darwin" else 1e3
+    )
 
 
 if __name__ == "__main__":

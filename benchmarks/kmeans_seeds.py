@@ -1,4 +1,5 @@
-"""How far the demo's cluster metrics move with the seed of k-means: where the bands of presets/demo.yaml come from.
+"""How far the demo's cluster metrics move with the seed of k-means: where the bands of
+presets/demo.yaml come from.
 
     python benchmarks/kmeans_seeds.py      after a demo run; writes benchmarks/results/kmeans_seeds.json
 """
@@ -22,45 +23,71 @@ def main() -> None:
     options = resolve(load_preset("demo"), {})["02_cluster_masks"]
     classes, num = np.array(fitted["classes"]), len(index["classes"])
     deviation = store.read_array(artifacts / "02_cluster_masks" / "deviation.npy")
-    z_train = clusters.whiten(store.read_array(artifacts / "02_cluster_masks" / "features_train.npy"), deviation)
+    z_train = clusters.whiten(
+        store.read_array(artifacts / "02_cluster_masks" / "features_train.npy"), deviation
+    )
     records, data, z_val = {}, {}, None
     for split in ("train", "val"):
         records[split] = store.read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
         data[split] = open_role(artifacts / "00_prepare_data", split)
     encoder = load_encoder("zoo", device=device())
-    features = clusters.describe_masks(encoder, data["val"], records["val"], size=fitted["crop_side"], batch=64)
+    features = clusters.describe_masks(
+        encoder, data["val"], records["val"], size=fitted["crop_side"], batch=64
+    )
     z_val = clusters.whiten(features, deviation)
 
     rows = []
     for seed in SEEDS:
         model = clusters.fit_kmeans(
-            z_train, k=fitted["k"], seed=seed, batch_size=options["kmeans_batch"], restarts=options["restarts"]
+            z_train,
+            k=fitted["k"],
+            seed=seed,
+            batch_size=options["kmeans_batch"],
+            restarts=options["restarts"],
         )
         centres = model.cluster_centers_.astype(np.float32)
-        assigned = {"train": clusters.assign_clusters(z_train, centres), "val": clusters.assign_clusters(z_val, centres)}
+        assigned = {
+            "train": clusters.assign_clusters(z_train, centres),
+            "val": clusters.assign_clusters(z_val, centres),
+        }
         counts = clusters.count_matrix(assigned["train"], classes, k=fitted["k"], num_classes=num)
         names = clusters.name_clusters(counts)
         total = {}
         for split in ("train", "val"):
             total[split] = np.zeros((fitted["k"] + 1, num), np.int64)
-            clustered = [record | {"cluster": cluster} for record, cluster in zip(records[split], assigned[split], strict=True)]
+            clustered = [
+                record | {"cluster": cluster}
+                for record, cluster in zip(records[split], assigned[split], strict=True)
+            ]
             for i, found in enumerate(store.by_image(clustered, data[split].ids())):
                 true = data[split][i].semantic
                 pred = pseudo.clustered_map(found, image_hw=true.shape)
-                total[split] += metrics.confusion(pred, true, num_preds=fitted["k"] + 1, num_targets=num)
+                total[split] += metrics.confusion(
+                    pred, true, num_preds=fitted["k"] + 1, num_targets=num
+                )
         named = np.array([0, *names])
-        rows.append({
-            "cluster_accuracy": float((names[assigned["train"]] == classes).mean()),
-            "cluster_nmi": float(normalized_mutual_info_score(classes, assigned["train"])),
-            "pseudo_miou_unfiltered": metrics.mean_iou(total["train"], named),
-            "masks_miou_clustering": metrics.mean_iou(total["val"], named),
-            "masks_miou_clustering_valmatch": metrics.mean_iou(total["val"], metrics.match_hungarian(total["val"])),
-        })
+        rows.append(
+            {
+                "cluster_accuracy": float((names[assigned["train"]] == classes).mean()),
+                "cluster_nmi": float(normalized_mutual_info_score(classes, assigned["train"])),
+                "pseudo_miou_unfiltered": metrics.mean_iou(total["train"], named),
+                "masks_miou_clustering": metrics.mean_iou(total["val"], named),
+                "masks_miou_clustering_valmatch": metrics.mean_iou(
+                    total["val"], metrics.match_hungarian(total["val"])
+                ),
+            }
+        )
     summary = {
-        name: {f: round(float(getattr(np, f)([row[name] for row in rows])), 4) for f in ("mean", "std", "min", "max")}
+        name: {
+            f: round(float(getattr(np, f)([row[name] for row in rows])), 4)
+            for f in ("mean", "std", "min", "max")
+        }
         for name in rows[0]
     }
-    store.write_json(ROOT / "benchmarks" / "results" / "kmeans_seeds.json", {"seeds": list(SEEDS), "metrics": summary})
+    store.write_json(
+        ROOT / "benchmarks" / "results" / "kmeans_seeds.json",
+        {"seeds": list(SEEDS), "metrics": summary},
+    )
     for name, values in summary.items():
         print(name, values)
 

@@ -1,13 +1,17 @@
-"""Does the memory of the mask stage grow with the data set? Stage 1 on 200, 2,000 and 20,000 images, each in a process of its own.
+"""Does the memory of the mask stage grow with the data set?
+
+Stage 1 on 200, 2,000 and 20,000 images, each in a process of its own.
 
     python benchmarks/mask_memory.py       about 6 minutes; writes benchmarks/results/mask_memory.json
 
-Measured: the peak resident memory of the whole process, with Python and PyTorch in it and malloc set as for the runner's
-kernels, of what notebook 01 does: images of 375 x 500 pixels, every third upright and every fiftieth a little narrower,
-through `distill.distill_masks`, `store.write_masks`, `store.read_masks`, `store.by_image`. "dense" keeps the pixels of every
-mask instead, as a list of records would. A stand-in takes the encoder's place: it averages colours over patches of 16 pixels,
-so that what is measured is what the stage keeps, not the network. Pictures are made as they are asked for;
-`datasets.Remembered`, through which the notebook asks, keeps no more than 1 GB of them, and none of a larger set.
+Measured: the peak resident memory of the whole process, with Python and PyTorch in it and malloc
+set as for the runner's kernels, of what notebook 01 does: images of 375 x 500 pixels, every third
+upright and every fiftieth a little narrower, through `distill.distill_masks`, `store.write_masks`,
+`store.read_masks`, `store.by_image`. "dense" keeps the pixels of every mask instead, as a list of
+records would. A stand-in takes the encoder's place: it averages colours over patches of 16 pixels,
+so that what is measured is what the stage keeps, not the network. Pictures are made as they are
+asked for; `datasets.Remembered`, through which the notebook asks, keeps no more than 1 GB of them,
+and none of a larger set.
 """
 
 import os
@@ -50,22 +54,29 @@ class Blobs:
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng(index)
         height, width = (WIDTH, HEIGHT) if index % 3 == 2 else (HEIGHT, WIDTH)
-        width -= index // 50 % 100 if index % 50 == 0 else 0  # rare sizes, which wait for others of their kind
+        # rare sizes, which wait for others of their kind
+        width -= index // 50 % 100 if index % 50 == 0 else 0
         y, x = np.ogrid[:height, :width]
         centre, radii = rng.uniform(0.3, 0.7, 2) * (height, width), rng.uniform(40, 120, 2)
         inside = ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1
-        return Sample(f"{index:06d}", np.repeat(np.where(inside, 220, 60).astype(np.uint8)[..., None], 3, axis=2))
+        return Sample(
+            f"{index:06d}",
+            np.repeat(np.where(inside, 220, 60).astype(np.uint8)[..., None], 3, axis=2),
+        )
 
 
 class MeanColours:
-    """In an encoder's place: the key of a patch is its mean colour about grey, and CLS asks for what is bright."""
+    """In an encoder's place: the key of a patch is its mean colour about grey, and CLS asks for
+    what is bright.
+    """
 
     patch, device = 16, "cpu"
 
     def tokens(self, images: torch.Tensor) -> Tokens:
         rest = (0, -images.shape[-1] % self.patch, 0, -images.shape[-2] % self.patch)
         each = (F.pad(image.float() / 255 - 0.5, rest, value=-0.25) for image in images)
-        pooled = torch.stack([F.avg_pool2d(image, self.patch) for image in each])  # one by one: floats of a batch are the network's
+        # one by one: floats of a batch are the network's
+        pooled = torch.stack([F.avg_pool2d(image, self.patch) for image in each])
         keys = pooled.flatten(2).transpose(1, 2)[:, None]  # (B, 1 head, N, 3)
         query = torch.ones(len(images), 1, 3)
         return Tokens(query[:, 0], keys[:, 0], query, keys, keys, keys, tuple(pooled.shape[-2:]))
@@ -80,15 +91,24 @@ def distill_all(kept: str, count: int) -> int:
         path = Path(folder) / "masks.json"
         records = [dict(record) for record in records] if kept == "dense" else records
         store.write_masks(path, records)
-        by_image = store.by_image(records if kept == "dense" else store.read_masks(path), data.ids())
-    assert len(by_image) == count and all(found[0]["mask"].any() for found in by_image[:: max(1, count // 100)])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        by_image = store.by_image(
+            records if kept == "dense" else store.read_masks(path), data.ids()
+        )
+    assert len(by_image) == count and all(
+        found[0]["mask"].any() for found in by_image[:: max(1, count // 100)]
+    )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def main() -> None:
     peaks = {}
     for kept, count in RUNS:
-        command, environment = [sys.executable, __file__, kept, str(count)], {**os.environ, **KERNEL_ENVIRONMENT}
+        command, environment = (
+            [sys.executable, __file__, kept, str(count)],
+            {**os.environ, **KERNEL_ENVIRONMENT},
+        )
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         peaks[f"{kept}_{count}"] = round(int(done.stdout) / 1e6, 1)
         print(kept, count, peaks[f"{kept}_{count}"], "MB", flush=True)

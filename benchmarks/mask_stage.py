@@ -2,8 +2,8 @@
 
     python benchmarks/mask_stage.py        writes benchmarks/results/mask_stage.json
 
-Timed: `Encoder.tokens` (forward), and `distill.mask_tokens` with `masks.mask_to_pixels` (masks) on the same batch.
-Not timed: composing the pictures, run-length encoding, writing.
+Timed: `Encoder.tokens` (forward), and `distill.mask_tokens` with `masks.mask_to_pixels` (masks) on
+the same batch. Not timed: composing the pictures, run-length encoding, writing.
 """
 
 import os

@@ -1,15 +1,20 @@
-"""How long will a run of `voc2012` take, and how much memory? Every stage at its true size, for a bounded time.
+"""How long will a run of `voc2012` take, and how much memory?
+
+Every stage at its true size, for a bounded time.
 
     python benchmarks/rehearse_voc.py [--device cuda] [--budget 60] [--preset voc2012]
 
-writes benchmarks/results/rehearse_<preset>_<device>.json, which `python -m mdlib check <preset>` reads.
+writes benchmarks/results/rehearse_<preset>_<device>.json, which `python -m mdlib check <preset>`
+reads.
 
-The preset's own parameters, the true architectures with random weights, and a data set as long as VOC's splits: 48 zoo scenes
-composed at VOC's sizes, over and over, each read from its JPEG file every time. A stage works for about --budget seconds after a
-first look; images in the whole run over images a second give hours. On a GPU networks run in bfloat16, as in a run. On a CPU
-batches are smaller and there is no warm-up: those hours say what a CPU takes, and that the script works. Reading the files
-and all the rest of a stage is timed, but not the notebooks' figures and scores (minutes), and not downloads. With trained
-weights k-means and the detector's predictions may take longer or shorter.
+The preset's own parameters, the true architectures with random weights, and a data set as long as
+VOC's splits: 48 zoo scenes composed at VOC's sizes, over and over, each read from its JPEG file
+every time. A stage works for about --budget seconds after a first look; images in the whole run
+over images a second give hours. On a GPU networks run in bfloat16, as in a run. On a CPU batches
+are smaller and there is no warm-up: those hours say what a CPU takes, and that the script works.
+Reading the files and all the rest of a stage is timed, but not the notebooks' figures and scores
+(minutes), and not downloads. With trained weights k-means and the detector's predictions may take
+longer or shorter.
 """
 
 import argparse
@@ -34,14 +39,17 @@ from mdlib.needs import images_of
 from mdlib.presets import ROOT, load_preset, resolve
 from mdlib.stage import versions
 
-# Height, width. Of VOC's val 40 % are 375 x 500, 12 % 333 x 500, 8 % 500 x 375, the rest of many sizes; 1.25 neighbours in the
-# list have one size, here 1.5: such neighbours share a batch in stage 1.
+# Height, width. Of VOC's val 40 % are 375 x 500, 12 % 333 x 500, 8 % 500 x 375, the rest of many
+# sizes; 1.25 neighbours in the list have one size, here 1.5: such neighbours share a batch in stage
+# 1.
 SIZES = [(375, 500), (375, 500), (333, 500), (375, 500), (500, 375), (375, 500)]
 DISTINCT = 48
 
 
 class VocShaped:
-    """`count` pictures of VOC's sizes: `DISTINCT` composed scenes, again and again, from JPEG files in `folder`."""
+    """`count` pictures of VOC's sizes: `DISTINCT` composed scenes, again and again, from JPEG files
+    in `folder`.
+    """
 
     name, classes = "voc-shaped", CLASSES
 
@@ -51,7 +59,9 @@ class VocShaped:
         for i in range(DISTINCT):
             image, masks, labels, _ = zoo.compose_scene(cutouts, np.random.default_rng(i), side=500)
             height, width = SIZES[i % len(SIZES)]
-            window = np.s_[(500 - height) // 2 : (500 + height) // 2, (500 - width) // 2 : (500 + width) // 2]
+            window = np.s_[
+                (500 - height) // 2 : (500 + height) // 2, (500 - width) // 2 : (500 + width) // 2
+            ]
             Image.fromarray(image[window]).save(folder / f"{i}.jpg", quality=90)
             masks = masks[(slice(None), *window)]
             kept = masks.sum((1, 2)) >= 400
@@ -64,7 +74,10 @@ class VocShaped:
         return [f"{i:06d}" for i in range(self.count)]
 
     def __getitem__(self, index: int) -> Sample:
-        objects, image = self.objects[index % DISTINCT], read_image(self.folder / f"{index % DISTINCT}.jpg")
+        objects, image = (
+            self.objects[index % DISTINCT],
+            read_image(self.folder / f"{index % DISTINCT}.jpg"),
+        )
         semantic = np.zeros(image.shape[:2], np.uint8)
         for mask, label in zip(objects.masks, objects.labels):
             semantic[mask] = label
@@ -105,14 +118,25 @@ class Rehearsal:
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         rate = self.rate(run, unit)
-        row = {"images_per_second": rate, "images": images, "hours": images / rate / 3600, "peak_gb": peak_gb(self.device)}
-        self.rows[name] = {key: value if key == "images" else digits(value) for key, value in row.items()}
+        row = {
+            "images_per_second": rate,
+            "images": images,
+            "hours": images / rate / 3600,
+            "peak_gb": peak_gb(self.device),
+        }
+        self.rows[name] = {
+            key: value if key == "images" else digits(value) for key, value in row.items()
+        }
         print(f"{name}: {self.rows[name]}", flush=True)
 
 
 def peak_gb(device: str) -> float:
     """Of the GPU since the last reset, or of this process since its start."""
-    return (torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9
+    return (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ) / 1e9
 
 
 def digits(value: float) -> float:
@@ -131,11 +155,31 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     support, data = counts.get("support", 0), VocShaped(folder, counts["train"])
     everything = sum(counts.values()) - support
     seen = {image_id: data.objects[i % DISTINCT] for i, image_id in enumerate(data.ids())}
-    p1, p2, p3, p5 = (p[name] for name in ("01_distill_masks", "02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab"))
+    p1, p2, p3, p5 = (
+        p[name]
+        for name in (
+            "01_distill_masks",
+            "02_cluster_masks",
+            "03_train_mask_rcnn",
+            "05_train_deeplab",
+        )
+    )
 
     # 01: masks, and beside them what they cannot do without
     encoder = load_encoder(p1["encoder_name"], weights="random", device=device)
-    rule = {key: p1[key] for key in ("input_side", "batch_size", "top_k", "mass", "center", "max_masks", "min_contrast", "max_seam")}
+    rule = {
+        key: p1[key]
+        for key in (
+            "input_side",
+            "batch_size",
+            "top_k",
+            "mass",
+            "center",
+            "max_masks",
+            "min_contrast",
+            "max_seam",
+        )
+    }
     rule["cls_heads"] = min(p1["cls_heads"], encoder.heads)
 
     def masks(images: int) -> None:
@@ -144,14 +188,26 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
 
     unit = 2 if small else p1["batch_size"]
     go.stage("01 masks", masks, unit=unit, images=everything + support)
-    pictures = torch.from_numpy(np.stack([data[i].image for i in (0, 1)])).permute(0, 3, 1, 2)  # of one size
-    pictures = distill.resize_images(pictures, input_side=p1["input_side"]).repeat(unit // 2 or 1, 1, 1, 1).to(device)
+    # of one size
+    pictures = torch.from_numpy(np.stack([data[i].image for i in (0, 1)])).permute(0, 3, 1, 2)
+    pictures = (
+        distill.resize_images(pictures, input_side=p1["input_side"])
+        .repeat(unit // 2 or 1, 1, 1, 1)
+        .to(device)
+    )
     alone = {
         "stage_images_per_second": go.rows["01 masks"]["images_per_second"],
-        "decoding_images_per_second": go.rate(lambda images: consume(data[i].image for i in range(images)), 4),
-        "forward_images_per_second": go.rate(lambda images: [forward(encoder, pictures) for _ in range(images // len(pictures))], len(pictures)),
+        "decoding_images_per_second": go.rate(
+            lambda images: consume(data[i].image for i in range(images)), 4
+        ),
+        "forward_images_per_second": go.rate(
+            lambda images: [forward(encoder, pictures) for _ in range(images // len(pictures))],
+            len(pictures),
+        ),
     }
-    alone["stage_over_forward"] = alone["forward_images_per_second"] / alone["stage_images_per_second"]
+    alone["stage_over_forward"] = (
+        alone["forward_images_per_second"] / alone["stage_images_per_second"]
+    )
 
     # 02 and 07: crops, k-means
     records = [
@@ -163,8 +219,15 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     crops = dict(size=p2["crop_side"], batch=p2["batch_size"])
     unit = 1 if small else p2["batch_size"]
     each = round(len(records) / len(data) * (counts["train"] + counts["val"] + support))
-    go.stage("02, 07 crops", lambda images: clusters.describe_masks(describer, data, records[:images], **crops), unit=unit, images=each)
-    features = np.random.default_rng(0).standard_normal((len(records), describer.width)).astype(np.float32)
+    go.stage(
+        "02, 07 crops",
+        lambda images: clusters.describe_masks(describer, data, records[:images], **crops),
+        unit=unit,
+        images=each,
+    )
+    features = (
+        np.random.default_rng(0).standard_normal((len(records), describer.width)).astype(np.float32)
+    )
     fit = dict(k=p2["k"], seed=0, batch_size=p2["kmeans_batch"], restarts=1)
     go.stage(
         "02 k-means", lambda images: [clusters.fit_kmeans(features, **fit) for _ in range(images // len(features))],
@@ -174,11 +237,17 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     # 03 and 04: the detector
     schedule = dict(warmup=1, seed=0, settings={}, checkpoint=None)
     network = detector.build_detector(
-        p3["backbone"], weights=None, trainable_blocks=p3["trainable_blocks"], num_clusters=p2["k"], shorter_sides=(p3["shorter_side"],)
+        p3["backbone"],
+        weights=None,
+        trainable_blocks=p3["trainable_blocks"],
+        num_clusters=p2["k"],
+        shorter_sides=(p3["shorter_side"],),
     ).to(device)
     unit = 1 if small else p3["batch"]
     batches = detector.DetectionBatches(data, records, batch=unit, seed=0, device=device)
-    learn = {key: p3[key] for key in ("optimizer", "weight_decay", "body_scale")} | {"peak_lr": 1e-5}
+    learn = {key: p3[key] for key in ("optimizer", "weight_decay", "body_scale")} | {
+        "peak_lr": 1e-5
+    }
     go.stage(
         "03 training", lambda images: detector.train(network, batches, steps=images // unit, **learn, **schedule),
         unit=unit, images=p3["steps"] * p3["batch"],
@@ -189,7 +258,13 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     def label_maps(images: int) -> None:
         for index in range(images):
             objects = data.objects[index % DISTINCT]
-            labels = pseudo.label_map(objects.masks, objects.labels, np.ones(len(objects.labels)), threshold=0.9, overlap="skip")
+            labels = pseudo.label_map(
+                objects.masks,
+                objects.labels,
+                np.ones(len(objects.labels)),
+                threshold=0.9,
+                overlap="skip",
+            )
             store.write_label_map(folder / "map.png", labels)
 
     go.stage("04 label maps", label_maps, unit=8, images=counts["train"])
@@ -197,20 +272,40 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     # 05, 06 and 08: the segmenter and its twin
     maps = [data[i].semantic for i in range(DISTINCT)]
     maps = [maps[i % DISTINCT] for i in range(len(data))]
-    network = segmenter.build_segmenter(p5["backbone"], weights=None, trainable_blocks=p5["trainable_blocks"], outputs=1 + p2["k"]).to(device)
-    looks = dict(side=p5["side"], label_side=p5["label_side"], zoom=(1 - p5["zoom"], 1 + p5["zoom"]), degrees=p5["turn"])
+    network = segmenter.build_segmenter(
+        p5["backbone"], weights=None, trainable_blocks=p5["trainable_blocks"], outputs=1 + p2["k"]
+    ).to(device)
+    looks = dict(
+        side=p5["side"],
+        label_side=p5["label_side"],
+        zoom=(1 - p5["zoom"], 1 + p5["zoom"]),
+        degrees=p5["turn"],
+    )
     unit = 2 if small else p5["batch"]
     batches = segmenter.SegmentationBatches(data, maps, batch=unit, seed=0, device=device, **looks)
-    learn = {key: p5[key] for key in ("optimizer", "weight_decay", "body_scale")} | {"peak_lr": 1e-5, "share": p5["ohem_share"]}
+    learn = {key: p5[key] for key in ("optimizer", "weight_decay", "body_scale")} | {
+        "peak_lr": 1e-5,
+        "share": p5["ohem_share"],
+    }
     go.stage(
         "05 training, two networks", lambda images: segmenter.train(network, batches, steps=images // unit, **learn, **schedule),
         unit=unit, images=2 * p5["steps"] * p5["batch"],
     )  # fmt: skip
-    logits = lambda images: segmenter.predict_logits(network, data.first(images), side=p5["side"], batch=unit, device=device)  # noqa: E731
-    go.stage("05 logits", lambda images: consume(logits(images)), unit=unit, images=2 * (everything - counts["train"]))
+    logits = lambda images: segmenter.predict_logits(
+        network, data.first(images), side=p5["side"], batch=unit, device=device
+    )  # noqa: E731
+    go.stage(
+        "05 logits",
+        lambda images: consume(logits(images)),
+        unit=unit,
+        images=2 * (everything - counts["train"]),
+    )
     if crf.available() and "06_refine_with_crf" in p:
         p6, sample = p["06_refine_with_crf"], data[0]
-        options = {"steps": p6["mean_field_steps"], **{key: p6[key] for key in p6 if key.startswith(("gaussian", "bilateral"))}}
+        options = {
+            "steps": p6["mean_field_steps"],
+            **{key: p6[key] for key in p6 if key.startswith(("gaussian", "bilateral"))},
+        }
         (answer,) = logits(1)
         soft = segmenter.probabilities(answer, image_hw=sample.image.shape[:2]).numpy()
         refined = everything - counts["train"] + (p6["rounds"] - 1) * counts["train"]
@@ -221,7 +316,11 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         if p6["rounds"] > 1:
             again = go.rows["05 training, two networks"]
             more = (p6["rounds"] - 1) * again["images"] // 2
-            go.rows["06 training again"] = {**again, "images": more, "hours": digits(more / again["images_per_second"] / 3600)}
+            go.rows["06 training again"] = {
+                **again,
+                "images": more,
+                "hours": digits(more / again["images_per_second"] / 3600),
+            }
     if "08_probe_linearly" in p:
         p8 = p["08_probe_linearly"]
         probe = segmenter.reset_classifier(network, outputs=len(CLASSES))
@@ -245,7 +344,9 @@ def forward(encoder, pictures: torch.Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
+    )
     parser.add_argument("--budget", type=float, default=60.0, help="seconds a stage, about")
     parser.add_argument("--preset", default="voc2012")
     given = parser.parse_args()

@@ -1,7 +1,9 @@
-"""What is needed next, made in threads while a GPU works on what came before: pictures to decode, batches to prepare.
+"""What is needed next, made in threads while a GPU works on what came before: pictures to decode,
+batches to prepare.
 
-Pillow and NumPy let other threads run while they work, so a few threads fill several cores. On a CPU the network needs
-those cores itself: there nothing is made before it is asked for, and no thread is started.
+Pillow and NumPy let other threads run while they work, so a few threads fill several cores. On a
+CPU the network needs those cores itself: there nothing is made before it is asked for, and no
+thread is started.
 """
 
 from collections import deque
@@ -15,12 +17,16 @@ THREADS = {"cuda": 4}  # by the kind of device that takes what is made
 
 
 @contextmanager
-def made_ahead(make: Callable, items: Iterable, *, most: int, device: str | torch.device) -> Iterator[Iterator]:
-    """make(item) of each item, in the order of the items: `with made_ahead(...) as things: for thing in things: ...`
+def made_ahead(
+    make: Callable, items: Iterable, *, most: int, device: str | torch.device
+) -> Iterator[Iterator]:
+    """make(item) of each item, in the order of the items: `with made_ahead(...) as things: for
+    thing in things: ...`
 
-    most: how many are made, or in the making, at a time. device: where they are going.
-    make: called in several threads at once, so it hangs on its item alone, and never on the global random state.
-    What it raises is raised where its item would have come. When the block is left, early or not, its threads have ended.
+    most: how many are made, or in the making, at a time. device: where they are going. make: called
+    in several threads at once, so it hangs on its item alone, and never on the global random state.
+    What it raises is raised where its item would have come. When the block is left, early or not,
+    its threads have ended.
     """
     kind = torch.device(device).type
     if kind not in THREADS:

@@ -1,15 +1,20 @@
-"""Backbones of the detector and the segmenter: images in, feature maps out. None has ever seen a label.
+"""Backbones of the detector and the segmenter: images in, feature maps out.
+
+None has ever seen a label.
 
     "vit"       the course's own encoder, for two CPU cores: one map of stride 8, made a pyramid where one is needed
-                (Li et al., "Exploring plain ViT backbones", arXiv 2203.16527: a plain ViT needs no more than that)
+                (Li et al., "Exploring plain ViT backbones", arXiv 2203.16527: a plain ViT needs no
+                more than that)
     "resnet50"  the paper's: with an FPN for Mask R-CNN, at stride 8 for DeepLab-v3
 
-Self-supervised weights of a ResNet-50 that are known by name (PUBLISHED_WEIGHTS), fetched once into the user's cache:
+Self-supervised weights of a ResNet-50 that are known by name (PUBLISHED_WEIGHTS), fetched once into
+the user's cache:
 
     "dino_resnet50"    DINO (arXiv 2104.14294), for Mask R-CNN as in LOST's recipe
     "mocov2_resnet50"  MoCo v2, 800 epochs (arXiv 2003.04297), for DeepLab-v3 as in the paper; CC BY-NC 4.0
 
-torchvision would load supervised ImageNet weights where none are named; here `weights=None` is always passed on.
+torchvision would load supervised ImageNet weights where none are named; here `weights=None` is
+always passed on.
 """
 
 import hashlib
@@ -28,8 +33,12 @@ from mdlib.checkpoints import fetch_checkpoint, read_checkpoint
 from mdlib.encoder import ZOO_ARCHITECTURE, build_zoo_vit
 
 BACKBONES = ("vit", "resnet50")
-PUBLISHED_WEIGHTS = {  # name: address, and the first digits of the file's MD5 where its authors give them (MoCo's README)
-    "dino_resnet50": ("https://dl.fbaipublicfiles.com/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth", ""),
+# name: address, and the first digits of the file's MD5 where its authors give them (MoCo's README)
+PUBLISHED_WEIGHTS = {
+    "dino_resnet50": (
+        "https://dl.fbaipublicfiles.com/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
+        "",
+    ),
     "mocov2_resnet50": (
         "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
         "a04e12f8",
@@ -38,22 +47,28 @@ PUBLISHED_WEIGHTS = {  # name: address, and the first digits of the file's MD5 w
 
 
 class ViTMap(nn.Module):
-    """A ViT as a convolutional body: (B, 3, H, W) normalised -> {"out": (B, D, H / 8, W / 8)}, whitened.
+    """A ViT as a convolutional body: (B, 3, H, W) normalised -> {"out": (B, D, H / 8, W / 8)},
+    whitened.
 
-    All tokens share one large vector, and what differs between subjects is a hundred times smaller: without whitening
-    (as in stage 2; here a running one, channel by channel) heads hardly learn clusters in a few hundred steps.
+    All tokens share one large vector, and what differs between subjects is a hundred times smaller:
+    without whitening (as in stage 2; here a running one, channel by channel) heads hardly learn
+    clusters in a few hundred steps.
 
-    The last `trainable_blocks` blocks and the final norm learn; what comes before is frozen, as DeepLab's first
-    layers are in the reference. H and W are padded to whole patches by repeating the border, as the encoder does.
+    The last `trainable_blocks` blocks and the final norm learn; what comes before is frozen, as
+    DeepLab's first layers are in the reference. H and W are padded to whole patches by repeating
+    the border, as the encoder does.
 
-    memory: set it to a dict, and a body of which nothing learns looks at each picture once and remembers its map, in half
-    precision; bodies of the same weights may share one. On two CPU cores the body is most of a training step.
+    memory: set it to a dict, and a body of which nothing learns looks at each picture once and
+    remembers its map, in half precision; bodies of the same weights may share one. On two CPU cores
+    the body is most of a training step.
     """
 
     def __init__(self, vit: VisionTransformer, *, trainable_blocks: int):
         super().__init__()
         if not 0 <= trainable_blocks <= len(vit.blocks):
-            raise ValueError(f"trainable_blocks must be in 0..{len(vit.blocks)}, got {trainable_blocks}")
+            raise ValueError(
+                f"trainable_blocks must be in 0..{len(vit.blocks)}, got {trainable_blocks}"
+            )
         self.vit, self.fixed = vit, len(vit.blocks) - trainable_blocks
         self.out_channels, self.patch = vit.embed_dim, vit.patch_embed.patch_size[0]
         self.memory: dict[bytes, Tensor] | None = None
@@ -74,7 +89,9 @@ class ViTMap(nn.Module):
         return {"out": self.whiten(maps)}
 
     def _recall(self, images: Tensor) -> Tensor:
-        """One picture at a time: a resumed training, which has forgotten, then sees the same numbers to the bit."""
+        """One picture at a time: a resumed training, which has forgotten, then sees the same
+        numbers to the bit.
+        """
         maps = []
         for image in images:
             key = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()
@@ -98,7 +115,9 @@ class ViTMap(nn.Module):
 
 
 class ViTPyramid(nn.Module):
-    """The ViT's one map as the two levels that Mask R-CNN looks at: stride 8 as it is, stride 16 by averaging."""
+    """The ViT's one map as the two levels that Mask R-CNN looks at: stride 8 as it is, stride 16 by
+    averaging.
+    """
 
     def __init__(self, body: ViTMap):
         super().__init__()
@@ -112,11 +131,12 @@ class ViTPyramid(nn.Module):
 def build_map(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
     """A body for DeepLab-v3: {"out": feature map of stride 8}, and its `out_channels`.
 
-    weights: a file of self-supervised weights; None or "random": none of them. For "vit" safetensors as pretrain writes them;
-    for "resnet50" also a name in PUBLISHED_WEIGHTS, or a file of torch.save or safetensors with torchvision's key names
-    and no head, or a checkpoint of MoCo v2. trainable_blocks: how many of the ViT's blocks, or of the ResNet's four
-    layers, learn; the others are frozen.
-    Raises store.WeightsError for weights that are missing, broken or unfitting, or cannot be fetched.
+    weights: a file of self-supervised weights; None or "random": none of them. For "vit"
+    safetensors as pretrain writes them; for "resnet50" also a name in PUBLISHED_WEIGHTS, or a file
+    of torch.save or safetensors with torchvision's key names and no head, or a checkpoint of MoCo
+    v2. trainable_blocks: how many of the ViT's blocks, or of the ResNet's four layers, learn; the
+    others are frozen. Raises store.WeightsError for weights that are missing, broken or unfitting,
+    or cannot be fetched.
     """
     _check_name(name)
     if name == "vit":
@@ -129,7 +149,10 @@ def build_map(name: str, *, weights: str | Path | None, trainable_blocks: int) -
 
 
 def build_pyramid(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
-    """A body for Mask R-CNN: {level: feature map}, all of `out_channels`. See `build_map` for the rest."""
+    """A body for Mask R-CNN: {level: feature map}, all of `out_channels`.
+
+    See `build_map` for the rest.
+    """
     _check_name(name)
     if name == "vit":
         return ViTPyramid(ViTMap(_zoo_vit(weights), trainable_blocks=trainable_blocks))
@@ -142,12 +165,16 @@ def build_pyramid(name: str, *, weights: str | Path | None, trainable_blocks: in
 def _zoo_vit(weights: str | Path | None) -> VisionTransformer:
     vit = build_zoo_vit()
     if weights not in (None, "random"):
-        store.fit_weights(vit, store.load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights)
+        store.fit_weights(
+            vit, store.load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights
+        )
     return vit
 
 
 class _StillNorm(nn.BatchNorm2d):
-    """A BatchNorm whose statistics stand still, as its weights do, where it is frozen: a batch of few pictures has poor ones."""
+    """A BatchNorm whose statistics stand still, as its weights do, where it is frozen: a batch of
+    few pictures has poor ones.
+    """
 
     def train(self, mode: bool = True):
         return super().train(mode and self.weight.requires_grad)
@@ -161,8 +188,9 @@ def _resnet50(weights: str | Path | None, **options) -> nn.Module:
         if weights in PUBLISHED_WEIGHTS:
             url, md5 = PUBLISHED_WEIGHTS[weights]
             path = fetch_checkpoint(url, md5=md5)
-        # MoCo keeps the wanted network beside its slow copy and a queue; its `fc` is a projection head. An `fc` elsewhere
-        # is left in, and does not fit: it would be a head for classes, of a network that has seen labels.
+        # MoCo keeps the wanted network beside its slow copy and a queue; its `fc` is a projection
+        # head. An `fc` elsewhere is left in, and does not fit: it would be a head for classes, of a
+        # network that has seen labels.
         state = read_checkpoint(path, networks=("module.encoder_q.",), head="fc.")
         store.fit_weights(network, state, source=path)
     return network

@@ -1,7 +1,8 @@
-"""Compare a function with another on small inputs, and show the first on which it differs: for the exercises.
+"""Compare a function with another on small inputs, and show the first on which it differs: for the
+exercises.
 
-A function that still raises NotImplementedError is not written yet; that is printed and not raised, so that a notebook
-with open exercises runs through.
+A function that still raises NotImplementedError is not written yet; that is printed and not raised,
+so that a notebook with open exercises runs through.
 """
 
 import copy
@@ -12,28 +13,41 @@ import torch
 
 
 class Differs(AssertionError):
-    """The function is not right. The message shows the small input, what was expected and what came."""
+    """The function is not right.
+
+    The message shows the small input, what was expected and what came.
+    """
 
 
 def compare(function: Callable, expected: Callable, cases: dict[str, dict], *, hint: str) -> None:
-    """Call `function` as `expected` on every case {title: {argument: value}}; print the verdict or raise Differs."""
+    """Call `function` as `expected` on every case {title: {argument: value}}; print the verdict or
+    raise Differs.
+    """
     name = function.__name__
     for title, arguments in cases.items():
         given = copy.deepcopy(arguments)
         wanted = expected(*copy.deepcopy(arguments).values())
-        shown = f'{name} is not right yet. Small input "{title}":\n' + "\n".join(f"  {k} = {_text(v)}" for k, v in arguments.items())
+        shown = f'{name} is not right yet. Small input "{title}":\n' + "\n".join(
+            f"  {k} = {_text(v)}" for k, v in arguments.items()
+        )
         try:
             got = function(*given.values())
         except NotImplementedError:
             print(f"{name}: not written yet")
             return
         except Exception as error:
-            raise Differs(f"{shown}\nit raised {type(error).__name__}: {error}\nHint: {hint}") from error
+            raise Differs(
+                f"{shown}\nit raised {type(error).__name__}: {error}\nHint: {hint}"
+            ) from error
         problem = _difference(got, wanted)
-        if problem is None and any(_difference(given[key], value) for key, value in arguments.items()):
+        if problem is None and any(
+            _difference(given[key], value) for key, value in arguments.items()
+        ):
             problem = "it changed its input: work on a copy"
         if problem is not None:
-            raise Differs(f"{shown}\nexpected {_text(wanted)}\ngot      {_text(got)}\n{problem}\nHint: {hint}")
+            raise Differs(
+                f"{shown}\nexpected {_text(wanted)}\ngot      {_text(got)}\n{problem}\nHint: {hint}"
+            )
     print(f"{name}: right, {len(cases)} small inputs agree")
 
 
@@ -42,10 +56,16 @@ def _difference(got, wanted) -> str | None:
     if got is None:
         return "it returned nothing: is the `return` there?"
     try:
-        got, wanted = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x) for x in (got, wanted))
+        got, wanted = (
+            np.asarray(x.detach() if isinstance(x, torch.Tensor) else x) for x in (got, wanted)
+        )
         if got.shape != wanted.shape:
             return f"shape {got.shape}, expected {wanted.shape}"
-        same = got == wanted if wanted.dtype.kind in "USO" else np.isclose(got, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
+        same = (
+            got == wanted
+            if wanted.dtype.kind in "USO"
+            else np.isclose(got, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
+        )
     except (TypeError, ValueError):
         return f"a {type(got).__name__} that cannot be compared"
     return None if np.all(same) else f"{np.sum(~same)} of {same.size} values differ"

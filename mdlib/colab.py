@@ -1,4 +1,7 @@
-"""Colab: install what the course misses there, and leave the preinstalled torch alone. For a notebook's first cell."""
+"""Colab: install what the course misses there, and leave the preinstalled torch alone.
+
+For a notebook's first cell.
+"""
 
 import re
 import subprocess
@@ -18,20 +21,33 @@ def in_colab() -> bool:
 
 
 def missing_packages() -> list[str]:
-    """The dependencies of pyproject.toml that are not installed, as pip takes them; never one of GIVEN."""
+    """The dependencies of pyproject.toml that are not installed, as pip takes them; never one of
+    GIVEN.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [line for line in project["dependencies"] if _name(line) not in GIVEN and not _version(_name(line))]
+    return [
+        line
+        for line in project["dependencies"]
+        if _name(line) not in GIVEN and not _version(_name(line))
+    ]
 
 
 def install_missing() -> None:
-    """In Colab, pip-install `missing_packages`, with torch held at the version that is there. Elsewhere, nothing."""
+    """In Colab, pip-install `missing_packages`, with torch held at the version that is there.
+
+    Elsewhere, nothing.
+    """
     wanted = missing_packages() if in_colab() else []
     if not wanted:
         return
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder) / "held.txt"
-        held.write_text("".join(f"{name}=={version}\n" for name in GIVEN if (version := _version(name))))
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(held), *wanted], check=True)
+        held.write_text(
+            "".join(f"{name}=={version}\n" for name in GIVEN if (version := _version(name)))
+        )
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "-c", str(held), *wanted], check=True
+        )
 
 
 def _name(requirement: str) -> str:

@@ -5,7 +5,8 @@ Symbols (1):
     y (n,)    second smallest solution of (D - W) y = lambda D y: where it is high and where it is low are the two parts
     cost      ncut(A, B) = w(A, B) / w(A, all) + w(A, B) / w(B, all), w: the sum of the weights between two parts
 
-Cost: a dense solver on the CPU in float64, O(n^3): about 0.03 s for a grid of 28 x 28 on one core, 1 s for 40 x 60.
+Cost: a dense solver on the CPU in float64, O(n^3): about 0.03 s for a grid of 28 x 28 on one core,
+1 s for 40 x 60.
 
 1. Shi and Malik, Normalized cuts and image segmentation, PAMI 2000.
 """
@@ -14,40 +15,56 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-TIE = 1e-9  # eigenvalues, which lie in [0, 2], count as equal below this distance: rounding is at 1e-14
+# eigenvalues, which lie in [0, 2], count as equal below this distance: rounding is at 1e-14
+TIE = 1e-9
 
 
 def second_eigenvector(weights: Tensor) -> Tensor:
-    """y of a graph: weights (n, n), every degree positive -> (n,) float64 on the weights' device, largest entry positive.
+    """y of a graph: weights (n, n), every degree positive -> (n,) float64 on the weights' device,
+    largest entry positive.
 
-    An eigenvector has no sign, and where eigenvalues coincide no direction of its own. So y is the one vector of the
-    second eigenvalue's space (y' D y fixed) with the largest entry that any has: for a simple eigenvalue the
-    eigenvector whose entry of largest magnitude is positive. Ties go to the lower index.
-    Where all eigenvalues but the first coincide no cut is better than another: y is zero.
+    An eigenvector has no sign, and where eigenvalues coincide no direction of its own. So y is the
+    one vector of the second eigenvalue's space (y' D y fixed) with the largest entry that any has:
+    for a simple eigenvalue the eigenvector whose entry of largest magnitude is positive. Ties go to
+    the lower index. Where all eigenvalues but the first coincide no cut is better than another: y
+    is zero.
     """
     degree = weights.double().sum(1)
     if not (degree > 0).all():
         raise ValueError("every patch needs a positive degree: a weight to itself is enough")
     n, root = len(degree), degree.rsqrt()
-    laplacian = torch.eye(n, dtype=torch.float64, device=root.device) - root[:, None] * weights.double() * root
+    laplacian = (
+        torch.eye(n, dtype=torch.float64, device=root.device)
+        - root[:, None] * weights.double() * root
+    )
     matrix = laplacian.cpu().numpy()
     values, vectors = eigh(matrix, subset_by_index=[0, min(2, n - 1)])
-    if n < 3 or values[1] > matrix.trace() / (n - 1) - TIE:  # the mean of all eigenvalues but the first, which is 0
+    # the mean of all eigenvalues but the first, which is 0
+    if n < 3 or values[1] > matrix.trace() / (n - 1) - TIE:
         return torch.zeros_like(degree)
     tied = abs(values - values[1]) < TIE
-    space = eigh(matrix, subset_by_value=(values[1] - TIE, values[1] + TIE))[1] if tied[2] else vectors[:, tied]
-    space = root[:, None] * torch.from_numpy(space).to(root)  # (n, m): the same space in the coordinates of y
-    reach = space.norm(dim=1)  # the largest entry that a unit vector of the space can have at each patch
+    space = (
+        eigh(matrix, subset_by_value=(values[1] - TIE, values[1] + TIE))[1]
+        if tied[2]
+        else vectors[:, tied]
+    )
+    # (n, m): the same space in the coordinates of y
+    space = root[:, None] * torch.from_numpy(space).to(root)
+    # the largest entry that a unit vector of the space can have at each patch
+    reach = space.norm(dim=1)
     return space @ space[first_peak(reach)]
 
 
 def first_peak(values: Tensor) -> Tensor:
-    """Index of the first entry that equals the maximum, up to rounding: (n,) with a positive maximum -> () int64."""
+    """Index of the first entry that equals the maximum, up to rounding: (n,) with a positive
+    maximum -> () int64.
+    """
     return (values > values.max() * (1 - 1e-6)).int().argmax()
 
 
 def cheapest_cut(weights: Tensor, *, least: int) -> tuple[float, Tensor]:
-    """The best of the cuts along y: (n, n) -> its cost in [0, 2] and (n,) bool, the part where y is high.
+    """The best of the cuts along y: (n, n) -> its cost in [0, 2] and (n,) bool, the part where y is
+    high.
 
     least: how many patches each part must have. The cost is infinite where there is no such cut.
     """
@@ -59,7 +76,9 @@ def cheapest_cut(weights: Tensor, *, least: int) -> tuple[float, Tensor]:
     volume = ranked.sum(1).cumsum(0)  # of the first 1, 2, ... n patches
     within = ranked.cumsum(0).cumsum(1).diagonal()
     across = (volume - within)[least - 1 : n - least]
-    cost = across / volume[least - 1 : n - least] + across / (volume[-1] - volume[least - 1 : n - least])
+    cost = across / volume[least - 1 : n - least] + across / (
+        volume[-1] - volume[least - 1 : n - least]
+    )
     best = cost.argmin()
     side = torch.zeros(n, dtype=torch.bool, device=weights.device)
     side[order[best + least :]] = True

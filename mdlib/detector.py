@@ -1,7 +1,10 @@
-"""Mask R-CNN on clustered masks: stage 3. One or a few masks with their clusters go in for an image; many come out.
+"""Mask R-CNN on clustered masks: stage 3.
 
-The network is torchvision's (He et al., arXiv 1703.06870). On the ViT backbone its heads are small: two levels, 64
-channels in the mask head, 16 regions an image. torchvision counts classes from 1, because 0 is background: label = 1 + cluster.
+One or a few masks with their clusters go in for an image; many come out.
+
+The network is torchvision's (He et al., arXiv 1703.06870). On the ViT backbone its heads are small:
+two levels, 64 channels in the mask head, 16 regions an image. torchvision counts classes from 1,
+because 0 is background: label = 1 + cluster.
 """
 
 from collections.abc import Iterator
@@ -26,12 +29,18 @@ from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD
 
 
 def build_detector(
-    backbone: str, *, weights: Path | None, trainable_blocks: int, num_clusters: int, shorter_sides: tuple[int, ...]
+    backbone: str,
+    *,
+    weights: Path | None,
+    trainable_blocks: int,
+    num_clusters: int,
+    shorter_sides: tuple[int, ...],
 ) -> MaskRCNN:
     """Mask R-CNN for `num_clusters` clusters.
 
-    backbone, weights, trainable_blocks: see backbones.build_pyramid. shorter_sides: images are resized so that their
-    shorter side has one of these numbers of pixels, drawn in training; the last one in prediction.
+    backbone, weights, trainable_blocks: see backbones.build_pyramid. shorter_sides: images are
+    resized so that their shorter side has one of these numbers of pixels, drawn in training; the
+    last one in prediction.
     """
     body = build_pyramid(backbone, weights=weights, trainable_blocks=trainable_blocks)
     options = dict(
@@ -42,14 +51,23 @@ def build_detector(
         image_std=list(IMAGENET_STD),
     )
     if backbone == "vit":
-        options = {**options, "num_classes": None, **_small_heads(1 + num_clusters, body.out_channels)}
+        options = {
+            **options,
+            "num_classes": None,
+            **_small_heads(1 + num_clusters, body.out_channels),
+        }
     return MaskRCNN(body, **options)
 
 
 def load_detector(path: Path, *, device: str) -> MaskRCNN:
-    """The detector that stage 03 wrote. Raises store.WeightsError for a file that is missing, broken or another's."""
+    """The detector that stage 03 wrote.
+
+    Raises store.WeightsError for a file that is missing, broken or another's.
+    """
     state, header = store.read_weights(path)
-    made = store.check_architecture(header, network="mask_rcnn", keys=("backbone", "num_clusters", "shorter_side"), source=path)
+    made = store.check_architecture(
+        header, network="mask_rcnn", keys=("backbone", "num_clusters", "shorter_side"), source=path
+    )
     model = build_detector(
         made["backbone"],
         weights=None,
@@ -62,14 +80,18 @@ def load_detector(path: Path, *, device: str) -> MaskRCNN:
 
 
 class RegionHead(nn.Module):
-    """(R, C, 7, 7) -> (R, C + 128): the mean over the region's cells beside what a small layer makes of them all.
+    """(R, C, 7, 7) -> (R, C + 128): the mean over the region's cells beside what a small layer
+    makes of them all.
 
-    The mean keeps what the frozen features already know of the subject, so that a few hundred steps teach clusters.
+    The mean keeps what the frozen features already know of the subject, so that a few hundred steps
+    teach clusters.
     """
 
     def __init__(self, channels: int, *, hidden: int = 128):
         super().__init__()
-        self.layer = nn.Sequential(nn.Flatten(), nn.Linear(channels * 49, hidden), nn.ReLU(inplace=True))
+        self.layer = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * 49, hidden), nn.ReLU(inplace=True)
+        )
         self.out_channels = channels + hidden
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -107,15 +129,19 @@ class DetectionBatch(list):
 
 
 def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
-    """An image's pseudo objects as torchvision wants them, from (n, H, W) bool masks and their n clusters from 0.
+    """An image's pseudo objects as torchvision wants them, from (n, H, W) bool masks and their n
+    clusters from 0.
 
     boxes (n, 4) float, labels (n,) int64 from 1, masks (n, H, W) uint8, and the image's "id".
-    Raises ValueError for an empty mask or one less than two pixels wide or high: its box would be degenerate.
+    Raises ValueError for an empty mask or one less than two pixels wide or high: its box would be
+    degenerate.
     """
     boxes = []
     for x0, y0, x1, y1 in map(mask_to_box, masks):
         if x1 - x0 < 2 or y1 - y0 < 2:
-            raise ValueError(f"{image_id}: a mask of {x1 - x0} x {y1 - y0} pixels has a degenerate box")
+            raise ValueError(
+                f"{image_id}: a mask of {x1 - x0} x {y1 - y0} pixels has a degenerate box"
+            )
         boxes.append((x0, y0, x1, y1))
     return {
         "boxes": torch.tensor(boxes, dtype=torch.float32),
@@ -126,18 +152,25 @@ def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
 
 
 class DetectionBatches:
-    """batch(step) -> DetectionBatch, a pure function of (seed, step); batch(step, part, parts) -> a part of it.
+    """batch(step) -> DetectionBatch, a pure function of (seed, step); batch(step, part, parts) -> a
+    part of it.
 
     Images are mirrored half the time.
 
-    records: pseudo objects {"mask", "cluster", "image_id"}, any number an image. An image without a mask that is large
-    enough for a box is left out; `self.kept` holds the indices of the others.
+    records: pseudo objects {"mask", "cluster", "image_id"}, any number an image. An image without a
+    mask that is large enough for a box is left out; `self.kept` holds the indices of the others.
     """
 
-    def __init__(self, dataset: Dataset, records: list[dict], *, batch: int, seed: int, device: str):
+    def __init__(
+        self, dataset: Dataset, records: list[dict], *, batch: int, seed: int, device: str
+    ):
         self.dataset, self.batch, self.seed, self.device = dataset, batch, seed, device
         self.objects = [
-            [record for record in found if record["mask"].any() and min(_extent(record["mask"])) >= 2]
+            [
+                record
+                for record in found
+                if record["mask"].any() and min(_extent(record["mask"])) >= 2
+            ]
             for found in store.by_image(records, dataset.ids())
         ]
         self.kept = [i for i, found in enumerate(self.objects) if found]
@@ -149,7 +182,9 @@ class DetectionBatches:
         chosen = rng.choice(self.kept, self.batch, replace=len(self.kept) < self.batch)
         flips = rng.random(self.batch) < 0.5
         own = distributed.share(self.batch, part, parts)
-        return DetectionBatch(self._pair(int(i), bool(flip)) for i, flip in zip(chosen[own], flips[own]))
+        return DetectionBatch(
+            self._pair(int(i), bool(flip)) for i, flip in zip(chosen[own], flips[own])
+        )
 
     def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
         sample = self.dataset[index]
@@ -158,29 +193,40 @@ class DetectionBatches:
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
         target = target_of(masks, [record["cluster"] for record in found], image_id=sample.id)
-        moved = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in target.items()}
+        moved = {
+            key: value.to(self.device) if isinstance(value, Tensor) else value
+            for key, value in target.items()
+        }
         return to_tensor(image, self.device), moved
 
 
 def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict[str, float]]:
     """The sum of Mask R-CNN's five losses, and each of them."""
     losses = model([image for image, _ in batch], [target for _, target in batch])
-    return sum(losses.values()), {name.removeprefix("loss_"): value.item() for name, value in losses.items()}
+    return sum(losses.values()), {
+        name.removeprefix("loss_"): value.item() for name, value in losses.items()
+    }
 
 
 def train(model: MaskRCNN, batches: DetectionBatches, **recipe) -> list[dict]:
     """Train in place; returns the history. recipe: the keywords of training.train_network."""
-    return training.train_network("detector", model, lambda pairs, step: detector_loss(model, pairs), batches, **recipe)
+    return training.train_network(
+        "detector", model, lambda pairs, step: detector_loss(model, pairs), batches, **recipe
+    )
 
 
 @torch.no_grad()
 def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> Iterator[list[dict]]:
-    """Yield, for each image in order, its predictions, best first; an empty list where there is none.
+    """Yield, for each image in order, its predictions, best first; an empty list where there is
+    none.
 
-    A prediction: {"image_id", "mask" (H, W) bool, "cluster" int from 0, "score" float in [0, 1], "box" x0, y0, x1, y1}.
+    A prediction: {"image_id", "mask" (H, W) bool, "cluster" int from 0, "score" float in [0, 1],
+    "box" x0, y0, x1, y1}.
     """
     model.eval()
-    with made_ahead(dataset.__getitem__, range(len(dataset)), most=batch, device=device) as pictures:
+    with made_ahead(
+        dataset.__getitem__, range(len(dataset)), most=batch, device=device
+    ) as pictures:
         while samples := list(islice(pictures, batch)):
             outputs = model([to_tensor(sample.image, device) for sample in samples])
             for sample, output in zip(samples, outputs):

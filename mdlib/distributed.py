@@ -1,14 +1,18 @@
-"""One training in several processes, one a GPU: each takes its part of every batch, and their gradients are added.
+"""One training in several processes, one a GPU: each takes its part of every batch, and their
+gradients are added.
 
     history = launch(segmenter.train, model, batches, processes=gpus, steps=..., checkpoint=...)
 
-The processes are started as torchrun starts them (torch.distributed.launcher), which works from a notebook's cell too: each
-is a new Python that imports the function by its name and gets a copy of its arguments. The first one alone writes log lines
-and checkpoints. When they have ended, the function runs once more in the notebook: the last checkpoint says that nothing is
-left to do, so it only takes the weights and the history from there. A training that was stopped goes on in the same way.
+The processes are started as torchrun starts them (torch.distributed.launcher), which works from a
+notebook's cell too: each is a new Python that imports the function by its name and gets a copy of
+its arguments. The first one alone writes log lines and checkpoints. When they have ended, the
+function runs once more in the notebook: the last checkpoint says that nothing is left to do, so it
+only takes the weights and the history from there. A training that was stopped goes on in the same
+way.
 
-A script that torchrun itself has started may call `launch` as well: then each of torchrun's processes takes its part.
-`training.fit` asks this module who it is; in one process all of this does nothing.
+A script that torchrun itself has started may call `launch` as well: then each of torchrun's
+processes takes its part. `training.fit` asks this module who it is; in one process all of this does
+nothing.
 """
 
 import copy
@@ -29,8 +33,9 @@ class ProcessError(Exception):
 def launch(train: Callable, model: nn.Module, *args, processes: int, **options):
     """train(model, *args, **options), in so many processes; one: here. Returns what it returns.
 
-    train: a function of a module that moves the model to its device and trains it through `training.fit` with a checkpoint.
-    Raises ValueError where a training has no checkpoint or the machine not so many GPUs, ProcessError where a process fails.
+    train: a function of a module that moves the model to its device and trains it through
+    `training.fit` with a checkpoint. Raises ValueError where a training has no checkpoint or the
+    machine not so many GPUs, ProcessError where a process fails.
     """
     if dist.is_torchelastic_launched():
         return _work(train, model, args, options)
@@ -48,7 +53,9 @@ def launch(train: Callable, model: nn.Module, *args, processes: int, **options):
             elastic_launch(config, _work_on_copy)(train, model.cpu(), args, options)
         except ChildFailedError as error:
             number, failure = error.get_first_failure()
-            said = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+            said = (
+                failure.message["message"] if isinstance(failure.message, dict) else failure.message
+            )
             raise ProcessError(f"process {number} of {processes} failed: {said}") from None
     return train(model, *args, **options)
 
@@ -86,14 +93,22 @@ def wait() -> None:
 
 
 def share(batch: int, part: int, parts: int) -> slice:
-    """Where one of `parts` equal parts of a batch lies. Raises ValueError where they would not be equal."""
+    """Where one of `parts` equal parts of a batch lies.
+
+    Raises ValueError where they would not be equal.
+    """
     if batch % parts:
-        raise ValueError(f"a batch of {batch} has no {parts} equal parts: `batch` must be a multiple of accumulate * gpus")
+        raise ValueError(
+            f"a batch of {batch} has no {parts} equal parts: `batch` must be a multiple of accumulate * gpus"
+        )
     return slice(part * batch // parts, (part + 1) * batch // parts)
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients over the processes, in place. A parameter that had no part in a loss has a gradient of zero."""
+    """Sum the gradients over the processes, in place.
+
+    A parameter that had no part in a loss has a gradient of zero.
+    """
     if size() > 1:
         for parameter in (parameters := list(parameters)):
             if parameter.grad is None:
@@ -105,7 +120,11 @@ def add_numbers(numbers: dict[str, float]) -> dict[str, float]:
     """The same names with the sums over the processes."""
     if size() == 1:
         return numbers
-    total = torch.tensor(list(numbers.values()), dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
+    total = torch.tensor(
+        list(numbers.values()),
+        dtype=torch.float64,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
     _add([total])
     return dict(zip(numbers, total.tolist()))
 

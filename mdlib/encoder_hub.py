@@ -1,4 +1,5 @@
-"""The published self-supervised ViTs that `load_encoder` knows, and how their files fit timm's models.
+"""The published self-supervised ViTs that `load_encoder` knows, and how their files fit timm's
+models.
 
     name               D    heads  prefix tokens    paper             timm's model
     dino_vits16        384  6      CLS              arXiv 2104.14294  vit_small_patch16_224.dino
@@ -10,11 +11,12 @@
     dinov3_vits16      384  6      CLS, 4 registers arXiv 2508.10104  vit_small_patch16_dinov3.lvd1689m
     mocov3_vits16      384  12     CLS              arXiv 2104.02057  none: its ViT-S has 12 heads, timm's has 6
 
-The number at a name's end is the patch in pixels. Images of any size are taken: timm resamples the position embedding.
-DINOv3 has none and rotates queries and keys instead, so that products of its keys also see how far apart two patches
-are. A file may have timm's names or those of the authors' repository; it must fit to the last tensor, and no size is
-adapted (timm itself would resample another patch). Terms are the authors': MoCo's weights are CC BY-NC 4.0, DINOv3's
-have a licence of their own.
+The number at a name's end is the patch in pixels. Images of any size are taken: timm resamples the
+position embedding. DINOv3 has none and rotates queries and keys instead, so that products of its
+keys also see how far apart two patches are. A file may have timm's names or those of the authors'
+repository; it must fit to the last tensor, and no size is adapted (timm itself would resample
+another patch). Terms are the authors': MoCo's weights are CC BY-NC 4.0, DINOv3's have a licence of
+their own.
 """
 
 from collections.abc import Callable
@@ -39,14 +41,17 @@ TIMM_NAMES = {
     "dinov3_vits16": "vit_small_patch16_dinov3.lvd1689m",
 }
 MOCOV3 = "mocov3_vits16"
-MOCOV3_URL = "https://dl.fbaipublicfiles.com/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar"  # MoCo v3's CONFIG.md
+# MoCo v3's CONFIG.md
+MOCOV3_URL = "https://dl.fbaipublicfiles.com/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar"
 PUBLISHED = (*TIMM_NAMES, MOCOV3)
 
 
 def load_published_vit(name: str, *, weights: str | Path | None) -> nn.Module:
-    """One of PUBLISHED. weights: a file; None: the published ones, fetched once into the user's cache; "random": none.
+    """One of PUBLISHED. weights: a file; None: the published ones, fetched once into the user's
+    cache; "random": none.
 
-    Raises store.WeightsError for weights that are missing, broken or unfitting, or cannot be fetched.
+    Raises store.WeightsError for weights that are missing, broken or unfitting, or cannot be
+    fetched.
     """
     if weights is None and name != MOCOV3:
         return _from_timms_hub(name)
@@ -60,8 +65,11 @@ def build_published_vit(name: str) -> nn.Module:
     """The architecture alone, with random weights; nothing is fetched."""
     if name != MOCOV3:
         return timm.create_model(TIMM_NAMES[name], pretrained=False, dynamic_img_size=True)
-    # DINO's ViT-S/16 but for its heads; both were trained on pixels normalised with ImageNet's mean and std.
-    model = timm.create_model(TIMM_NAMES["dino_vits16"], pretrained=False, dynamic_img_size=True, num_heads=12)
+    # DINO's ViT-S/16 but for its heads; both were trained on pixels normalised with ImageNet's mean
+    # and std.
+    model = timm.create_model(
+        TIMM_NAMES["dino_vits16"], pretrained=False, dynamic_img_size=True, num_heads=12
+    )
     model.pos_embed.data.copy_(mocov3_positions())
     return model
 
@@ -76,8 +84,11 @@ def cached_vit(name: str) -> Path | None:
 
 
 def mocov3_positions() -> Tensor:
-    """(1, 1 + 14 * 14, 384): MoCo v3's position embedding, which is not learned. Zero for CLS, then for each patch
-    sin and cos of its row, sin and cos of its column, at 96 frequencies."""
+    """(1, 1 + 14 * 14, 384): MoCo v3's position embedding, which is not learned.
+
+    Zero for CLS, then for each patch sin and cos of its row, sin and cos of its column, at 96
+    frequencies.
+    """
     patches = build_sincos2d_pos_embed([14, 14], dim=384, interleave_sin_cos=True)
     return torch.cat([torch.zeros(1, 384), patches])[None]
 
@@ -96,21 +107,30 @@ def _from_timms_hub(name: str) -> nn.Module:
 def _fit(model: nn.Module, name: str, path: Path) -> None:
     family = name.partition("_")[0]
     if family == "mocov3":
-        state = read_checkpoint(path, networks=("module.base_encoder.",), head="head.")  # not its momentum_encoder: as its authors do
+        # not its momentum_encoder: as its authors do
+        state = read_checkpoint(path, networks=("module.base_encoder.",), head="head.")
     else:
         state = read_checkpoint(path, networks=("module.backbone.", "backbone.", "module."))
     state = RENAMING.get(family, dict)(state)
     store.fit_weights(model, state, source=path)
-    if name in ("dino_vits16", MOCOV3):  # the same shapes, but 6 heads and 12: nothing else tells a file of one from the other
+    # the same shapes, but 6 heads and 12: nothing else tells a file of one from the other
+    if name in ("dino_vits16", MOCOV3):
         fixed = torch.allclose(model.pos_embed, mocov3_positions(), atol=1e-3)
         if fixed != (name == MOCOV3):
-            kind = "fixed (MoCo v3's, of 12 heads)" if fixed else "learned (those of a ViT-S of 6 heads)"
-            raise store.WeightsError(f"{path} is not of {name}: its shapes fit, but its position embedding is {kind}")
+            kind = (
+                "fixed (MoCo v3's, of 12 heads)"
+                if fixed
+                else "learned (those of a ViT-S of 6 heads)"
+            )
+            raise store.WeightsError(
+                f"{path} is not of {name}: its shapes fit, but its position embedding is {kind}"
+            )
 
 
 def _from_dinov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """With registers, timm adds positions to patches alone: CLS has its own added once and for all."""
-    state = {key: value for key, value in state.items() if key != "mask_token"}  # for its pretraining only
+    # for its pretraining only
+    state = {key: value for key, value in state.items() if key != "mask_token"}
     if {"register_tokens", "pos_embed", "cls_token"} <= state.keys():
         positions = state["pos_embed"]
         state["reg_token"] = state.pop("register_tokens")
@@ -119,17 +139,22 @@ def _from_dinov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_dinov3(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm computes the rotation itself and has no qkv bias: the published one is zero, which is checked."""
+    """timm computes the rotation itself and has no qkv bias: the published one is zero, which is
+    checked.
+    """
     renamed = {}
     for key, value in state.items():
         if key.endswith("attn.qkv.bias"):
             query, _, value_bias = value.chunk(3)  # the key's is masked out
             if query.any() or value_bias.any():
-                raise store.WeightsError(f"{key} is not zero, as it is in the published DINOv3 ViT-S/16")
+                raise store.WeightsError(
+                    f"{key} is not zero, as it is in the published DINOv3 ViT-S/16"
+                )
         elif not key.endswith(("mask_token", ".bias_mask", "rope_embed.periods")):
             key = key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
             renamed[key.replace("storage_tokens", "reg_token")] = value
     return renamed
 
 
-RENAMING: dict[str, Callable] = {"dinov2": _from_dinov2, "dinov3": _from_dinov3}  # the others have timm's names
+# the others have timm's names
+RENAMING: dict[str, Callable] = {"dinov2": _from_dinov2, "dinov3": _from_dinov3}

@@ -18,43 +18,56 @@ CENTERS = ("none", "mean", "balanced")  # where the keys' origin may lie, see `c
 
 
 def object_mask(
-    cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], top_k: float, cls_heads: int, mass: float | None
+    cls_query: Tensor,
+    keys: Tensor,
+    *,
+    grid_hw: tuple[int, int],
+    top_k: float,
+    cls_heads: int,
+    mass: float | None,
 ) -> Tensor:
     """The MaskDistill object mask of each image.
 
-    cls_query (..., heads, d) and keys (..., heads, N, d) float, keys without CLS, N = h * w row-major.
-    top_k in (0, 1]: share of patches that are candidates, at least one. cls_heads: how many heads, from
-    the first, are averaged for G_CLS. mass in (0, 1] or None: the reference's mass rule (`apply_mass`).
-    Returns (..., h, w) bool: the 4-connected region of G_diff > 0 that holds the seed. It is never empty
-    unless the seed's key is zero, so it cannot say "no object here".
+    cls_query (..., heads, d) and keys (..., heads, N, d) float, keys without CLS, N = h * w
+    row-major. top_k in (0, 1]: share of patches that are candidates, at least one. cls_heads: how
+    many heads, from the first, are averaged for G_CLS. mass in (0, 1] or None: the reference's mass
+    rule (`apply_mass`). Returns (..., h, w) bool: the 4-connected region of G_diff > 0 that holds
+    the seed. It is never empty unless the seed's key is zero, so it cannot say "no object here".
     """
     check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass)
     batch = keys.shape[:-3]
     cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
     keys = keys.reshape(-1, *keys.shape[-3:]).float()
 
-    g_diff, seed = diffuse(keys, candidate_patches(cls_query, keys, top_k=top_k, cls_heads=cls_heads, mass=mass))
+    g_diff, seed = diffuse(
+        keys, candidate_patches(cls_query, keys, top_k=top_k, cls_heads=cls_heads, mass=mass)
+    )
     mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
     return mask.view(*batch, *grid_hw)
 
 
-def candidate_patches(cls_query: Tensor, keys: Tensor, *, top_k: float, cls_heads: int, mass: float | None) -> Tensor:
+def candidate_patches(
+    cls_query: Tensor, keys: Tensor, *, top_k: float, cls_heads: int, mass: float | None
+) -> Tensor:
     """P of each image, best first: (B, heads, d), (B, heads, N, d) -> (B, P) int64."""
     scores = cls_scores(cls_query, keys, cls_heads=cls_heads)
     return top_patches(scores if mass is None else apply_mass(scores, mass=mass), top_k=top_k)
 
 
 def cls_scores(cls_query: Tensor, keys: Tensor, *, cls_heads: int) -> Tensor:
-    """G_CLS: (B, heads, d), (B, heads, N, d) -> (B, N), the mean over the first cls_heads heads. No softmax."""
+    """G_CLS: (B, heads, d), (B, heads, N, d) -> (B, N), the mean over the first cls_heads heads.
+
+    No softmax.
+    """
     return torch.einsum("bhd,bhnd->bhn", cls_query, keys)[:, :cls_heads].mean(1)
 
 
 def apply_mass(scores: Tensor, *, mass: float) -> Tensor:
     """The reference's mass rule: (B, N) -> (B, N) with the low scores set to 0.
 
-    Scores ascending, divided by their sum, cumulated: a patch keeps its score where the cumulative value
-    exceeds 1 - mass. Meant for attention (non-negative); raw scores may be negative, and then "mass" has
-    no clear meaning. With centred keys they sum to about zero: use None there.
+    Scores ascending, divided by their sum, cumulated: a patch keeps its score where the cumulative
+    value exceeds 1 - mass. Meant for attention (non-negative); raw scores may be negative, and then
+    "mass" has no clear meaning. With centred keys they sum to about zero: use None there.
     """
     ascending, order = scores.sort(dim=-1, stable=True)
     cumulative = (ascending / ascending.sum(-1, keepdim=True)).cumsum(-1)
@@ -63,7 +76,10 @@ def apply_mass(scores: Tensor, *, mass: float) -> Tensor:
 
 
 def top_patches(scores: Tensor, *, top_k: float) -> Tensor:
-    """P: the first max(1, int(top_k * N)) patches, best first, ties to the lower index. (B, N) -> (B, P) int64."""
+    """P: the first max(1, int(top_k * N)) patches, best first, ties to the lower index.
+
+    (B, N) -> (B, P) int64.
+    """
     count = max(1, int(top_k * scores.shape[-1]))
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
@@ -79,7 +95,10 @@ def diffuse(keys: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def seed_component(foreground: Tensor, seed: Tensor) -> Tensor:
-    """The 4-connected component that holds the seed. (B, h, w) bool, (B,) row-major index -> (B, h, w) bool."""
+    """The 4-connected component that holds the seed.
+
+    (B, h, w) bool, (B,) row-major index -> (B, h, w) bool.
+    """
     batch, height, width = foreground.shape
     reached = torch.zeros_like(foreground).view(batch, -1)
     reached[torch.arange(batch, device=seed.device), seed] = True
@@ -89,24 +108,30 @@ def seed_component(foreground: Tensor, seed: Tensor) -> Tensor:
         for _ in range(8):  # several steps between two looks: a look makes a GPU wait
             grown = F.pad(reached, (1, 1, 1, 1))
             reached = foreground & (
-                grown[:, 1:-1, 1:-1] | grown[:, :-2, 1:-1] | grown[:, 2:, 1:-1] | grown[:, 1:-1, :-2] | grown[:, 1:-1, 2:]
+                grown[:, 1:-1, 1:-1]
+                | grown[:, :-2, 1:-1]
+                | grown[:, 2:, 1:-1]
+                | grown[:, 1:-1, :-2]
+                | grown[:, 1:-1, 2:]
             )
         if torch.equal(reached, before):
             return reached
 
 
-LIKED, DISLIKED = 0.1, 0.5  # shares of the patches, by G_CLS, whose mean keys "balanced" takes; chosen on the zoo's dev
+# shares of the patches, by G_CLS, whose mean keys "balanced" takes; chosen on the zoo's dev
+LIKED, DISLIKED = 0.1, 0.5
 
 
 def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str) -> Tensor:
     """Move the keys' origin, image by image: (B, heads, d), (B, heads, N, d) -> (B, heads, N, d).
 
-    softmax(q . (k + c)) = softmax(q . k) for every constant c: attention does not care where keys are
-    centred, so training leaves that free (a gauge). The sign test k_p . k_r > 0 does care.
+    softmax(q . (k + c)) = softmax(q . k) for every constant c: attention does not care where keys
+    are centred, so training leaves that free (a gauge). The sign test k_p . k_r > 0 does care.
 
-    center: "none", as trained (the paper). "mean": the mean key; a small object then leaks, because the mean lies
-    close to the background. "balanced": half-way between the mean key of the tenth of the patches that CLS likes
-    best and that of the half it likes least, however small the object is.
+    center: "none", as trained (the paper). "mean": the mean key; a small object then leaks, because
+    the mean lies close to the background. "balanced": half-way between the mean key of the tenth of
+    the patches that CLS likes best and that of the half it likes least, however small the object
+    is.
     """
     if center not in CENTERS:
         raise ValueError(f"center must be one of {CENTERS}, got {center!r}")
@@ -114,7 +139,8 @@ def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str)
         return keys
     if center == "mean":
         return keys - keys.mean(-2, keepdim=True)
-    order = top_patches(cls_scores(cls_query, keys, cls_heads=cls_heads), top_k=1.0)  # (B, N), best first
+    # (B, N), best first
+    order = top_patches(cls_scores(cls_query, keys, cls_heads=cls_heads), top_k=1.0)
     ranked = keys.gather(2, order[:, None, :, None].expand_as(keys))
     count = keys.shape[-2]
     liked = ranked[:, :, : max(1, int(LIKED * count))].mean(2, keepdim=True)
@@ -123,23 +149,31 @@ def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str)
 
 
 def cls_attention(cls_query: Tensor, keys: Tensor) -> Tensor:
-    """The CLS token's attention to the patches alone: (B, heads, d), (B, heads, N, d) -> (B, heads, N), sum 1 over N."""
-    return (torch.einsum("bhd,bhnd->bhn", cls_query, keys) * cls_query.shape[-1] ** -0.5).softmax(-1)
+    """The CLS token's attention to the patches alone: (B, heads, d), (B, heads, N, d) -> (B, heads,
+    N), sum 1 over N.
+    """
+    return (torch.einsum("bhd,bhnd->bhn", cls_query, keys) * cls_query.shape[-1] ** -0.5).softmax(
+        -1
+    )
 
 
 def attention_inside(cls_query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """Share of the CLS token's attention to patches that falls inside the mask, mean over heads: (B,) in [0, 1].
+    """Share of the CLS token's attention to patches that falls inside the mask, mean over heads:
+    (B,) in [0, 1].
 
-    cls_query (B, heads, d), keys (B, heads, N, d), mask (B, h, w) bool. Blind to the gauge, as attention is.
+    cls_query (B, heads, d), keys (B, heads, N, d), mask (B, h, w) bool. Blind to the gauge, as
+    attention is.
     """
     return (cls_attention(cls_query, keys).mean(1) * mask.flatten(1)).sum(-1)
 
 
-def mask_to_pixels(mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[int, int], crop_hw=None) -> Tensor:
+def mask_to_pixels(
+    mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[int, int], crop_hw=None
+) -> Tensor:
     """Grid masks to image masks by nearest neighbour: (B, h, w) bool -> (B, H, W) bool.
 
-    padded_hw: size of the padded encoder input that the grid covers; crop_hw: its part that is picture
-    (default: all); image_hw: size of the original image, to which that part is resized.
+    padded_hw: size of the padded encoder input that the grid covers; crop_hw: its part that is
+    picture (default: all); image_hw: size of the original image, to which that part is resized.
     """
     pixels = F.interpolate(mask[:, None].float(), size=padded_hw, mode="nearest-exact")
     height, width = crop_hw or padded_hw
@@ -151,7 +185,9 @@ def check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass) -> None:
     """ValueError for tokens or settings that `object_mask` cannot take."""
     check_keys(keys, grid_hw)
     if cls_query.shape != keys.shape[:-2] + keys.shape[-1:]:
-        raise ValueError(f"cls_query {tuple(cls_query.shape)} does not fit keys {tuple(keys.shape)}")
+        raise ValueError(
+            f"cls_query {tuple(cls_query.shape)} does not fit keys {tuple(keys.shape)}"
+        )
     if not 0 < top_k <= 1:
         raise ValueError(f"top_k must be in (0, 1], got {top_k}")
     if not 1 <= cls_heads <= keys.shape[-3]:
@@ -165,6 +201,8 @@ def check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass) -> None:
 def check_keys(keys: Tensor, grid_hw: tuple[int, int]) -> None:
     """ValueError for keys that do not fill the grid, or are not finite."""
     if keys.ndim < 3 or keys.shape[-2] != grid_hw[0] * grid_hw[1]:
-        raise ValueError(f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, got {tuple(keys.shape)}")
+        raise ValueError(
+            f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, got {tuple(keys.shape)}"
+        )
     if not torch.isfinite(keys).all():
         raise ValueError("keys are not finite: was the encoder run in too low a precision?")

@@ -1,4 +1,6 @@
-"""What each metric means: MEANINGS, {name in metrics.json: a line for the tables}, in the order of the tables."""
+"""What each metric means: MEANINGS, {name in metrics.json: a line for the tables}, in the order of
+the tables.
+"""
 
 MEANINGS = {
     "mask_iou": "stage 1: IoU of the mask with the object it overlaps best, mean over val images",
@@ -66,9 +68,15 @@ LESSONS = {
     "detector_at_random": "as many of the detector's masks at random", "detector_filtered": "stage 4's maps",
     "one_mask": "the same from one mask an image", "another_round": "its own maps after the CRF",
 }  # fmt: skip
-MEANINGS |= {f"lessons_{arm}": f"mIoU on val of a segmenter taught by {what}, mean over seeds" for arm, what in LESSONS.items()}
+MEANINGS |= {
+    f"lessons_{arm}": f"mIoU on val of a segmenter taught by {what}, mean over seeds"
+    for arm, what in LESSONS.items()
+}
 MEANINGS |= {f"lessons_{arm}_std": "its spread over seeds" for arm in LESSONS}
-MEANINGS |= {f"ohem_share_{s:g}_gain_dev": f"mIoU on dev with the hardest {s:.0%} of the pixels, minus that with the run's share" for s in (0.2, 1.0)}
+MEANINGS |= {
+    f"ohem_share_{s:g}_gain_dev": f"mIoU on dev with the hardest {s:.0%} of the pixels, minus that with the run's share"
+    for s in (0.2, 1.0)
+}
 MEANINGS |= {
     f"probe_{what}_{share}{suffix}": f"SUPERVISED: linear probe on {name}, {share} % of the labels, val{text}"
     for what, name in (("deeplab", "DeepLab's features"), ("vit", "the encoder's tokens"))
@@ -78,10 +86,14 @@ MEANINGS |= {
 MEANINGS |= {
     "ablation_filter_minus_all": "mIoU of the filter's label maps minus that of all predictions, train",
     "ablation_filter_minus_random": "mIoU of the filter's label maps minus that of as many predictions at random, train",
-    **{f"ablation_origin_{c}": f"mask IoU of one mask on dev, keys' origin: {c}" for c in ("none", "mean", "balanced")},
+    **{
+        f"ablation_origin_{c}": f"mask IoU of one mask on dev, keys' origin: {c}"
+        for c in ("none", "mean", "balanced")
+    },
 }
 MEANINGS |= {
-    f"mask_rcnn_ap50_{rule}_named": f"detector on val, {rule}: mask AP50, mean over classes; clusters named on train" for rule in ("single", "multi")
+    f"mask_rcnn_ap50_{rule}_named": f"detector on val, {rule}: mask AP50, mean over classes; clusters named on train"
+    for rule in ("single", "multi")
 }
 PRIORS = {
     "maskdistill": "MaskDistill, one mask", "several": "MaskDistill, several masks", "geodesic": "geodesic saliency",

@@ -15,8 +15,9 @@ from mdlib.stage import read_manifest
 class Outcome:
     """What the stages of a finished run said of its val pictures.
 
-    folder, settings: artifacts and parameters of stages "00" to "07". names (1 + k,): the class of background and of each
-    cluster, -1 without a name. masks: 01's of each picture, with "cluster"; said: the detector's; logits: the last segmenter's.
+    folder, settings: artifacts and parameters of stages "00" to "07". names (1 + k,): the class of
+    background and of each cluster, -1 without a name. masks: 01's of each picture, with "cluster";
+    said: the detector's; logits: the last segmenter's.
     """
 
     folder: dict[str, Path]
@@ -29,17 +30,26 @@ class Outcome:
     logits: np.ndarray
 
     def named(self, labels: np.ndarray) -> np.ndarray:
-        """(H, W) 0 or 1 + cluster -> (H, W) uint8 classes; a cluster without a name becomes background."""
+        """(H, W) 0 or 1 + cluster -> (H, W) uint8 classes; a cluster without a name becomes
+        background.
+        """
         return np.maximum(self.names[labels], 0).astype(np.uint8)
 
     def filtered(self, i: int) -> np.ndarray:
         """Picture i: the detector's confident masks, (H, W) clusters from 1."""
         stacked = pseudo.stack_predictions(self.said[i], self.val[i].image.shape[:2])
-        return pseudo.label_map(*stacked, threshold=self.settings["04"]["threshold"], overlap=self.settings["04"]["overlap"])
+        return pseudo.label_map(
+            *stacked,
+            threshold=self.settings["04"]["threshold"],
+            overlap=self.settings["04"]["overlap"],
+        )
 
     def final(self, i: int) -> np.ndarray:
         """Picture i: the segmenter's map, (H, W) clusters from 1."""
-        return segmenter.label_map(torch.from_numpy(self.logits[i].astype(np.float32)), image_hw=self.val[i].image.shape[:2])
+        return segmenter.label_map(
+            torch.from_numpy(self.logits[i].astype(np.float32)),
+            image_hw=self.val[i].image.shape[:2],
+        )
 
     def refined(self, i: int) -> np.ndarray | None:
         """Picture i: its map after the CRF, or None in a run without one."""
@@ -54,14 +64,24 @@ _STAGES = (
 
 
 def read_outcome(run_dir: Path) -> Outcome:
-    """Raises StoreError where one of the stages 00 to 07 has not run, or train or val has no label maps."""
+    """Raises StoreError where one of the stages 00 to 07 has not run, or train or val has no label
+    maps.
+    """
     settings = {name[:2]: read_manifest(run_dir, name)["parameters"] for name in _STAGES}
     folder = {name[:2]: run_dir / "artifacts" / name for name in _STAGES}
-    val, evaluated = open_role(folder["00"], "val"), store.read_json(folder["07"] / "val_clusters.json")
+    val, evaluated = (
+        open_role(folder["00"], "val"),
+        store.read_json(folder["07"] / "val_clusters.json"),
+    )
     first = store.read_masks(folder["01"] / "masks_val.json")
-    first = [record | {"cluster": cluster} for record, cluster in zip(first, evaluated["clusters"], strict=True)]
+    first = [
+        record | {"cluster": cluster}
+        for record, cluster in zip(first, evaluated["clusters"], strict=True)
+    ]
     said = store.read_masks(folder["03"] / "predictions_val.json")
-    logits = store.read_array(segmenter.last_round(folder["05"], folder["06"]) / "segmenter_val.npy")
+    logits = store.read_array(
+        segmenter.last_round(folder["05"], folder["06"]) / "segmenter_val.npy"
+    )
     return Outcome(
         folder, settings, store.read_json(folder["00"] / "index.json")["classes"], np.array(evaluated["names"]), val,
         store.by_image(first, val.ids()), store.by_image(said, val.ids()), logits,

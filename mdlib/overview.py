@@ -1,6 +1,8 @@
-"""The method in figures for slides: one picture of a finished run on its way through all stages, in two rows or one.
+"""The method in figures for slides: one picture of a finished run on its way through all stages, in
+two rows or one.
 
-Told apart by place, number and words, so it can be read in grey and by the colour-blind. PNG for print, SVG to edit.
+Told apart by place, number and words, so it can be read in grey and by the colour-blind. PNG for
+print, SVG to edit.
 """
 
 import textwrap
@@ -29,8 +31,10 @@ STEPS = (
     ("crf", "06  CRF", "follows the picture's edges"),
     ("truth", "the truth", "for names and scores alone"),
 )
-OBJECTS = ("mask", "detector")  # panels (H, W) integer: 0, or the number of a mask, drawn over the picture
-MAPS = ("filter", "segmenter", "crf", "truth")  # panels (H, W) integer: classes, written into their regions
+# panels (H, W) integer: 0, or the number of a mask, drawn over the picture
+OBJECTS = ("mask", "detector")
+# panels (H, W) integer: classes, written into their regions
+MAPS = ("filter", "segmenter", "crf", "truth")
 SEEN = (
     "A picture; where the CLS token of a frozen vision transformer looks; the object masks; masks of one cluster; what Mask R-CNN "
     "predicts; its confident masks as a label map; DeepLab's map; the same map after a CRF"
@@ -46,29 +50,45 @@ SLIDE = 13.33  # inches: the width of a slide
 
 
 def method_figure(panels: dict[str, np.ndarray], classes: list[str]) -> Figure:
-    """Two rows of four, without the truth; from one panel for each key of STEPS. Raises ValueError if one is missing.
+    """Two rows of four, without the truth; from one panel for each key of STEPS.
+
+    Raises ValueError if one is missing.
 
     See OBJECTS and MAPS; another panel is a picture (H, W, 3) or a map of numbers (h, w) float.
     """
     _check(panels)
-    figure, axes = plt.subplots(2, 4, figsize=(12, 7.2), gridspec_kw={"wspace": 0.28, "hspace": 0.42})
+    figure, axes = plt.subplots(
+        2, 4, figsize=(12, 7.2), gridspec_kw={"wspace": 0.28, "hspace": 0.42}
+    )
     for number, (ax, (key, heading, text)) in enumerate(zip(axes.flat, STEPS)):
         _draw(ax, key, panels, classes, size=12)
         ax.set_title(heading, fontsize=15, fontweight="bold", loc="left", pad=6)
         ax.set_xlabel(_what(key, text, panels), fontsize=12, labelpad=6)
         if number:
             _arrow(ax, start=-0.25 if number % 4 else -0.175)
-    above, below = axes[0, 3].get_position(), axes[1, 0].get_position()  # from the end of the first row to the second
+    # from the end of the first row to the second
+    above, below = axes[0, 3].get_position(), axes[1, 0].get_position()
     right, left, between = above.x1 + 0.02, below.x0 - 0.028, (below.y1 + above.y0) / 2 - 0.005
-    x, y = [above.x1 + 0.006, right, right, left, left], [(above.y0 + above.y1) / 2] * 2 + [between] * 2 + [(below.y0 + below.y1) / 2]
+    x, y = (
+        [above.x1 + 0.006, right, right, left, left],
+        [(above.y0 + above.y1) / 2] * 2 + [between] * 2 + [(below.y0 + below.y1) / 2],
+    )
     figure.add_artist(plt.Line2D(x, y, color=GREY, lw=2.2, transform=figure.transFigure))
     return figure
 
 
 def life_figure(panels: dict[str, np.ndarray], classes: list[str]) -> Figure:
-    """The same panels and the truth in one row as wide as a slide. Raises ValueError if one is missing."""
+    """The same panels and the truth in one row as wide as a slide.
+
+    Raises ValueError if one is missing.
+    """
     _check(panels)
-    figure, axes = plt.subplots(1, len(STEPS), figsize=(SLIDE, 2.9), gridspec_kw={"wspace": 0.24, "left": 0.01, "right": 0.99})
+    figure, axes = plt.subplots(
+        1,
+        len(STEPS),
+        figsize=(SLIDE, 2.9),
+        gridspec_kw={"wspace": 0.24, "left": 0.01, "right": 0.99},
+    )
     for number, (ax, (key, heading, text)) in enumerate(zip(axes, STEPS)):
         _draw(ax, key, panels, classes, size=10)
         place, _, name = heading.rpartition("  ")
@@ -80,14 +100,31 @@ def life_figure(panels: dict[str, np.ndarray], classes: list[str]) -> Figure:
 
 
 def save(figure: Figure, path: Path, *, alt: str, label: str) -> tuple[Path, Path]:
-    """Write a figure as `path`.png and `path`.svg with the alternative text in both; label: where its pictures come from, below it."""
-    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()  # in inches: the label goes below all words
-    figure.text(drawn.x1 / width, (drawn.y0 - 0.05) / height, label, ha="right", va="top", fontsize=9, color="0.35")
+    """Write a figure as `path`.png and `path`.svg with the alternative text in both; label: where
+    its pictures come from, below it.
+    """
+    # in inches: the label goes below all words
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    figure.text(
+        drawn.x1 / width,
+        (drawn.y0 - 0.05) / height,
+        label,
+        ha="right",
+        va="top",
+        fontsize=9,
+        color="0.35",
+    )
     paths = path.with_suffix(".png"), path.with_suffix(".svg")
-    about = {"Description": alt, "Software": None}, {"Title": f"MaskDistill: {path.name}", "Description": alt, "Date": None}
+    about = (
+        {"Description": alt, "Software": None},
+        {"Title": f"MaskDistill: {path.name}", "Description": alt, "Date": None},
+    )
     for each, metadata in zip(paths, about):
-        with store.atomic(each) as temporary, plt.rc_context({"svg.hashsalt": "mdlib"}):  # else no two SVGs are alike
-            figure.savefig(temporary, format=each.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
+        # else no two SVGs are alike
+        with store.atomic(each) as temporary, plt.rc_context({"svg.hashsalt": "mdlib"}):
+            figure.savefig(
+                temporary, format=each.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata
+            )
     plt.close(figure)
     return paths
 
@@ -105,9 +142,15 @@ def _draw(ax, key: str, panels: dict[str, np.ndarray], classes: list[str], *, si
     if key in OBJECTS:
         ax.imshow(panels["picture"], interpolation="none")  # the SVG holds its own pixels
         for number in present:
-            figures.outline(ax, panel == number, colour=figures.MASK_COLOURS[(number - 1) % len(figures.MASK_COLOURS)])
+            figures.outline(
+                ax,
+                panel == number,
+                colour=figures.MASK_COLOURS[(number - 1) % len(figures.MASK_COLOURS)],
+            )
     elif key in MAPS:
-        ax.imshow(figures.colour_map(panel, figures.class_colours(len(classes))), interpolation="none")
+        ax.imshow(
+            figures.colour_map(panel, figures.class_colours(len(classes))), interpolation="none"
+        )
         for label in present:
             if (panel == label).mean() > 0.01:  # no word for a speck
                 figures.write_inside(ax, panel == label, classes[label], size=size)
@@ -121,8 +164,17 @@ def _what(key: str, text: str, panels: dict[str, np.ndarray]) -> str:
 
 
 def _arrow(ax, *, start: float) -> None:
-    style = {"arrowstyle": "-|>", "lw": 2.2, "color": GREY, "mutation_scale": 20, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", xy=(-0.03, 0.5), xytext=(start, 0.5), xycoords="axes fraction", arrowprops=style)
+    style = {
+        "arrowstyle": "-|>",
+        "lw": 2.2,
+        "color": GREY,
+        "mutation_scale": 20,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
+    ax.annotate(
+        "", xy=(-0.03, 0.5), xytext=(start, 0.5), xycoords="axes fraction", arrowprops=style
+    )
 
 
 # ---------------------------------------------------------------- panels
@@ -133,7 +185,9 @@ def panels_of(run: Outcome) -> dict[str, np.ndarray]:
 
     def agreement(i: int) -> float:
         true = run.val[i].semantic
-        return min(2, len(np.setdiff1d(true, (0, 255)))) * metrics.object_agreement(run.names[run.final(i)], true)
+        return min(2, len(np.setdiff1d(true, (0, 255)))) * metrics.object_agreement(
+            run.names[run.final(i)], true
+        )
 
     best = max(range(len(run.val)), key=agreement)
     sample, final, refined = run.val[best], run.final(best), run.refined(best)
@@ -161,18 +215,45 @@ def panels_of(run: Outcome) -> dict[str, np.ndarray]:
 
 def _attention(image: np.ndarray, settings: dict) -> np.ndarray:
     weights = settings["weights"]
-    encoder = load_encoder(settings["encoder_name"], weights=weights if weights in (None, "random") else ROOT / weights, device="cpu")
-    tokens = encoder.tokens(distill.resize_images(torch.from_numpy(image).permute(2, 0, 1)[None], input_side=settings["input_side"]))
-    return masks.cls_attention(tokens.cls_query, tokens.keys)[0].mean(0).sqrt().view(tokens.grid_hw).numpy()
+    encoder = load_encoder(
+        settings["encoder_name"],
+        weights=weights if weights in (None, "random") else ROOT / weights,
+        device="cpu",
+    )
+    tokens = encoder.tokens(
+        distill.resize_images(
+            torch.from_numpy(image).permute(2, 0, 1)[None], input_side=settings["input_side"]
+        )
+    )
+    return (
+        masks.cls_attention(tokens.cls_query, tokens.keys)[0]
+        .mean(0)
+        .sqrt()
+        .view(tokens.grid_hw)
+        .numpy()
+    )
 
 
-def _members(folder: dict[str, Path], *, most_common: np.ndarray, side: int = 3, size: int = 64) -> np.ndarray:
-    """side x side crops of the training masks nearest to the centre of the map's largest cluster: one (H, W, 3) picture."""
+def _members(
+    folder: dict[str, Path], *, most_common: np.ndarray, side: int = 3, size: int = 64
+) -> np.ndarray:
+    """side x side crops of the training masks nearest to the centre of the map's largest cluster:
+    one (H, W, 3) picture.
+    """
     present = np.bincount(most_common[most_common > 0], minlength=2)
-    features = clusters.whiten(store.read_array(folder["02"] / "features_train.npy"), store.read_array(folder["02"] / "deviation.npy"))
+    features = clusters.whiten(
+        store.read_array(folder["02"] / "features_train.npy"),
+        store.read_array(folder["02"] / "deviation.npy"),
+    )
     centre = store.read_array(folder["02"] / "centres.npy")[max(0, int(present.argmax()) - 1)]
     records = store.read_masks(folder["01"] / "masks_train.json")
-    nearest = [records[i] for i in ((features - centre) ** 2).sum(1).argsort(kind="stable")[: side * side]]
+    nearest = [
+        records[i] for i in ((features - centre) ** 2).sum(1).argsort(kind="stable")[: side * side]
+    ]
     train = open_role(folder["00"], "train")
     crops = clusters.crop_masks(train, nearest, size=size).permute(0, 2, 3, 1).numpy()
-    return crops.reshape(side, side, size, size, 3).transpose(0, 2, 1, 3, 4).reshape(side * size, side * size, 3)
+    return (
+        crops.reshape(side, side, size, size, 3)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(side * size, side * size, 3)
+    )

@@ -1,7 +1,8 @@
 """Runs the notebooks of a preset in order through papermill, and leaves a report.
 
-A stage whose manifest still matches is skipped; the log says why one is stale. Success is: no exception, and the
-stage's manifest is there; a stage that skipped itself (StageSkipped) has one too. cost.csv is written after every notebook, also when one fails.
+A stage whose manifest still matches is skipped; the log says why one is stale. Success is: no
+exception, and the stage's manifest is there; a stage that skipped itself (StageSkipped) has one
+too. cost.csv is written after every notebook, also when one fails.
 """
 
 import csv
@@ -23,8 +24,9 @@ from mdlib.presets import NOTEBOOKS, ROOT, Preset, PresetError, load_preset, res
 from mdlib.stage import PLACE, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
 
 DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
-# The kernels inherit this. Plain progress lines (mdlib.progress); and glibc's malloc keeps its memory instead of
-# returning it to the system at every training step, which costs up to half the time on small steps.
+# The kernels inherit this. Plain progress lines (mdlib.progress); and glibc's malloc keeps its
+# memory instead of returning it to the system at every training step, which costs up to half the
+# time on small steps.
 KERNEL_ENVIRONMENT = {
     "MDLIB_BATCH": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -34,16 +36,30 @@ KERNEL_ENVIRONMENT = {
 COST_COLUMNS = ("notebook", "status", "seconds", "peak_memory_mb")
 
 
-def run(preset_name: str, *, out: Path | None, overrides: dict, start: str | None, only: str | None) -> int:
-    """Run a preset into `out` (default reports/<preset>). Returns an exit code; raises PresetError or StoreError."""
+def run(
+    preset_name: str, *, out: Path | None, overrides: dict, start: str | None, only: str | None
+) -> int:
+    """Run a preset into `out` (default reports/<preset>).
+
+    Returns an exit code; raises PresetError or StoreError.
+    """
     preset = load_preset(preset_name)
     parameters = resolve(preset, overrides)
     notebooks = _chosen(preset, start, only)
     run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
     with _lock(run_dir):
-        run_info = {"preset": preset_name, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        run_info = {
+            "preset": preset_name,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         store.write_json(run_dir / "artifacts" / "run.json", run_info)
-        code = _run_all(preset, notebooks, parameters, run_dir, forced=set(notebooks[notebooks.index(start) :] if start else [only] if only else []))
+        code = _run_all(
+            preset,
+            notebooks,
+            parameters,
+            run_dir,
+            forced=set(notebooks[notebooks.index(start) :] if start else [only] if only else []),
+        )
         if code == DONE and only is None:
             report.write(run_dir, preset)
             print(f"report: {_shown(run_dir / 'index.html')}")
@@ -51,14 +67,16 @@ def run(preset_name: str, *, out: Path | None, overrides: dict, start: str | Non
 
 
 def fill(run_dir: Path, stage: str) -> int:
-    """Run at the size of the preset `smoke` what a run lacks up to `stage`; what has run stays as it is, stale or not.
+    """Run at the size of the preset `smoke` what a run lacks up to `stage`; what has run stays as
+    it is, stale or not.
 
-    So a notebook can be opened alone (`Stage.read`). The run keeps its name, there is no report, and the manifests say
-    "smoke_size". Returns an exit code; raises PresetError or StoreError.
+    So a notebook can be opened alone (`Stage.read`). The run keeps its name, there is no report,
+    and the manifests say "smoke_size". Returns an exit code; raises PresetError or StoreError.
     """
     preset = load_preset("smoke")
     _chosen(preset, stage, None)
-    before = [name for name in preset.notebooks if name <= stage]  # the numbers of notebooks are their order
+    # the numbers of notebooks are their order
+    before = [name for name in preset.notebooks if name <= stage]
     os.environ[SMOKE_SIZE] = "1"  # the kernels inherit it
     try:
         with _lock(run_dir):
@@ -71,11 +89,15 @@ def fill(run_dir: Path, stage: str) -> int:
 def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:
     for name in (start, only):
         if name is not None and name not in preset.notebooks:
-            raise PresetError(f"stage {name!r} is not in this preset; expected one of {preset.notebooks}")
+            raise PresetError(
+                f"stage {name!r} is not in this preset; expected one of {preset.notebooks}"
+            )
     return [only] if only else preset.notebooks
 
 
-def _run_all(preset: Preset, notebooks: list[str], parameters: dict, run_dir: Path, *, forced: set[str]) -> int:
+def _run_all(
+    preset: Preset, notebooks: list[str], parameters: dict, run_dir: Path, *, forced: set[str]
+) -> int:
     for folder in ("figures", "notebooks"):
         (run_dir / folder).mkdir(exist_ok=True)
     expected = {name: preset.seconds.get(name, 30.0) for name in notebooks}
@@ -97,7 +119,10 @@ def _run_all(preset: Preset, notebooks: list[str], parameters: dict, run_dir: Pa
         if code != DONE:
             return code
         spent, planned = spent + row["seconds"], planned + expected[name]
-        print(f"{head}: {row['status']} in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB", flush=True)
+        print(
+            f"{head}: {row['status']} in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB",
+            flush=True,
+        )
     return DONE
 
 
@@ -125,7 +150,9 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
                 status = f"skipped: {error.evalue}"
             else:
                 status, code = f"failed: {error.ename}: {error.evalue}".splitlines()[0], FAILED
-                print(f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}")
+                print(
+                    f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}"
+                )
         except (DeadKernelError, CellTimeoutError) as error:
             status, code = f"died: {type(error).__name__}", DIED
             print(f"the kernel of {name} died or timed out: {error}. Was there enough memory?")
@@ -155,7 +182,9 @@ def _lock(run_dir: Path):
     except (FileNotFoundError, ValueError):
         holder = None
     if holder is not None and holder != os.getpid() and psutil.pid_exists(holder):
-        raise store.StoreError(f"another run (process {holder}) works in {run_dir}: wait for it, or choose another --out")
+        raise store.StoreError(
+            f"another run (process {holder}) works in {run_dir}: wait for it, or choose another --out"
+        )
     store.write_text(path, str(os.getpid()))
     try:
         yield
@@ -165,7 +194,9 @@ def _lock(run_dir: Path):
 
 @contextmanager
 def _peak_memory():
-    """Yields {"bytes": the largest memory that this process's children, the kernels, held together}."""
+    """Yields {"bytes": the largest memory that this process's children, the kernels, held
+    together}.
+    """
     peak, stop = {"bytes": 0}, threading.Event()
 
     def watch():

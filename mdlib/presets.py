@@ -1,7 +1,10 @@
-"""Presets: which notebooks run, and the parameters that differ from the notebooks' own. Reads notebooks for both.
+"""Presets: which notebooks run, and the parameters that differ from the notebooks' own.
 
-The `parameters` cell of a notebook owns names, types and the demo's values; a preset or `--set` overrides them.
-A misspelt name or a value of the wrong type is refused here, because papermill would only warn.
+Reads notebooks for both.
+
+The `parameters` cell of a notebook owns names, types and the demo's values; a preset or `--set`
+overrides them. A misspelt name or a value of the wrong type is refused here, because papermill
+would only warn.
 """
 
 import ast
@@ -43,7 +46,9 @@ class Preset(BaseModel):
 def load_preset(name: str) -> Preset:
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
-        raise PresetError(f"unknown preset {name!r}; expected one of {sorted(p.stem for p in PRESETS.glob('*.yaml'))}")
+        raise PresetError(
+            f"unknown preset {name!r}; expected one of {sorted(p.stem for p in PRESETS.glob('*.yaml'))}"
+        )
     try:
         return Preset(**yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, TypeError) as error:
@@ -54,7 +59,9 @@ def read_parameters(notebook: str) -> dict[str, Parameter]:
     """The parameters cell of notebooks/NAME.ipynb, in order."""
     path = NOTEBOOKS / f"{notebook}.ipynb"
     if not path.is_file():
-        raise PresetError(f"unknown notebook {notebook!r}; expected one of {sorted(p.stem for p in NOTEBOOKS.glob('*.ipynb'))}")
+        raise PresetError(
+            f"unknown notebook {notebook!r}; expected one of {sorted(p.stem for p in NOTEBOOKS.glob('*.ipynb'))}"
+        )
     cells = nbformat.read(path, as_version=4).cells
     tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
@@ -63,19 +70,31 @@ def read_parameters(notebook: str) -> dict[str, Parameter]:
     lines = tagged[0].splitlines()
     for node in ast.parse(tagged[0]).body:
         if not isinstance(node, ast.AnnAssign):
-            raise PresetError(f"{notebook}: a parameters cell holds lines `name: type = value`, got {ast.unparse(node)!r}")
+            raise PresetError(
+                f"{notebook}: a parameters cell holds lines `name: type = value`, got {ast.unparse(node)!r}"
+            )
         comment = lines[node.end_lineno - 1].partition("#")[2].strip()
-        parameters[node.target.id] = Parameter(ast.unparse(node.annotation), ast.literal_eval(node.value), comment)
+        parameters[node.target.id] = Parameter(
+            ast.unparse(node.annotation), ast.literal_eval(node.value), comment
+        )
     return parameters
 
 
-def read_code(notebook: str, *, without_tags: set[str], without_modules: set[str]) -> list[ast.Module]:
-    """The code of notebooks/NAME.ipynb, then of each mdlib module it imports, directly or not, by path.
+def read_code(
+    notebook: str, *, without_tags: set[str], without_modules: set[str]
+) -> list[ast.Module]:
+    """The code of notebooks/NAME.ipynb, then of each mdlib module it imports, directly or not, by
+    path.
 
-    without_tags: of cells that are left out. without_modules: dotted names of modules that are, with what they import.
+    without_tags: of cells that are left out. without_modules: dotted names of modules that are,
+    with what they import.
     """
     cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    code = [c.source for c in cells if c.cell_type == "code" and not without_tags & set(c.metadata.get("tags", []))]
+    code = [
+        c.source
+        for c in cells
+        if c.cell_type == "code" and not without_tags & set(c.metadata.get("tags", []))
+    ]
     own = ast.parse("\n".join(code))
     found: dict[Path, ast.Module] = {}
     queue = _imports(own, without_modules)
@@ -102,26 +121,40 @@ def _imports(tree: ast.Module, without: set[str]) -> set[Path]:
     return paths
 
 
-def resolve(preset: Preset, overrides: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """All parameters of each notebook of a preset: its own values, then the preset's, then `overrides`."""
+def resolve(
+    preset: Preset, overrides: dict[str, dict[str, object]]
+) -> dict[str, dict[str, object]]:
+    """All parameters of each notebook of a preset: its own values, then the preset's, then
+    `overrides`.
+    """
     for source in (preset.parameters, overrides):
         for notebook in source:
             if notebook not in preset.notebooks:
-                raise PresetError(f"notebook {notebook!r} is not in this preset; expected one of {preset.notebooks}")
+                raise PresetError(
+                    f"notebook {notebook!r} is not in this preset; expected one of {preset.notebooks}"
+                )
     resolved = {}
     for notebook in preset.notebooks:
         known = read_parameters(notebook)
         values = {name: parameter.value for name, parameter in known.items()}
-        for name, value in {**preset.parameters.get(notebook, {}), **overrides.get(notebook, {})}.items():
+        for name, value in {
+            **preset.parameters.get(notebook, {}),
+            **overrides.get(notebook, {}),
+        }.items():
             if name not in known:
-                raise PresetError(f"{notebook} has no parameter {name!r}; expected one of {sorted(known)}")
+                raise PresetError(
+                    f"{notebook} has no parameter {name!r}; expected one of {sorted(known)}"
+                )
             values[name] = check_value(f"{notebook}.{name}", value, known[name].type)
         resolved[notebook] = values
     return resolved
 
 
 def check_value(name: str, value: object, declared: str) -> object:
-    """`value` as the declared type ("int", "float | None", "list[int]" ...), or PresetError. YAML reads 1e-3 as a string."""
+    """`value` as the declared type ("int", "float | None", "list[int]" ...), or PresetError.
+
+    YAML reads 1e-3 as a string.
+    """
     types = [t.strip() for t in declared.split("|")]
     if value is None and "None" in types:
         return None
@@ -134,7 +167,11 @@ def check_value(name: str, value: object, declared: str) -> object:
     for candidate in types:
         if candidate in accepted and type(value) is accepted[candidate]:
             return value
-    if "list[int]" in types and isinstance(value, list) and all(type(each) is int for each in value):
+    if (
+        "list[int]" in types
+        and isinstance(value, list)
+        and all(type(each) is int for each in value)
+    ):
         return value
     raise PresetError(f"{name} must be {declared}, got {value!r}")
 

@@ -1,7 +1,9 @@
-"""Baselines for stage 1: where is the object, by other rules on the same tokens, or from the picture alone.
+"""Baselines for stage 1: where is the object, by other rules on the same tokens, or from the
+picture alone.
 
-Symbols: k_p, the key of patch p, all heads concatenated; N = h * w patches, row-major. Masks are bool.
-Keys have no origin of their own (`masks.center_keys`), and all rules but the attention's depend on it: say which one was used.
+Symbols: k_p, the key of patch p, all heads concatenated; N = h * w patches, row-major. Masks are
+bool. Keys have no origin of their own (`masks.center_keys`), and all rules but the attention's
+depend on it: say which one was used.
 
                      one object all over the image,
                      or none: keys are all equal       a tie                                     can say "no object"
@@ -34,28 +36,37 @@ EPSILON = 1e-5  # the weight of patches that are not alike (3, 4): it keeps the 
 
 
 def attention_mask(attention: Tensor, *, grid_hw: tuple[int, int], mass: float) -> Tensor:
-    """DINO-seg (1): the patches that hold the upper `mass` of the attention, the component of the best one.
+    """DINO-seg (1): the patches that hold the upper `mass` of the attention, the component of the
+    best one.
 
-    attention (..., N), non-negative, of one head or a mean of heads (`masks.cls_attention`) -> (..., h, w).
-    A patch is kept while the patches above it hold less than mass, in (0, 1]; equal patches stay together.
+    attention (..., N), non-negative, of one head or a mean of heads (`masks.cls_attention`) ->
+    (..., h, w). A patch is kept while the patches above it hold less than mass, in (0, 1]; equal
+    patches stay together.
     """
     if attention.shape[-1] != grid_hw[0] * grid_hw[1] or not (attention >= 0).all():
-        raise ValueError(f"attention must be (..., {grid_hw[0]} * {grid_hw[1]}) and non-negative, got {tuple(attention.shape)}")
+        raise ValueError(
+            f"attention must be (..., {grid_hw[0]} * {grid_hw[1]}) and non-negative, got {tuple(attention.shape)}"
+        )
     if not 0 < mass <= 1:
         raise ValueError(f"mass must be in (0, 1], got {mass}")
     flat = attention.reshape(-1, attention.shape[-1]).double()
     best_first, order = flat.sort(dim=1, descending=True, stable=True)
     above = best_first.cumsum(1) - best_first
-    enough = (above < mass * best_first.sum(1, keepdim=True)).sum(1, keepdim=True)  # how many are kept, before ties
+    # how many are kept, before ties
+    enough = (above < mass * best_first.sum(1, keepdim=True)).sum(1, keepdim=True)
     kept = flat >= best_first.gather(1, enough.clamp(min=1) - 1)
-    return seed_component(kept.view(-1, *grid_hw), order[:, 0]).view(*attention.shape[:-1], *grid_hw)
+    return seed_component(kept.view(-1, *grid_hw), order[:, 0]).view(
+        *attention.shape[:-1], *grid_hw
+    )
 
 
 def lost(keys: Tensor, *, grid_hw: tuple[int, int], expansion: int) -> Tensor:
-    """LOST (2): an object is small, so its patches are like few others. keys (..., heads, N, d) -> (..., h, w).
+    """LOST (2): an object is small, so its patches are like few others. keys (..., heads, N, d) ->
+    (..., h, w).
 
-    Patches are alike where k_p . k_r >= 0. Seed: the patch that is like the fewest. The patches among the `expansion` such
-    with the fewest (100 in the paper) that are like the seed join it, S. Mask: where k_p . (sum of S) >= 0, the component of the seed.
+    Patches are alike where k_p . k_r >= 0. Seed: the patch that is like the fewest. The patches
+    among the `expansion` such with the fewest (100 in the paper) that are like the seed join it, S.
+    Mask: where k_p . (sum of S) >= 0, the component of the seed.
     """
     if expansion < 1:
         raise ValueError(f"expansion must be 1 or more, got {expansion}")
@@ -65,16 +76,18 @@ def lost(keys: Tensor, *, grid_hw: tuple[int, int], expansion: int) -> Tensor:
     images = torch.arange(len(flat), device=keys.device)
     joined = alike[images, order[:, 0]].gather(1, order)  # (B, expansion)
     total = torch.einsum("be,bed->bd", joined.to(flat), flat[images[:, None], order])
-    mask = seed_component((torch.einsum("bnd,bd->bn", flat, total) >= 0).view(-1, *grid_hw), order[:, 0])
+    mask = seed_component(
+        (torch.einsum("bnd,bd->bn", flat, total) >= 0).view(-1, *grid_hw), order[:, 0]
+    )
     return mask.view(*keys.shape[:-3], *grid_hw)
 
 
 def token_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float) -> Tensor:
     """TokenCut (3): one normalised cut of the patches. keys (..., heads, N, d) -> (..., h, w).
 
-    Weight 1 where the cosine of two keys reaches tau (0.2 in the paper), EPSILON elsewhere. The second eigenvector y is cut at
-    its mean; the object is the side of the entry of largest magnitude, the component of that entry.
-    Cost: an eigenproblem an image, see `cuts`.
+    Weight 1 where the cosine of two keys reaches tau (0.2 in the paper), EPSILON elsewhere. The
+    second eigenvector y is cut at its mean; the object is the side of the entry of largest
+    magnitude, the component of that entry. Cost: an eigenproblem an image, see `cuts`.
     """
     found = []
     for image in _flat(keys, grid_hw):
@@ -87,11 +100,13 @@ def token_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float) -> Tensor:
 
 
 def mask_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float, max_masks: int) -> Tensor:
-    """MaskCut (4): TokenCut again and again. keys (..., heads, N, d) -> (..., max_masks, h, w), all False when nothing is left.
+    """MaskCut (4): TokenCut again and again. keys (..., heads, N, d) -> (..., max_masks, h, w), all
+    False when nothing is left.
 
-    As `token_cut` (tau is 0.15 in the paper, max_masks 3), but a side with two or more corners of the image is background: then the
-    other side is the object. The patches of a mask leave the graph before the next cut. (The paper sets their keys to
-    zero: that leaves them hanging on EPSILON.) What is left is done when no cut of it is better than another.
+    As `token_cut` (tau is 0.15 in the paper, max_masks 3), but a side with two or more corners of
+    the image is background: then the other side is the object. The patches of a mask leave the
+    graph before the next cut. (The paper sets their keys to zero: that leaves them hanging on
+    EPSILON.) What is left is done when no cut of it is better than another.
     """
     if max_masks < 1:
         raise ValueError(f"max_masks must be 1 or more, got {max_masks}")
@@ -109,7 +124,9 @@ def mask_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float, max_masks: i
             if side[corners].sum() >= 2:
                 y = -y
                 side = torch.zeros_like(mask).index_fill_(0, left[y > y.mean()], True)
-            mask[:] = seed_component(side.view(1, *grid_hw), left[cuts.first_peak(y)][None]).flatten()
+            mask[:] = seed_component(
+                side.view(1, *grid_hw), left[cuts.first_peak(y)][None]
+            ).flatten()
     return found.view(*keys.shape[:-3], max_masks, *grid_hw)
 
 
@@ -127,7 +144,8 @@ def _eigenvector(keys: Tensor, tau: float) -> Tensor:
 
 
 def frequency_tuned_saliency(image: np.ndarray) -> np.ndarray:
-    """How far a pixel's colour is from the picture's mean colour (5): (H, W, 3) uint8 RGB -> (H, W) float64, in Lab units.
+    """How far a pixel's colour is from the picture's mean colour (5): (H, W, 3) uint8 RGB -> (H, W)
+    float64, in Lab units.
 
     The picture is smoothed by a binomial filter of 5 x 5 first.
     """
@@ -138,11 +156,13 @@ def frequency_tuned_saliency(image: np.ndarray) -> np.ndarray:
 
 
 def geodesic_saliency(image: np.ndarray) -> np.ndarray:
-    """How hard it is to leave the picture (6): (H, W, 3) uint8 RGB -> (H, W) float64, in Lab units; 0 on the border.
+    """How hard it is to leave the picture (6): (H, W, 3) uint8 RGB -> (H, W) float64, in Lab units;
+    0 on the border.
 
-    The border is taken for background. A step between two neighbours costs the difference of their colours in Lab, or
-    nothing where that is below what is normal, the mean over pixels of the step to the most similar neighbour. The
-    saliency of a pixel is the cost of its cheapest path to the border. Nodes are pixels here (patches in the paper).
+    The border is taken for background. A step between two neighbours costs the difference of their
+    colours in Lab, or nothing where that is below what is normal, the mean over pixels of the step
+    to the most similar neighbour. The saliency of a pixel is the cost of its cheapest path to the
+    border. Nodes are pixels here (patches in the paper).
     """
     lab = to_lab(image)
     nodes = np.arange(lab.shape[0] * lab.shape[1]).reshape(lab.shape[:2])
@@ -156,11 +176,14 @@ def geodesic_saliency(image: np.ndarray) -> np.ndarray:
     cost[cost < smallest.mean()] = 0
     graph = coo_array((cost, (start, end)), shape=(nodes.size, nodes.size)).tocsr()
     border = np.concatenate([nodes[0], nodes[-1], nodes[:, 0], nodes[:, -1]])
-    return dijkstra(graph, directed=False, indices=np.unique(border), min_only=True).reshape(nodes.shape)
+    return dijkstra(graph, directed=False, indices=np.unique(border), min_only=True).reshape(
+        nodes.shape
+    )
 
 
 def salient_mask(saliency: np.ndarray, *, factor: float) -> np.ndarray:
-    """(H, W) -> (H, W) bool: saliency above factor times its mean (2 in (5)), the 4-connected component of the maximum.
+    """(H, W) -> (H, W) bool: saliency above factor times its mean (2 in (5)), the 4-connected
+    component of the maximum.
 
     Empty where saliency is the same everywhere, if factor >= 1.
     """
@@ -174,7 +197,13 @@ def to_lab(image: np.ndarray) -> np.ndarray:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     rgb = image / 255
     rgb = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    to_xyz = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+    to_xyz = np.array(
+        [
+            [0.412453, 0.357580, 0.180423],
+            [0.212671, 0.715160, 0.072169],
+            [0.019334, 0.119193, 0.950227],
+        ]
+    )
     xyz = rgb @ (to_xyz / to_xyz.sum(1, keepdims=True)).T  # white is (1, 1, 1)
     x, y, z = np.moveaxis(np.where(xyz > 216 / 24389, np.cbrt(xyz), xyz * 841 / 108 + 4 / 29), 2, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 2)
@@ -184,7 +213,9 @@ def to_lab(image: np.ndarray) -> np.ndarray:
 
 
 def centre_box(image_hw: tuple[int, int], *, side: float) -> np.ndarray:
-    """(H, W) bool: a box in the centre with `side` of the picture's height and width; side 1 is the whole image."""
+    """(H, W) bool: a box in the centre with `side` of the picture's height and width; side 1 is the
+    whole image.
+    """
     if not 0 < side <= 1:
         raise ValueError(f"side must be in (0, 1], got {side}")
     mask = np.zeros(image_hw, bool)

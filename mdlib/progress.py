@@ -8,7 +8,10 @@ from tqdm.auto import tqdm
 
 
 def track(items: Iterable, *, total: int, what: str, every: float = 10.0) -> Iterator:
-    """Iterate over items, showing how far it is. Under the runner (MDLIB_BATCH is set) it prints plain lines."""
+    """Iterate over items, showing how far it is.
+
+    Under the runner (MDLIB_BATCH is set) it prints plain lines.
+    """
     if "MDLIB_BATCH" not in os.environ:
         yield from tqdm(items, total=total, desc=what)
         return
@@ -17,5 +20,8 @@ def track(items: Iterable, *, total: int, what: str, every: float = 10.0) -> Ite
         yield item
         now = time.monotonic()
         if now - last >= every or done == total:
-            print(f"{what}: {done}/{total}, {now - began:.0f} s, {(now - began) / done * (total - done):.0f} s left", flush=True)
+            print(
+                f"{what}: {done}/{total}, {now - began:.0f} s, {(now - began) / done * (total - done):.0f} s left",
+                flush=True,
+            )
             last = now

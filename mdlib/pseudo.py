@@ -1,7 +1,7 @@
 """Confident masks to a label map: stage 4.
 
-The rule: sort an image's predictions by score; keep those at or above the threshold, or the best one alone where
-none reaches it; paste them in that order.
+The rule: sort an image's predictions by score; keep those at or above the threshold, or the best
+one alone where none reaches it; paste them in that order.
 """
 
 import numpy as np
@@ -11,35 +11,56 @@ LARGEST_LABEL = 254  # 255 is void
 
 
 def confident(scores: np.ndarray, *, threshold: float) -> np.ndarray:
-    """Indices of the predictions that are kept, best first: (n,) scores -> (m,) int64. Ties go to the lower index."""
+    """Indices of the predictions that are kept, best first: (n,) scores -> (m,) int64.
+
+    Ties go to the lower index.
+    """
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     kept = order[np.asarray(scores, np.float64)[order] >= threshold]
     return kept if len(kept) else order[:1]
 
 
-def stack_predictions(records: list[dict], image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image's predictions as `label_map` takes them: masks (n, H, W) bool, clusters (n,), scores (n,)."""
+def stack_predictions(
+    records: list[dict], image_hw: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image's predictions as `label_map` takes them: masks (n, H, W) bool, clusters (n,), scores
+    (n,).
+    """
     if not records:
         return np.zeros((0, *image_hw), bool), np.zeros(0, np.int64), np.zeros(0)
-    return np.stack([r["mask"] for r in records]), np.array([r["cluster"] for r in records]), np.array([r["score"] for r in records])
+    return (
+        np.stack([r["mask"] for r in records]),
+        np.array([r["cluster"] for r in records]),
+        np.array([r["score"] for r in records]),
+    )
 
 
 def label_map(
     masks: np.ndarray, clusters: np.ndarray, scores: np.ndarray, *, threshold: float, overlap: str
 ) -> np.ndarray:
-    """(n, H, W) bool, (n,) cluster, (n,) score in [0, 1] -> (H, W) uint16: 0 background, 1 + cluster.
+    """(n, H, W) bool, (n,) cluster, (n,) score in [0, 1] -> (H, W) uint16: 0 background, 1 +
+    cluster.
 
-    overlap: "skip" (the paper's intent) leaves out a mask that touches what is already pasted; "overwrite" (what the
-    reference code comes to) pastes every mask over what is there. Without a prediction all is background.
-    Raises ValueError where the arguments do not fit, or a cluster would collide with the void label 255.
+    overlap: "skip" (the paper's intent) leaves out a mask that touches what is already pasted;
+    "overwrite" (what the reference code comes to) pastes every mask over what is there. Without a
+    prediction all is background. Raises ValueError where the arguments do not fit, or a cluster
+    would collide with the void label 255.
     """
-    masks, clusters, scores = np.asarray(masks, bool), np.asarray(clusters, np.int64), np.asarray(scores)
+    masks, clusters, scores = (
+        np.asarray(masks, bool),
+        np.asarray(clusters, np.int64),
+        np.asarray(scores),
+    )
     if masks.ndim != 3 or not len(masks) == len(clusters) == len(scores):
-        raise ValueError(f"masks must be (n, H, W) with n clusters and scores, got {masks.shape}, {len(clusters)}, {len(scores)}")
+        raise ValueError(
+            f"masks must be (n, H, W) with n clusters and scores, got {masks.shape}, {len(clusters)}, {len(scores)}"
+        )
     if overlap not in OVERLAPS:
         raise ValueError(f"overlap must be one of {OVERLAPS}, got {overlap!r}")
     if len(clusters) and not (0 <= clusters.min() and clusters.max() < LARGEST_LABEL):
-        raise ValueError(f"a label map holds clusters 0..{LARGEST_LABEL - 1}, got {clusters.min()}..{clusters.max()}")
+        raise ValueError(
+            f"a label map holds clusters 0..{LARGEST_LABEL - 1}, got {clusters.min()}..{clusters.max()}"
+        )
     labels = np.zeros(masks.shape[1:], np.uint16)
     for i in confident(scores, threshold=threshold):
         if overlap == "overwrite" or not labels[masks[i]].any():
@@ -48,9 +69,11 @@ def label_map(
 
 
 def clustered_map(records: list[dict], *, image_hw: tuple[int, int]) -> np.ndarray:
-    """Stage 2's masks of one image with their clusters, none of them left out: (H, W) uint16, 0 background, 1 + cluster.
+    """Stage 2's masks of one image with their clusters, none of them left out: (H, W) uint16, 0
+    background, 1 + cluster.
 
-    records: {"mask" (H, W) bool, "cluster"}; the masks of one image do not overlap. Without one all is background.
+    records: {"mask" (H, W) bool, "cluster"}; the masks of one image do not overlap. Without one all
+    is background.
     """
     labels = np.zeros(image_hw, np.uint16)
     for record in records:

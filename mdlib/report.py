@@ -14,8 +14,9 @@ from mdlib.stage import ZOO, data_label, device, read_manifest, versions
 
 
 def collect(run_dir: Path, preset: Preset) -> dict:
-    """The content of metrics.json: {"run": ..., "metrics": {name: value}, "bands": {name: [low, high]}}, and "skipped":
-    {stage: reason} where stages had nothing to do."""
+    """The content of metrics.json: {"run": ..., "metrics": {name: value}, "bands": {name: [low,
+    high]}}, and "skipped": {stage: reason} where stages had nothing to do.
+    """
     manifests = [read_manifest(run_dir, name) for name in preset.notebooks]
     metrics = {name: value for manifest in manifests for name, value in manifest["metrics"].items()}
     info = store.read_json(run_dir / "artifacts" / "run.json")
@@ -29,8 +30,17 @@ def collect(run_dir: Path, preset: Preset) -> dict:
         "commit": _commit(),
         "seconds": round(sum(m["seconds"] for m in manifests), 1),
     }
-    skipped = {name: manifest["skipped"] for name, manifest in zip(preset.notebooks, manifests) if "skipped" in manifest}
-    return {"run": run, "metrics": metrics, "bands": {k: list(v) for k, v in preset.bands.items()}, **({"skipped": skipped} if skipped else {})}
+    skipped = {
+        name: manifest["skipped"]
+        for name, manifest in zip(preset.notebooks, manifests)
+        if "skipped" in manifest
+    }
+    return {
+        "run": run,
+        "metrics": metrics,
+        "bands": {k: list(v) for k, v in preset.bands.items()},
+        **({"skipped": skipped} if skipped else {}),
+    }
 
 
 def write(run_dir: Path, preset: Preset) -> None:
@@ -47,7 +57,9 @@ def write(run_dir: Path, preset: Preset) -> None:
 
 
 def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
-    """(metric, value, band, verdict, meaning) for every metric, in the order of MEANINGS, unknown ones last."""
+    """(metric, value, band, verdict, meaning) for every metric, in the order of MEANINGS, unknown
+    ones last.
+    """
     metrics, bands = content["metrics"], content["bands"]
     order = [m for m in MEANINGS if m in metrics] + sorted(m for m in metrics if m not in MEANINGS)
     rows = []
@@ -66,14 +78,18 @@ README_METRICS = (
     "pseudo_miou_unfiltered", "pseudo_miou", "masks_miou_clustering", "miou_clustering", "miou_clustering_crf",
     "miou_clustering_valmatch", "miou_linear", "miou_supervised", "mask_rcnn_ap50_single", "mask_rcnn_ap50_multi",
 )  # fmt: skip
-README_MARKS = {what: (f"<!-- {what}:begin -->", f"<!-- {what}:end -->") for what in ("results", "claims")}
+README_MARKS = {
+    what: (f"<!-- {what}:begin -->", f"<!-- {what}:end -->") for what in ("results", "claims")
+}
 
 
 def readme_table(content: dict) -> str:
     """The README's results table, from the content of a metrics.json."""
     rows = [row for row in metric_rows(content) if row[0] in README_METRICS]
     lines = ["| metric | measured | band | what it is |", "|---|---|---|---|"]
-    lines += [f"| `{name}` | {value} | {band} | {meaning} |" for name, value, band, _, meaning in rows]
+    lines += [
+        f"| `{name}` | {value} | {band} | {meaning} |" for name, value, band, _, meaning in rows
+    ]
     return "\n".join([_run_line(content), "", *lines])
 
 
@@ -102,9 +118,23 @@ def render_notebook(path: Path) -> None:
 
 
 def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict]) -> str:
-    lines = [f"# {title}", "", _run_line(content), "", "| metric | value | band | | what it is |", "|---|---|---|---|---|"]
-    lines += [f"| `{name}` | {value} | {band} | {verdict} | {meaning} |" for name, value, band, verdict, meaning in table]
-    lines += ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())] if "skipped" in content else []
+    lines = [
+        f"# {title}",
+        "",
+        _run_line(content),
+        "",
+        "| metric | value | band | | what it is |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {value} | {band} | {verdict} | {meaning} |"
+        for name, value, band, verdict, meaning in table
+    ]
+    lines += (
+        ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())]
+        if "skipped" in content
+        else []
+    )
     lines += ["", "## Claims", "", evidence.claims_table(claims)] if claims else []
     return "\n".join(lines) + "\n"
 
@@ -120,7 +150,9 @@ def _run_line(content: dict) -> str:
     return f"{line}Bands are for the zoo on this preset; no number here stands beside one of VOC or COCO."
 
 
-def _html(title: str, content: dict, table: list[tuple], claims: list[dict], run_dir: Path, preset: Preset) -> str:
+def _html(
+    title: str, content: dict, table: list[tuple], claims: list[dict], run_dir: Path, preset: Preset
+) -> str:
     rows = "".join(
         f'<tr class="{verdict.lower()}"><td><code>{name}</code></td><td class="n">{value}</td><td class="n">{band}</td>'
         f"<td>{verdict}</td><td>{html.escape(meaning)}</td></tr>"
@@ -137,9 +169,12 @@ def _html(title: str, content: dict, table: list[tuple], claims: list[dict], run
             f"<figcaption>{html.escape(f['caption'])}</figcaption></figure>"
             for f in manifest["figures"]
         )
-        skipped = f"<p>Skipped: {html.escape(manifest['skipped'])}</p>" if "skipped" in manifest else ""
+        skipped = (
+            f"<p>Skipped: {html.escape(manifest['skipped'])}</p>" if "skipped" in manifest else ""
+        )
         sections.append(f"<section><h2>{link}</h2>{skipped}{figures}</section>")
-    first = sections.pop() if preset.notebooks[-1] == "12_report" else ""  # the overview opens the page
+    # the overview opens the page
+    first = sections.pop() if preset.notebooks[-1] == "12_report" else ""
     return PAGE.format(
         title=html.escape(title),
         run=html.escape(_run_line(content)),
@@ -162,12 +197,19 @@ def _claims_html(claims: list[dict]) -> str:
 
 
 def _commit() -> str:
-    """The commit that ran, "-dirty" where other files than reports, which a run writes itself, differ from it."""
+    """The commit that ran, "-dirty" where other files than reports, which a run writes itself,
+    differ from it.
+    """
     git = ["git", "-C", str(ROOT)]
     try:
         said = [
-            subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
-            for arguments in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "-uno", "--", ".", ":!reports"])
+            subprocess.run(
+                [*git, *arguments], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for arguments in (
+                ["rev-parse", "--short=10", "HEAD"],
+                ["status", "--porcelain", "-uno", "--", ".", ":!reports"],
+            )
         ]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -10,7 +10,10 @@ def encode_mask(mask: np.ndarray) -> dict:
     """(H, W) bool -> COCO RLE {"size": [H, W], "counts": str}."""
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     counts = encoded["counts"]
-    return {"size": [int(s) for s in encoded["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
+    return {
+        "size": [int(s) for s in encoded["size"]],
+        "counts": counts.decode() if isinstance(counts, bytes) else counts,
+    }
 
 
 def decode_mask(encoded: dict) -> np.ndarray:
@@ -24,7 +27,9 @@ def mask_area(encoded: dict) -> int:
 
 
 def encoding_of(record: Mapping) -> dict:
-    """The COCO RLE of a record's "mask": that of a MaskRecord as it is, not decoded to be encoded again."""
+    """The COCO RLE of a record's "mask": that of a MaskRecord as it is, not decoded to be encoded
+    again.
+    """
     return record.encoded if isinstance(record, MaskRecord) else encode_mask(record["mask"])
 
 
@@ -33,10 +38,12 @@ def _as_bytes(encoded: dict) -> dict:
 
 
 class MaskRecord(Mapping):
-    """A mask of an image: what is said of it, and "mask" (H, W) bool, which is decoded at each look.
+    """A mask of an image: what is said of it, and "mask" (H, W) bool, which is decoded at each
+    look.
 
-    It is kept run-length encoded, about a hundredth of its pixels, so that the masks of a whole data set fit into
-    memory. `record | {...}` adds values and stays small; `{**record}` holds the pixels.
+    It is kept run-length encoded, about a hundredth of its pixels, so that the masks of a whole
+    data set fit into memory. `record | {...}` adds values and stays small; `{**record}` holds the
+    pixels.
     """
 
     def __init__(self, values: dict, encoded: dict):

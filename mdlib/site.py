@@ -1,8 +1,9 @@
 """The course as a site: the map of docs/course.md and a run's executed notebooks, as plain pages.
 
-Nothing is fetched: formulas become MathML, pictures lie beside the pages, so a page opens from a file, from a server and
-on a phone. The one script filters titles and headings; a page is whole without it. A link to a notebook becomes a link to
-its page; one to a file that the site does not hold is written as text.
+Nothing is fetched: formulas become MathML, pictures lie beside the pages, so a page opens from a
+file, from a server and on a phone. The one script filters titles and headings; a page is whole
+without it. A link to a notebook becomes a link to its page; one to a file that the site does not
+hold is written as text.
 """
 
 import ast
@@ -30,16 +31,23 @@ def build(run_dir: Path, out: Path) -> list[Path]:
 
     Raises StoreError for a run without executed notebooks.
     """
-    executed = sorted((run_dir / "notebooks").glob("*.ipynb"), key=lambda path: (path.stem != FIRST, path.stem))
+    executed = sorted(
+        (run_dir / "notebooks").glob("*.ipynb"), key=lambda path: (path.stem != FIRST, path.stem)
+    )
     executed = [path for path in executed if not path.stem.endswith(".partial")]
     if not executed:
         raise store.StoreError(f"{run_dir} holds no executed notebooks: run a preset first")
     titles = {"index": "The course"}
-    bodies = {"index": _markdown((ROOT / "docs" / "course.md").read_text(encoding="utf-8"), {p.stem for p in executed})}
+    bodies = {
+        "index": _markdown(
+            (ROOT / "docs" / "course.md").read_text(encoding="utf-8"), {p.stem for p in executed}
+        )
+    }
     styles = set()
     for path in executed:
         notebook = nbformat.read(path, as_version=4)
-        notebook.metadata.pop("widgets", None)  # the sliders of the explorers: nothing on a page moves them
+        # the sliders of the explorers: nothing on a page moves them
+        notebook.metadata.pop("widgets", None)
         titles[path.stem] = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
         bodies[path.stem], pictures, style = _body(notebook, path.stem, {p.stem for p in executed})
         styles.add(style)
@@ -47,18 +55,24 @@ def build(run_dir: Path, out: Path) -> list[Path]:
             with store.atomic(out / name) as temporary:
                 temporary.write_bytes(data)
     method, others = _slides(run_dir, out / "figures")
-    bodies["index"] = bodies["index"].replace("</p>", "</p>" + method, 1) + others  # after the first sentences
+    # after the first sentences
+    bodies["index"] = bodies["index"].replace("</p>", "</p>" + method, 1) + others
     store.write_text(out / "style.css", STYLE + "\n".join(sorted(styles)))
-    store.write_text(out / "search.js", SEARCH.replace("INDEX", json.dumps(_entries(titles, bodies), ensure_ascii=False)))
+    store.write_text(
+        out / "search.js",
+        SEARCH.replace("INDEX", json.dumps(_entries(titles, bodies), ensure_ascii=False)),
+    )
     for name in titles:
         store.write_text(out / f"{name}.html", _page(name, titles, bodies[name]))
     return [out / f"{name}.html" for name in titles]
 
 
 def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
-    """The figures for slides, drawn from this run into `folder`: HTML of the method's, and of the two others.
+    """The figures for slides, drawn from this run into `folder`: HTML of the method's, and of the
+    two others.
 
-    Nothing for a run that does not hold all its stages on val, or has no label maps there; no gallery without a failure.
+    Nothing for a run that does not hold all its stages on val, or has no label maps there; no
+    gallery without a failure.
     """
     try:
         run = outcome.read_outcome(run_dir)
@@ -67,7 +81,10 @@ def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
     panels = overview.panels_of(run)
 
     def shown(name: str, figure: Figure, alt: str) -> str:
-        png, svg = (f"{folder.name}/{path.name}" for path in overview.save(figure, folder / name, alt=alt, label=run_label(run_dir, {})))
+        png, svg = (
+            f"{folder.name}/{path.name}"
+            for path in overview.save(figure, folder / name, alt=alt, label=run_label(run_dir, {}))
+        )
         picture = f'<div class="wide slide"><a href="{png}"><img src="{png}" alt="{html.escape(alt)}"></a></div>'
         return f'{picture}<p>For slides: <a href="{png}">PNG</a>, <a href="{svg}">SVG</a>.</p>'
 
@@ -80,12 +97,17 @@ def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
 
 
 def _entries(titles: dict[str, str], bodies: dict[str, str]) -> list[tuple[str, str]]:
-    """What the search looks through: (address, text) of each page and of each of its headings below the title."""
+    """What the search looks through: (address, text) of each page and of each of its headings below
+    the title.
+    """
     entries = []
     for name, title in titles.items():
         entries.append((f"{name}.html", title))
         headings = re.findall(r'<h[2-4] id="([^"]*)">(.*?)</h', bodies[name], flags=re.DOTALL)
-        entries += [(f"{name}.html#{anchor}", f"{title}: {html.unescape(re.sub('<[^>]+>', '', text))}") for anchor, text in headings]
+        entries += [
+            (f"{name}.html#{anchor}", f"{title}: {html.unescape(re.sub('<[^>]+>', '', text))}")
+            for anchor, text in headings
+        ]
     return entries
 
 
@@ -117,7 +139,11 @@ class _Renderer(IPythonRenderer):
         target = PurePosixPath(path)
         if not path or url.startswith("http"):
             return f'<a href="{html.escape(url)}">{text}</a>'
-        if target.suffix == ".ipynb" and target.stem in self.pages and "solutions" not in target.parts:
+        if (
+            target.suffix == ".ipynb"
+            and target.stem in self.pages
+            and "solutions" not in target.parts
+        ):
             return f'<a href="{target.stem}.html{"#" * bool(anchor)}{anchor}">{text}</a>'
         return text
 
@@ -128,33 +154,47 @@ def _markdown(source: str, pages: set[str]) -> str:
 
 # ---------------------------------------------------------------- notebooks
 
-# The picture beside the page, with the caption that the notebook gave it; a click shows it in full size.
+# The picture beside the page, with the caption that the notebook gave it; a click shows it in full
+# size.
 TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
 {% block data_png %}{% set path = output.metadata.filenames['image/png'] | posix_path %}<a href="{{ path }}"><img src="{{ path }}" alt="{{ output.metadata.alt | escape_html }}" loading="lazy"></a>{% endblock %}
 """
 
 
-def _body(notebook: nbformat.NotebookNode, name: str, pages: set[str]) -> tuple[str, dict[str, bytes], str]:
+def _body(
+    notebook: nbformat.NotebookNode, name: str, pages: set[str]
+) -> tuple[str, dict[str, bytes], str]:
     """(HTML of the cells, {"figures/...": bytes of its pictures}, style of the code)."""
     for cell in notebook.cells:
         captions = _captions(cell.source) if cell.cell_type == "code" else []
         drawn = [o for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
         for number, output in enumerate(drawn):
-            output.metadata["alt"] = captions[number] if number < len(captions) else f"a figure of {name}"
+            output.metadata["alt"] = (
+                captions[number] if number < len(captions) else f"a figure of {name}"
+            )
             output.data.pop("text/plain", None)
     exporter = HTMLExporter(raw_template=TEMPLATE)
     places = "{unique_key}-{cell_index}-{index}{extension}"
-    exporter.register_preprocessor(ExtractOutputPreprocessor(output_filename_template=places, enabled=True))
+    exporter.register_preprocessor(
+        ExtractOutputPreprocessor(output_filename_template=places, enabled=True)
+    )
     exporter.register_preprocessor(CSSHTMLHeaderPreprocessor(style="default", enabled=True))
     exporter.register_filter("markdown2html", lambda source: _markdown(source, pages))
-    body, resources = exporter.from_notebook_node(notebook, {"unique_key": name, "output_files_dir": "figures"})
+    body, resources = exporter.from_notebook_node(
+        notebook, {"unique_key": name, "output_files_dir": "figures"}
+    )
     return body, resources["outputs"], "\n".join(resources["inlining"]["css"])
 
 
 def _captions(source: str) -> list[str]:
     """The captions that a cell gives its figures, in order."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    found = [k.value.value for call in calls for k in call.keywords if k.arg == "caption" and isinstance(k.value, ast.Constant)]
+    found = [
+        k.value.value
+        for call in calls
+        for k in call.keywords
+        if k.arg == "caption" and isinstance(k.value, ast.Constant)
+    ]
     return [caption for caption in found if isinstance(caption, str)]
 
 
@@ -164,12 +204,23 @@ def _captions(source: str) -> list[str]:
 def _page(name: str, titles: dict[str, str], body: str) -> str:
     names = list(titles)
     links = "".join(
-        f'<li><a href="{other}.html"{" aria-current=page" if other == name else ""}>{html.escape(titles[other])}</a></li>' for other in names
+        f'<li><a href="{other}.html"{" aria-current=page" if other == name else ""}>{html.escape(titles[other])}</a></li>'
+        for other in names
     )
     at = names.index(name)
-    before = f'<a rel="prev" href="{names[at - 1]}.html">← {html.escape(titles[names[at - 1]])}</a>' if at else "<span></span>"
-    after = f'<a rel="next" href="{names[at + 1]}.html">{html.escape(titles[names[at + 1]])} →</a>' if at + 1 < len(names) else ""
-    return PAGE.format(title=html.escape(titles[name]), links=links, body=body, before=before, after=after)
+    before = (
+        f'<a rel="prev" href="{names[at - 1]}.html">← {html.escape(titles[names[at - 1]])}</a>'
+        if at
+        else "<span></span>"
+    )
+    after = (
+        f'<a rel="next" href="{names[at + 1]}.html">{html.escape(titles[names[at + 1]])} →</a>'
+        if at + 1 < len(names)
+        else ""
+    )
+    return PAGE.format(
+        title=html.escape(titles[name]), links=links, body=body, before=before, after=after
+    )
 
 
 PAGE = """<!doctype html>

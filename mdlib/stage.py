@@ -1,7 +1,8 @@
 """One stage of a run: a folder that is written under a temporary name and renamed when whole.
 
-`manifest.json` in it is the commit record: parameters, digests of inputs and of the code, versions, seconds, metrics.
-A stage whose manifest still matches need not run again; `stale_reason` says what changed.
+`manifest.json` in it is the commit record: parameters, digests of inputs and of the code, versions,
+seconds, metrics. A stage whose manifest still matches need not run again; `stale_reason` says what
+changed.
 """
 
 import ast
@@ -23,14 +24,29 @@ import torch
 from mdlib import store
 from mdlib.presets import ROOT, check_value, read_code, read_parameters
 
-ZOO = "zoo (composited)"  # how the embedded data set is called wherever a number or figure of it is shown
-PLACE = "run_dir"  # the one parameter that says where, not what: it is no part of a stage's identity
-SMOKE_SIZE = "MDLIB_SMOKE_SIZE"  # set for the kernels of `pipeline.fill`, which runs stages that a notebook lacks
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "matplotlib")
+# how the embedded data set is called wherever a number or figure of it is shown
+ZOO = "zoo (composited)"
+# the one parameter that says where, not what: it is no part of a stage's identity
+PLACE = "run_dir"
+# set for the kernels of `pipeline.fill`, which runs stages that a notebook lacks
+SMOKE_SIZE = "MDLIB_SMOKE_SIZE"
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+    "matplotlib",
+)
 
 
 class StageSkipped(Exception):
-    """This stage has nothing to do here, such as scoring without labels; the message says why. Not an error."""
+    """This stage has nothing to do here, such as scoring without labels; the message says why.
+
+    Not an error.
+    """
 
     def _render_traceback_(self) -> list[str]:
         """What Jupyter shows instead of a traceback."""
@@ -50,27 +66,36 @@ class Stage:
     files: dict[str, str] = field(default_factory=dict)
     figures: list[dict] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
-    smoke_size: bool = field(default_factory=lambda: SMOKE_SIZE in os.environ)  # filled in, or made from what was
+    # filled in, or made from what was
+    smoke_size: bool = field(default_factory=lambda: SMOKE_SIZE in os.environ)
 
     def read(self, name: str) -> Path:
-        """The folder of an earlier stage of this run. In a notebook opened by hand, a stage that has not run is run at smoke size.
+        """The folder of an earlier stage of this run.
 
-        Raises StoreError if it has not run (under the runner, MDLIB_BATCH), failed to, or ran before its own inputs did.
+        In a notebook opened by hand, a stage that has not run is run at smoke size.
+
+        Raises StoreError if it has not run (under the runner, MDLIB_BATCH), failed to, or ran
+        before its own inputs did.
         """
         if "MDLIB_BATCH" not in os.environ and not manifest_path(self.run_dir, name).is_file():
             _fill(self.run_dir, name)
         manifest = read_manifest(self.run_dir, name)
         for earlier, digest in manifest["inputs"].items():
             if identity(read_manifest(self.run_dir, earlier)) != digest:
-                raise store.StoreError(f"{name} was made from another {earlier} than this run holds now: run {name} again (nothing overwrites it for you)")
+                raise store.StoreError(
+                    f"{name} was made from another {earlier} than this run holds now: run {name} again (nothing overwrites it for you)"
+                )
         self.inputs[name] = identity(manifest)
         if manifest.get("smoke_size") and not self.smoke_size:
             self.smoke_size, self.label = True, f"{self.label} · smoke-size inputs"
-            print(f"{name} is of smoke size: numbers from here on mean nothing, and the figures say so")
+            print(
+                f"{name} is of smoke size: numbers from here on mean nothing, and the figures say so"
+            )
         return self.run_dir / "artifacts" / name
 
     def read_file(self, path: str | Path) -> Path:
-        """A file or folder outside the run (data, weights), by a path from the repository's root or an absolute one.
+        """A file or folder outside the run (data, weights), by a path from the repository's root or
+        an absolute one.
 
         Its digest is recorded: of a folder that of the names and sizes in it.
         """
@@ -81,36 +106,61 @@ class Stage:
         return full
 
     def weights(self, value: str | None, *, known: Iterable[str] = ()) -> str | Path | None:
-        """A parameter `weights` as encoders and backbones take it: None, "random" and names in `known` as they are, else a file.
+        """A parameter `weights` as encoders and backbones take it: None, "random" and names in
+        `known` as they are, else a file.
 
         The file is recorded as by `read_file`. Raises StoreError where there is none.
         """
         if value is None or value == "random" or value in known:
             return value
         if not (ROOT / value).is_file():
-            raise store.StoreError(f"weights {value!r}: no file {ROOT / value}; expected a file, {', '.join(['random', *known])} or null")
+            raise store.StoreError(
+                f"weights {value!r}: no file {ROOT / value}; expected a file, {', '.join(['random', *known])} or null"
+            )
         return self.read_file(value)
 
     def checkpoint(self, training: str) -> Path:
-        """Where a training of this stage keeps its checkpoint: beside the stages, so that it outlives a kill.
+        """Where a training of this stage keeps its checkpoint: beside the stages, so that it
+        outlives a kill.
 
-        Other parameters or inputs have another file, so a changed run starts anew; `finish` removes them all.
+        Other parameters or inputs have another file, so a changed run starts anew; `finish` removes
+        them all.
         """
-        made_of = repr([sorted(part.items()) for part in (self.parameters, self.inputs, self.files)])
+        made_of = repr(
+            [sorted(part.items()) for part in (self.parameters, self.inputs, self.files)]
+        )
         folder = self.run_dir / "artifacts" / "checkpoints"
-        return folder / f"{self.name}-{training}-{store.digest_bytes(made_of.encode())[:8]}.safetensors"
+        return (
+            folder
+            / f"{self.name}-{training}-{store.digest_bytes(made_of.encode())[:8]}.safetensors"
+        )
 
     def figure(self, figure, name: str, *, caption: str, invented: bool = False) -> None:
-        """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its alt text. At its foot stand
-        the run's preset and data, or that its numbers are invented to draw an idea."""
+        """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its
+        alt text. At its foot stand the run's preset and data, or that its numbers are invented to
+        draw an idea.
+        """
         path = self.run_dir / "figures" / f"{self.name}-{name}.png"
-        figure.text(1.0, -0.01, "invented numbers" if invented else self.label, ha="right", va="top", fontsize=7, color="0.45")
+        figure.text(
+            1.0,
+            -0.01,
+            "invented numbers" if invented else self.label,
+            ha="right",
+            va="top",
+            fontsize=7,
+            color="0.45",
+        )
         with store.atomic(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+            figure.savefig(
+                temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+            )
         self.figures.append({"file": path.name, "caption": caption})
 
     def finish(self, metrics: dict[str, float] | None = None) -> dict[str, float]:
-        """Write the manifest and give the stage its final name. Returns the metrics, rounded to six digits."""
+        """Write the manifest and give the stage its final name.
+
+        Returns the metrics, rounded to six digits.
+        """
         metrics = {k: round(float(v), 6) for k, v in (metrics or {}).items()}
         bad = [k for k, v in metrics.items() if not np.isfinite(v)]
         if bad:
@@ -119,7 +169,10 @@ class Stage:
         return metrics
 
     def skip(self, reason: str) -> NoReturn:
-        """End the notebook here, without results: the manifest says why, and later stages go on. Raises StageSkipped."""
+        """End the notebook here, without results: the manifest says why, and later stages go on.
+
+        Raises StageSkipped.
+        """
         self._commit({}, skipped=reason)
         raise StageSkipped(reason)
 
@@ -149,7 +202,8 @@ class Stage:
 def open_stage(name: str, values: dict[str, object]) -> Stage:
     """Open a stage from its notebook: `stage = open_stage("01_distill_masks", globals())`.
 
-    Takes the notebook's parameters out of `values`, checks their types, prints device, versions and paths.
+    Takes the notebook's parameters out of `values`, checks their types, prints device, versions and
+    paths.
     """
     known = read_parameters(name)
     parameters = {key: check_value(key, values[key], known[key].type) for key in known}
@@ -174,7 +228,9 @@ def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
 
 
 def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> str:
-    """The name of a run's data set, from 00's own parameters while it is made, from its manifest afterwards."""
+    """The name of a run's data set, from 00's own parameters while it is made, from its manifest
+    afterwards.
+    """
     path = manifest_path(run_dir, "00_prepare_data")
     stored = store.read_json(path)["parameters"] if path.is_file() else {}
     dataset = (parameters or {}).get("dataset", stored.get("dataset", "zoo"))
@@ -187,7 +243,10 @@ def device() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{library: metadata.version(library) for library in LIBRARIES}}
+    return {
+        "python": platform.python_version(),
+        **{library: metadata.version(library) for library in LIBRARIES},
+    }
 
 
 def manifest_path(run_dir: Path, name: str) -> Path:
@@ -202,15 +261,25 @@ def read_manifest(run_dir: Path, name: str) -> dict:
 
 
 def _fill(run_dir: Path, name: str) -> None:
-    """`python -m mdlib fill` in a process of its own, its lines shown as they come. Raises StoreError if it fails."""
-    print(f"{name} has not run in {os.path.relpath(run_dir, ROOT)}: running it and what it needs at smoke size", end=" ")
+    """`python -m mdlib fill` in a process of its own, its lines shown as they come.
+
+    Raises StoreError if it fails.
+    """
+    print(
+        f"{name} has not run in {os.path.relpath(run_dir, ROOT)}: running it and what it needs at smoke size",
+        end=" ",
+    )
     print("(about half a minute a stage); run that notebook for the real thing", flush=True)
     command = [sys.executable, "-m", "mdlib", "fill", str(run_dir), name]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as runner:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as runner:
         for line in runner.stdout:
             print(line, end="", flush=True)
     if runner.returncode:
-        raise store.StoreError(f"stage {name} has not run in {run_dir}, nor could it be run at smoke size (why stands above)")
+        raise store.StoreError(
+            f"stage {name} has not run in {run_dir}, nor could it be run at smoke size (why stands above)"
+        )
 
 
 def _digest(path: Path) -> str:
@@ -220,7 +289,9 @@ def _digest(path: Path) -> str:
 def identity(manifest: dict) -> str:
     """What a stage's result depends on, as a digest: the same identity means the same result."""
     parts = (repr(sorted(manifest[key].items())) for key in ("parameters", "inputs", "files"))
-    return store.digest_bytes(manifest["stage"].encode(), manifest["code"].encode(), *(p.encode() for p in parts))
+    return store.digest_bytes(
+        manifest["stage"].encode(), manifest["code"].encode(), *(p.encode() for p in parts)
+    )
 
 
 def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str | None:
@@ -230,7 +301,11 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
     except store.StoreError:
         return "has not run"
     wanted = {key: value for key, value in parameters.items() if key != PLACE}
-    changed = sorted(k for k in wanted.keys() | manifest["parameters"].keys() if wanted.get(k) != manifest["parameters"].get(k))
+    changed = sorted(
+        k
+        for k in wanted.keys() | manifest["parameters"].keys()
+        if wanted.get(k) != manifest["parameters"].get(k)
+    )
     if changed:
         return f"parameters changed: {', '.join(changed)}"
     if manifest["code"] != code_digest(name):
@@ -248,12 +323,15 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
 
 
 def code_digest(notebook: str) -> str:
-    """Digest of a notebook's code and of the mdlib modules it imports, directly or not; comments do not count."""
+    """Digest of a notebook's code and of the mdlib modules it imports, directly or not; comments do
+    not count.
+    """
     trees = read_code(notebook, without_tags=ASIDE, without_modules=NEUTRAL)
     return store.digest_bytes(*(ast.dump(tree).encode() for tree in trees))
 
 
-# Tags of cells that do not change what a stage computes: its values (compared apart), what a reader tries after it.
+# Tags of cells that do not change what a stage computes: its values (compared apart), what a reader
+# tries after it.
 ASIDE = {"parameters", "exercise", "explorer"}
 # What a notebook draws with and how it is run do not change what it computes.
 NEUTRAL = {"mdlib.figures", "mdlib.stage", "mdlib.presets", "mdlib.pipeline", "mdlib.report"}

@@ -1,7 +1,10 @@
-"""The one place that writes artifacts. Whatever is written is whole or absent: a temporary name first, then a rename.
+"""The one place that writes artifacts.
+
+Whatever is written is whole or absent: a temporary name first, then a rename.
 
 Formats: masks as COCO-style JSON with RLE, semantic maps as palette PNG (VOC's), features as .npy,
-weights as safetensors with the architecture in the header, everything else JSON. Nothing is pickled.
+weights as safetensors with the architecture in the header, everything else JSON. Nothing is
+pickled.
 """
 
 import hashlib
@@ -81,23 +84,38 @@ def digest_file(path: Path) -> str:
 
 
 def digest_folder(path: Path) -> str:
-    """Of the names and sizes of all files below a folder, not of their bytes; hidden ones do not count."""
-    found = [(p.relative_to(path).as_posix(), p.stat().st_size) for p in Path(path).rglob("*") if p.is_file()]
-    return digest_bytes(*(repr(entry).encode() for entry in sorted(found) if "/." not in f"/{entry[0]}"))
+    """Of the names and sizes of all files below a folder, not of their bytes; hidden ones do not
+    count.
+    """
+    found = [
+        (p.relative_to(path).as_posix(), p.stat().st_size)
+        for p in Path(path).rglob("*")
+        if p.is_file()
+    ]
+    return digest_bytes(
+        *(repr(entry).encode() for entry in sorted(found) if "/." not in f"/{entry[0]}")
+    )
 
 
 # ---------------------------------------------------------------- weights
 
 
 def save_weights(path: Path, state: dict[str, Tensor], *, header: dict) -> None:
-    """header: JSON values that say what the tensors are; header["architecture"] is checked on loading."""
+    """header: JSON values that say what the tensors are; header["architecture"] is checked on
+    loading.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()})
+        safetensors.torch.save_file(
+            tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()}
+        )
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, header). Raises WeightsError if the file is missing or not a whole safetensors file."""
+    """(tensors, header).
+
+    Raises WeightsError if the file is missing or not a whole safetensors file.
+    """
     if not Path(path).is_file():
         raise WeightsError(f"no weights at {path}")
     try:
@@ -105,7 +123,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
             header = {k: _json_or_text(v) for k, v in (file.metadata() or {}).items()}
             return {name: file.get_tensor(name) for name in file.keys()}, header
     except safetensors.SafetensorError as error:
-        raise WeightsError(f"{path} is not a whole safetensors file ({error}): fetch or train it again") from None
+        raise WeightsError(
+            f"{path} is not a whole safetensors file ({error}): fetch or train it again"
+        ) from None
 
 
 def _json_or_text(value: str):
@@ -124,7 +144,9 @@ def load_weights(path: Path, *, architecture: dict) -> dict[str, Tensor]:
 
 
 def check_architecture(header: dict, *, network: str, keys: tuple[str, ...], source) -> dict:
-    """The "architecture" of a header, if it is this network's and has these keys; else WeightsError."""
+    """The "architecture" of a header, if it is this network's and has these keys; else
+    WeightsError.
+    """
     made = header.get("architecture")
     if not isinstance(made, dict) or made.get("network") != network or not set(keys) <= made.keys():
         raise WeightsError(f"{source} holds {made}, expected a {network} with {', '.join(keys)}")
@@ -135,9 +157,15 @@ def fit_weights(module: nn.Module, state: dict[str, Tensor], *, source) -> None:
     """Load a state dict strictly: every key there, no key left over, every shape the same."""
     own = module.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
+    shapes = [
+        f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
     if missing or extra or shapes:
-        raise WeightsError(f"{source} does not fit: missing {missing[:3]}, left over {extra[:3]}, shapes {shapes[:3]}")
+        raise WeightsError(
+            f"{source} does not fit: missing {missing[:3]}, left over {extra[:3]}, shapes {shapes[:3]}"
+        )
     module.load_state_dict(state)
 
 
@@ -145,7 +173,9 @@ def fit_weights(module: nn.Module, state: dict[str, Tensor], *, source) -> None:
 
 
 def write_masks(path: Path, records: Iterable[Mapping]) -> None:
-    """COCO-style JSON of predictions. A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}.
+    """COCO-style JSON of predictions.
+
+    A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}.
 
     Each is written as it comes: give a generator, and there is never more than one mask in memory.
     """
@@ -153,8 +183,14 @@ def write_masks(path: Path, records: Iterable[Mapping]) -> None:
         file.write('{"annotations": [')
         for number, record in enumerate(records):
             encoded = encoding_of(record)
-            annotation = {key: record[key] for key in record if key != "mask"} | {"segmentation": encoded, "area": mask_area(encoded)}
-            file.write((",\n" if number else "\n") + json.dumps(annotation, sort_keys=True, allow_nan=False))
+            annotation = {key: record[key] for key in record if key != "mask"} | {
+                "segmentation": encoded,
+                "area": mask_area(encoded),
+            }
+            file.write(
+                (",\n" if number else "\n")
+                + json.dumps(annotation, sort_keys=True, allow_nan=False)
+            )
         file.write("\n]}\n")
 
 
@@ -169,7 +205,8 @@ def read_masks(path: Path) -> list[MaskRecord]:
 
 
 def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
-    """Records gathered by image: one list for each of `ids`, empty where an image has none; order is kept.
+    """Records gathered by image: one list for each of `ids`, empty where an image has none; order
+    is kept.
 
     Raises ValueError for a record of an image that is not among `ids`.
     """
@@ -200,11 +237,16 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """Palette or grey PNG -> (H, W) uint8 labels. Raises StoreError for a file that is missing, broken or coloured."""
+    """Palette or grey PNG -> (H, W) uint8 labels.
+
+    Raises StoreError for a file that is missing, broken or coloured.
+    """
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise StoreError(f"{path} is {image.mode}, not a palette: its pixels are colours, not labels")
+                raise StoreError(
+                    f"{path} is {image.mode}, not a palette: its pixels are colours, not labels"
+                )
             return np.array(image)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None

@@ -1,13 +1,15 @@
 """The one training loop: fp32 or bf16, a schedule, resume to the same step, NaN stop, a log line.
 
 Two habits make it resumable without saving any random state. A batch is a function of the step
-(`batch_of(step)`), and the global seed is set anew at each step from (seed, step). So a run that was
-killed and resumed does the same arithmetic as one that was not; on a CPU the weights are bit-equal.
-The first habit also lets a GPU find its next batches ready: threads make them ahead of their steps.
+(`batch_of(step)`), and the global seed is set anew at each step from (seed, step). So a run that
+was killed and resumed does the same arithmetic as one that was not; on a CPU the weights are
+bit-equal. The first habit also lets a GPU find its next batches ready: threads make them ahead of
+their steps.
 
-A batch may be taken in equal parts whose gradients are added: one after the other where a card is too small for the whole
-batch (`accumulate`), and one in each process under `distributed.launch`. Each part has a seed of its own, so that the two
-ways are the same arithmetic. What looks at the whole batch sees a part: BatchNorm's statistics, OHEM's hardest pixels.
+A batch may be taken in equal parts whose gradients are added: one after the other where a card is
+too small for the whole batch (`accumulate`), and one in each process under `distributed.launch`.
+Each part has a seed of its own, so that the two ways are the same arithmetic. What looks at the
+whole batch sees a part: BatchNorm's statistics, OHEM's hardest pixels.
 """
 
 import json
@@ -27,8 +29,12 @@ class TrainingError(Exception):
     """Training cannot go on: the loss is not finite, or the checkpoint is of another run."""
 
 
-def learning_rate(step: int, *, steps: int, warmup: int, peak: float, drops: Sequence[int] = ()) -> float:
-    """Linear to `peak` over `warmup` steps, then half a cosine down to 0; or, with `drops`, a tenth of it from each of these steps on."""
+def learning_rate(
+    step: int, *, steps: int, warmup: int, peak: float, drops: Sequence[int] = ()
+) -> float:
+    """Linear to `peak` over `warmup` steps, then half a cosine down to 0; or, with `drops`, a tenth
+    of it from each of these steps on.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     if drops:
@@ -37,15 +43,32 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float, drops: Seq
 
 
 def recipe(parameters: Mapping[str, object]) -> dict[str, object]:
-    """Those of the parameters of 03 or 05 that say how a network learns, for another one: keywords of `train_network`."""
-    return {name: parameters[name] for name in ("steps", "peak_lr", "lr_drops", "warmup", "optimizer", "weight_decay", "body_scale", "accumulate")}
+    """Those of the parameters of 03 or 05 that say how a network learns, for another one: keywords
+    of `train_network`.
+    """
+    return {
+        name: parameters[name]
+        for name in (
+            "steps",
+            "peak_lr",
+            "lr_drops",
+            "warmup",
+            "optimizer",
+            "weight_decay",
+            "body_scale",
+            "accumulate",
+        )
+    }
 
 
-def make_optimizer(model: nn.Module, *, kind: str, weight_decay: float, body_scale: float) -> torch.optim.Optimizer:
-    """An optimizer of what learns in a detector or segmenter: "adamw", or "sgd" with momentum 0.9 (the reference's).
+def make_optimizer(
+    model: nn.Module, *, kind: str, weight_decay: float, body_scale: float
+) -> torch.optim.Optimizer:
+    """An optimizer of what learns in a detector or segmenter: "adamw", or "sgd" with momentum 0.9
+    (the reference's).
 
-    body_scale: the body (`body` or `backbone.body`) starts from trained weights and learns at this share of the rate.
-    Biases and norms are not decayed by AdamW.
+    body_scale: the body (`body` or `backbone.body`) starts from trained weights and learns at this
+    share of the rate. Biases and norms are not decayed by AdamW.
     """
     if kind not in ("adamw", "sgd"):
         raise ValueError(f'optimizer must be "adamw" or "sgd", got {kind!r}')
@@ -55,8 +78,15 @@ def make_optimizer(model: nn.Module, *, kind: str, weight_decay: float, body_sca
             scale = body_scale if "body." in name else 1.0
             decay = weight_decay if parameter.ndim > 1 or kind == "sgd" else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
-    parts = [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
-    return torch.optim.AdamW(parts, lr=0.0) if kind == "adamw" else torch.optim.SGD(parts, lr=0.0, momentum=0.9)
+    parts = [
+        {"params": members, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), members in groups.items()
+    ]
+    return (
+        torch.optim.AdamW(parts, lr=0.0)
+        if kind == "adamw"
+        else torch.optim.SGD(parts, lr=0.0, momentum=0.9)
+    )
 
 
 def train_network(
@@ -75,7 +105,9 @@ def train_network(
         loss_of,
         batches,
         steps=steps,
-        lr_of=lambda step: learning_rate(step, steps=steps, warmup=warmup, peak=peak_lr, drops=lr_drops),
+        lr_of=lambda step: learning_rate(
+            step, steps=steps, warmup=warmup, peak=peak_lr, drops=lr_drops
+        ),
         seed=seed,
         settings=settings,
         checkpoint=checkpoint,
@@ -104,16 +136,19 @@ def fit(
     accumulate: int = 1,
     log: Callable[[str], None] = print,
 ) -> list[dict]:
-    """Train in place; returns the history, one row {step, loss, lr, seconds, ...} every log_every steps.
+    """Train in place; returns the history, one row {step, loss, lr, seconds, ...} every log_every
+    steps.
 
     modules: all that is saved and resumed, by name; the optimizer holds the parameters that learn.
-    loss_of(batch, step) -> (scalar loss, parts to log). after_step(step) runs after each update (a momentum
-    encoder, an evaluation); what it returns is added to the log. settings: what makes this run this run;
-    a checkpoint with other settings is refused. bf16: autocast the loss (for a GPU; slower on most CPUs).
-    accumulate: in how many parts this process takes its share of a batch; a batch in parts is asked for by
-    batch_of(step, part, parts). For a GPU that happens ahead, in threads: batch_of draws from a generator of its own, seeded
-    by the step, and never from the global one. Weights are laid out channels last: convolutions are faster so, on a GPU and on a CPU.
-    Raises TrainingError naming the step when the loss is not finite; the last checkpoint stays.
+    loss_of(batch, step) -> (scalar loss, parts to log). after_step(step) runs after each update (a
+    momentum encoder, an evaluation); what it returns is added to the log. settings: what makes this
+    run this run; a checkpoint with other settings is refused. bf16: autocast the loss (for a GPU;
+    slower on most CPUs). accumulate: in how many parts this process takes its share of a batch; a
+    batch in parts is asked for by batch_of(step, part, parts). For a GPU that happens ahead, in
+    threads: batch_of draws from a generator of its own, seeded by the step, and never from the
+    global one. Weights are laid out channels last: convolutions are faster so, on a GPU and on a
+    CPU. Raises TrainingError naming the step when the loss is not finite; the last checkpoint
+    stays.
     """
     history: list[dict] = []
     start, before = 0, 0.0
@@ -123,15 +158,21 @@ def fit(
     device_type = learning[0].device.type
     for module in modules.values():
         module.to(memory_format=torch.channels_last)
-    distributed.wait()  # a checkpoint that the first process is still writing is one for all of them
+    # a checkpoint that the first process is still writing is one for all of them
+    distributed.wait()
     if checkpoint is not None and Path(checkpoint).is_file():
         start, before, history = _resume(Path(checkpoint), modules, optimizer, settings)
         if first:
             log(f"resumed at step {start} of {steps}")
     began = time.monotonic()
     extra: dict[str, float] = {}
-    own = range(distributed.rank() * accumulate, (distributed.rank() + 1) * accumulate)  # the parts that this process takes
-    wanted = [(step,) if parts == 1 else (step, part, parts) for step in range(start, steps) for part in own]
+    # the parts that this process takes
+    own = range(distributed.rank() * accumulate, (distributed.rank() + 1) * accumulate)
+    wanted = [
+        (step,) if parts == 1 else (step, part, parts)
+        for step in range(start, steps)
+        for part in own
+    ]
     with made_ahead(lambda place: batch_of(*place), wanted, most=4, device=device_type) as batches:
         for step in range(start, steps):
             for group in optimizer.param_groups:
@@ -145,42 +186,75 @@ def fit(
                     with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
                         loss, named = loss_of(batch, step)
                     if not torch.isfinite(loss):
-                        raise TrainingError(f"loss is {loss.item()} at step {step} ({named}); batch ids: {getattr(batch, 'ids', 'n/a')}")
+                        raise TrainingError(
+                            f"loss is {loss.item()} at step {step} ({named}); batch ids: {getattr(batch, 'ids', 'n/a')}"
+                        )
                     (loss / parts).backward()
                 except torch.OutOfMemoryError as error:
                     way_out = "raise `accumulate`, or lower `batch` or the pictures' side"
-                    raise TrainingError(f"the GPU ran out of memory at step {step}: {way_out} ({error})") from None
+                    raise TrainingError(
+                        f"the GPU ran out of memory at step {step}: {way_out} ({error})"
+                    ) from None
                 for name, value in {"loss": loss.item(), **named}.items():
                     means[name] = means.get(name, 0.0) + value / parts
             distributed.add_gradients(learning)
             norm = nn.utils.clip_grad_norm_(learning, clip_norm or math.inf)
             if not torch.isfinite(norm):
-                raise TrainingError(f"the gradient is not finite at step {step}, where the loss is {loss.item():.4g} ({named})")
+                raise TrainingError(
+                    f"the gradient is not finite at step {step}, where the loss is {loss.item():.4g} ({named})"
+                )
             optimizer.step()
             extra |= (after_step(step) if after_step else None) or {}
             done = step + 1
             if done % log_every == 0 or done == steps:
                 seconds = before + time.monotonic() - began
                 means = distributed.add_numbers(means)
-                row = {"step": done, "loss": means.pop("loss"), "lr": lr_of(step), "seconds": round(seconds, 1), **means, **extra}
+                row = {
+                    "step": done,
+                    "loss": means.pop("loss"),
+                    "lr": lr_of(step),
+                    "seconds": round(seconds, 1),
+                    **means,
+                    **extra,
+                }
                 history.append(row)
                 left = (time.monotonic() - began) / (done - start) * (steps - done)
-                numbers = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "seconds"))
+                numbers = "  ".join(
+                    f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "seconds")
+                )
                 if first:
                     log(f"step {done}/{steps}  {numbers}  {seconds:.0f} s, {left:.0f} s left")
                 extra = {}
             if first and checkpoint is not None and (done % checkpoint_every == 0 or done == steps):
-                _save(Path(checkpoint), modules, optimizer, settings, done, before + time.monotonic() - began, history)
+                _save(
+                    Path(checkpoint),
+                    modules,
+                    optimizer,
+                    settings,
+                    done,
+                    before + time.monotonic() - began,
+                    history,
+                )
     return history
 
 
 def _save(path, modules, optimizer, settings, step, seconds, history) -> None:
-    tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    tensors = {
+        f"{name}/{key}": value
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
     for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items() if value is not None}
+        tensors |= {
+            f"optimizer/{index}/{slot}": torch.as_tensor(value)
+            for slot, value in slots.items()
+            if value is not None
+        }
     header = {"settings": settings, "step": step, "seconds": seconds, "history": history}
     # Cloned, because momentum copies and tied weights may share memory, which safetensors refuses.
-    store.save_weights(path, {name: tensor.clone() for name, tensor in tensors.items()}, header=header)
+    store.save_weights(
+        path, {name: tensor.clone() for name, tensor in tensors.items()}, header=header
+    )
 
 
 def _resume(path, modules, optimizer, settings) -> tuple[int, float, list[dict]]:
@@ -188,12 +262,18 @@ def _resume(path, modules, optimizer, settings) -> tuple[int, float, list[dict]]
     if header.get("settings") != json.loads(json.dumps(settings)):
         raise TrainingError(f"{path} belongs to a run with other settings; remove it to start anew")
     for name, module in modules.items():
-        state = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        state = {
+            key.removeprefix(f"{name}/"): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}/")
+        }
         store.fit_weights(module, state, source=path)
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, index, slot = key.split("/")
             slots.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     return header["step"], header["seconds"], header["history"]

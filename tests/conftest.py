@@ -1,4 +1,7 @@
-"""What the tests share. One thread: tensors here are tiny, and tests may run beside something heavy."""
+"""What the tests share.
+
+One thread: tensors here are tiny, and tests may run beside something heavy.
+"""
 
 from pathlib import Path
 

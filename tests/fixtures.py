@@ -1,6 +1,9 @@
-"""Miniature data sets in the true folder layout and file formats, made from zoo scenes. Written below a test's tmp_path.
+"""Miniature data sets in the true folder layout and file formats, made from zoo scenes.
 
-Their pictures are the zoo's, and the zoo's twenty classes stand for VOC's and for COCO's first twenty.
+Written below a test's tmp_path.
+
+Their pictures are the zoo's, and the zoo's twenty classes stand for VOC's and for COCO's first
+twenty.
 """
 
 import json
@@ -18,11 +21,13 @@ from mdlib.datasets.sample import VOID, mask_to_box
 from mdlib.datasets.voc import CLASSES
 from mdlib.datasets.zoo import ZooDataset
 
-COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by category id, "N/A" where COCO has none
+# by category id, "N/A" where COCO has none
+COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 
 
 def scenes(zoo_root: Path, split: str, count: int, *, start: int = 0):
-    """(image, masks, labels) of zoo scenes as photographs are: two of three cut to a landscape or portrait format.
+    """(image, masks, labels) of zoo scenes as photographs are: two of three cut to a landscape or
+    portrait format.
 
     Only what is left of an object with 60 pixels or more stays one.
     """
@@ -30,7 +35,11 @@ def scenes(zoo_root: Path, split: str, count: int, *, start: int = 0):
     for i in range(start, start + count):
         sample = data[i]
         window = [np.s_[16:112, :], np.s_[:, 20:112], np.s_[:, :]][i % 3]
-        masks = sample.instances.masks[(slice(None), *window)] if isinstance(window, tuple) else sample.instances.masks
+        masks = (
+            sample.instances.masks[(slice(None), *window)]
+            if isinstance(window, tuple)
+            else sample.instances.masks
+        )
         kept = masks.sum((1, 2)) >= 60
         yield sample.image[window], masks[kept], sample.instances.labels[kept]
 
@@ -47,8 +56,12 @@ def write_lines(path: Path, lines: list[str]) -> None:
 # ---------------------------------------------------------------- VOC
 
 
-def label_maps(masks: np.ndarray, labels: np.ndarray, *, void: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(semantic map, object map) (H, W) uint8, with VOC's band of void around each object or, as SBD's, without."""
+def label_maps(
+    masks: np.ndarray, labels: np.ndarray, *, void: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(semantic map, object map) (H, W) uint8, with VOC's band of void around each object or, as
+    SBD's, without.
+    """
     semantic, objects = np.zeros((2, *masks.shape[1:]), np.uint8)
     for number, (mask, label) in enumerate(zip(masks, labels), 1):
         semantic[mask], objects[mask] = label, number
@@ -75,25 +88,38 @@ def write_xml(path: Path, masks: np.ndarray, labels: np.ndarray, *, folder: str)
     )
 
 
-def write_mats(folder: Path, name: str, semantic: np.ndarray, objects: np.ndarray, labels: np.ndarray) -> None:
+def write_mats(
+    folder: Path, name: str, semantic: np.ndarray, objects: np.ndarray, labels: np.ndarray
+) -> None:
     """cls/NAME.mat and inst/NAME.mat with the structures of SBD."""
     borders = np.empty((20, 1), object)  # a column of sparse matrices, one a class
     borders[:, 0] = [sparse.csc_matrix(semantic == label) for label in range(1, 21)]
     present = np.unique(semantic[semantic > 0]).reshape(-1, 1)
     classes = {"Boundaries": borders, "Segmentation": semantic, "CategoriesPresent": present}
-    instances = {"Boundaries": borders[: len(labels)], "Segmentation": objects, "Categories": labels.reshape(-1, 1)}
+    instances = {
+        "Boundaries": borders[: len(labels)],
+        "Segmentation": objects,
+        "Categories": labels.reshape(-1, 1),
+    }
     for kind, key, content in (("cls", "GTcls", classes), ("inst", "GTinst", instances)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         savemat(folder / kind / f"{name}.mat", {key: content}, do_compression=True)
 
 
-def make_voc2012(root: Path, zoo_root: Path, *, train: int = 11, val: int = 4, extra: int = 5) -> Path:
-    """VOCdevkit/VOC2012 and benchmark_RELEASE under root. extra: images with SBD labels alone. Returns root.
+def make_voc2012(
+    root: Path, zoo_root: Path, *, train: int = 11, val: int = 4, extra: int = 5
+) -> Path:
+    """VOCdevkit/VOC2012 and benchmark_RELEASE under root. extra: images with SBD labels alone.
+
+    Returns root.
 
     As in the real ones, SBD's lists also hold an image of VOC's train and two of VOC's val.
     """
     folder, sbd = root / "VOCdevkit" / "VOC2012", root / "benchmark_RELEASE" / "dataset"
-    names = {"train": [f"2007_{i:06d}" for i in range(train)], "val": [f"2008_{i:06d}" for i in range(val)]}
+    names = {
+        "train": [f"2007_{i:06d}" for i in range(train)],
+        "val": [f"2008_{i:06d}" for i in range(val)],
+    }
     names["extra"] = [f"2009_{i:06d}" for i in range(extra)]
     in_sbd = {*names["extra"], names["train"][0], *names["val"][:2]}
     content = {"train": scenes(zoo_root, "train", train), "val": scenes(zoo_root, "val", val)}
@@ -110,8 +136,13 @@ def make_voc2012(root: Path, zoo_root: Path, *, train: int = 11, val: int = 4, e
                 store.write_label_map(folder / "SegmentationObject" / f"{name}.png", objects)
     for part in ("train", "val"):
         write_lines(folder / "ImageSets" / "Segmentation" / f"{part}.txt", names[part])
-    write_lines(folder / "ImageSets" / "Segmentation" / "trainval.txt", names["train"] + names["val"])
-    write_lines(folder / "ImageSets" / "Main" / "trainval.txt", sorted(name for listed in names.values() for name in listed))
+    write_lines(
+        folder / "ImageSets" / "Segmentation" / "trainval.txt", names["train"] + names["val"]
+    )
+    write_lines(
+        folder / "ImageSets" / "Main" / "trainval.txt",
+        sorted(name for listed in names.values() for name in listed),
+    )
     write_lines(sbd / "train.txt", [*names["extra"][:-2], names["train"][0], names["val"][0]])
     write_lines(sbd / "val.txt", [*names["extra"][-2:], names["val"][1]])
     return root
@@ -121,10 +152,17 @@ def make_voc2007(root: Path, zoo_root: Path, *, trainval: int = 4, test: int = 2
     """VOCdevkit/VOC2007 under root, with boxes alone. Returns root."""
     folder = root / "VOCdevkit" / "VOC2007"
     names = [f"{i:06d}" for i in range(1, trainval + test + 1)]
-    for name, (image, masks, labels) in zip(names, scenes(zoo_root, "train", trainval + test, start=50), strict=True):
+    for name, (image, masks, labels) in zip(
+        names, scenes(zoo_root, "train", trainval + test, start=50), strict=True
+    ):
         write_jpeg(folder / "JPEGImages" / f"{name}.jpg", image)
         write_xml(folder / "Annotations" / f"{name}.xml", masks, labels, folder="VOC2007")
-    lists = {"trainval": names[:trainval], "train": names[: trainval // 2], "val": names[trainval // 2 : trainval], "test": names[trainval:]}
+    lists = {
+        "trainval": names[:trainval],
+        "train": names[: trainval // 2],
+        "val": names[trainval // 2 : trainval],
+        "test": names[trainval:],
+    }
     for split, listed in lists.items():
         write_lines(folder / "ImageSets" / "Main" / f"{split}.txt", listed)
     return root
@@ -134,13 +172,17 @@ def make_voc2007(root: Path, zoo_root: Path, *, trainval: int = 4, test: int = 2
 
 
 def polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines of a mask as COCO's annotators draw them: one polygon [x, y, x, y, ...] a part, with two decimals."""
+    """Outlines of a mask as COCO's annotators draw them: one polygon [x, y, x, y, ...] a part, with
+    two decimals.
+    """
     lines = contourpy.contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)
     return [(line[:-1] - 0.5).clip(0).round(2).ravel().tolist() for line in lines if len(line) > 3]
 
 
 def runs(mask: np.ndarray) -> list[int]:
-    """Uncompressed RLE counts, as COCO's crowds have: lengths of runs down the columns, beginning with zeros."""
+    """Uncompressed RLE counts, as COCO's crowds have: lengths of runs down the columns, beginning
+    with zeros.
+    """
     flat = np.concatenate([[0], mask.ravel(order="F").astype(int), [2]])
     return np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat))])).tolist()
 
@@ -148,36 +190,65 @@ def runs(mask: np.ndarray) -> list[int]:
 def make_coco(root: Path, zoo_root: Path, *, train: int = 8, val: int = 4) -> Path:
     """annotations, train2014, val2017 and the list of COCO20k under root. Returns root.
 
-    Every third object is given as compressed RLE, the others as polygons. The left half of the third image of a split is a
-    crowd, the fourth has no object. The last two images of train2014 are not in COCO20k, and one of these is in dev.
+    Every third object is given as compressed RLE, the others as polygons. The left half of the
+    third image of a split is a crowd, the fourth has no object. The last two images of train2014
+    are not in COCO20k, and one of these is in dev.
     """
-    categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(COCO_NAMES) if i and name != "N/A"]
-    ids = {"train2014": [*range(7, 7 + train - 1), 500], "val2017": list(range(100001, 100001 + val))}
+    categories = [
+        {"id": i, "name": name, "supercategory": ""}
+        for i, name in enumerate(COCO_NAMES)
+        if i and name != "N/A"
+    ]
+    ids = {
+        "train2014": [*range(7, 7 + train - 1), 500],
+        "val2017": list(range(100001, 100001 + val)),
+    }
     for year, split in (("train2014", "train"), ("val2017", "val")):
         images, annotations = [], []
-        for number, (id_, (image, masks, labels)) in enumerate(zip(ids[year], scenes(zoo_root, split, len(ids[year])), strict=True)):
-            file_name = f"COCO_train2014_{id_:012d}.jpg" if year == "train2014" else f"{id_:012d}.jpg"
+        for number, (id_, (image, masks, labels)) in enumerate(
+            zip(ids[year], scenes(zoo_root, split, len(ids[year])), strict=True)
+        ):
+            file_name = (
+                f"COCO_train2014_{id_:012d}.jpg" if year == "train2014" else f"{id_:012d}.jpg"
+            )
             height, width = image.shape[:2]
             write_jpeg(root / year / file_name, image)
-            images.append({"id": id_, "file_name": file_name, "height": height, "width": width, "license": 1})
+            images.append(
+                {"id": id_, "file_name": file_name, "height": height, "width": width, "license": 1}
+            )
             if number == 2:
                 half = np.zeros((height, width), bool)
                 half[:, : width // 2] = True
                 crowd = {"size": [height, width], "counts": runs(half)}
-                annotations.append({"image_id": id_, "category_id": 1, "iscrowd": 1, "segmentation": crowd})
+                annotations.append(
+                    {"image_id": id_, "category_id": 1, "iscrowd": 1, "segmentation": crowd}
+                )
             for mask, label in zip(masks, labels) if number != 3 else ():
                 x0, y0, x1, y1 = mask_to_box(mask)
-                annotations.append({
-                    "image_id": id_,
-                    "category_id": categories[label - 1]["id"],
-                    "iscrowd": 0,
-                    "segmentation": rle.encode_mask(mask) if len(annotations) % 3 == 0 else polygons(mask),
-                    "area": float(mask.sum()),
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                })
+                annotations.append(
+                    {
+                        "image_id": id_,
+                        "category_id": categories[label - 1]["id"],
+                        "iscrowd": 0,
+                        "segmentation": rle.encode_mask(mask)
+                        if len(annotations) % 3 == 0
+                        else polygons(mask),
+                        "area": float(mask.sum()),
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    }
+                )
         for number, annotation in enumerate(annotations):
             annotation["id"] = 1000 + number
-        content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+        content = {
+            "info": {},
+            "licenses": [],
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        }
         store.write_text(root / "annotations" / f"instances_{year}.json", json.dumps(content))
-    write_lines(root / "coco_20k_filenames.txt", [f"train2014/COCO_train2014_{i:012d}.jpg" for i in reversed(ids["train2014"][:-2])])
+    write_lines(
+        root / "coco_20k_filenames.txt",
+        [f"train2014/COCO_train2014_{i:012d}.jpg" for i in reversed(ids["train2014"][:-2])],
+    )
     return root

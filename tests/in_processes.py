@@ -1,4 +1,5 @@
-"""What the processes of test_distributed.py run: a small network on batches that are functions of the step.
+"""What the processes of test_distributed.py run: a small network on batches that are functions of
+the step.
 
 A file of its own, because each process imports it: nothing here needs torchvision or timm.
 """
@@ -15,11 +16,15 @@ BATCH, STEPS = 8, 5
 
 
 def numbers(step, part=0, parts=1):
-    return torch.randn(BATCH, 4, generator=torch.Generator().manual_seed(step))[distributed.share(BATCH, part, parts)]
+    return torch.randn(BATCH, 4, generator=torch.Generator().manual_seed(step))[
+        distributed.share(BATCH, part, parts)
+    ]
 
 
 def train(model, *, checkpoint=None, steps=STEPS, **changed):
-    """`steps` of STEPS steps; batches are functions of the step, and without dropout the loss is a mean over images."""
+    """`steps` of STEPS steps; batches are functions of the step, and without dropout the loss is a
+    mean over images.
+    """
     model.train()
     return training.fit(
         {"model": model}, torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.1),
@@ -29,14 +34,20 @@ def train(model, *, checkpoint=None, steps=STEPS, **changed):
 
 
 def train_with_a_break(model, *, checkpoint, folder):
-    """For `launch`: stopped after two steps and resumed, and once more without a break; both leave their histories."""
+    """For `launch`: stopped after two steps and resumed, and once more without a break; both leave
+    their histories.
+    """
     again = copy.deepcopy(model)
     train(model, checkpoint=checkpoint, steps=2)
     history = train(model, checkpoint=checkpoint)
     whole = train(again)
     if distributed.size() > 1:
-        store.write_json(Path(folder) / f"{distributed.rank()}.json", {"broken": history, "whole": whole})
-        store.save_weights(Path(folder) / f"{distributed.rank()}.safetensors", model.state_dict(), header={})
+        store.write_json(
+            Path(folder) / f"{distributed.rank()}.json", {"broken": history, "whole": whole}
+        )
+        store.save_weights(
+            Path(folder) / f"{distributed.rank()}.safetensors", model.state_dict(), header={}
+        )
     return history
 
 

@@ -1,4 +1,6 @@
-"""Made ahead in threads: the same things in the same order, never too many, and no thread that outlives its block."""
+"""Made ahead in threads: the same things in the same order, never too many, and no thread that
+outlives its block.
+"""
 
 import threading
 import time
@@ -57,7 +59,10 @@ def test_the_next_are_made_while_the_first_is_used(threaded):
 
 def test_an_error_comes_in_the_place_of_its_thing(threaded):
     maker, taken = Maker(fails_at=4), []
-    with pytest.raises(ValueError, match="no 4"), made_ahead(maker, range(20), most=3, device="cpu") as things:
+    with (
+        pytest.raises(ValueError, match="no 4"),
+        made_ahead(maker, range(20), most=3, device="cpu") as things,
+    ):
         for thing in things:
             taken.append(thing)
     assert taken == [0, 1, 4, 9] and maker.ended()
@@ -88,7 +93,9 @@ def test_on_a_cpu_each_is_made_here_when_it_is_asked_for():
 def test_every_thread_works_for_the_gpu_of_who_asked(monkeypatch):
     told = {}
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: told.setdefault(threading.current_thread(), gpu))
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda gpu: told.setdefault(threading.current_thread(), gpu)
+    )
     maker = Maker()
     with made_ahead(maker, range(20), most=8, device=torch.device("cuda")) as things:
         assert len(list(things)) == 20

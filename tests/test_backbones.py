@@ -1,4 +1,6 @@
-"""No backbone has seen a label: nothing is fetched, what is frozen stays, and weights that do not fit are refused."""
+"""No backbone has seen a label: nothing is fetched, what is frozen stays, and weights that do not
+fit are refused.
+"""
 
 import copy
 import pathlib
@@ -71,7 +73,9 @@ def test_a_backbone_is_built_without_network_or_supervised_weights(sealed, kind,
     with torch.no_grad():
         maps = body(images(1))
     assert {m.shape[1] for m in maps.values()} == {body.out_channels}
-    assert tuple(maps["out" if kind == "map" else "0"].shape[-2:]) == ((5, 6) if name == "vit" or kind == "map" else (10, 12))
+    assert tuple(maps["out" if kind == "map" else "0"].shape[-2:]) == (
+        (5, 6) if name == "vit" or kind == "map" else (10, 12)
+    )
 
 
 @each_backbone
@@ -109,7 +113,9 @@ def test_one_step_moves_what_learns_and_nothing_that_is_frozen(kind, name):
     assert 0 < sum(p.requires_grad for p in body.parameters()) < len(before)
 
 
-@pytest.mark.parametrize(("trainable", "learning"), [(0, set()), (1, {"layer4"}), (3, {"layer2", "layer3", "layer4"})])
+@pytest.mark.parametrize(
+    ("trainable", "learning"), [(0, set()), (1, {"layer4"}), (3, {"layer2", "layer3", "layer4"})]
+)
 def test_the_last_layers_of_a_resnet_learn(trainable, learning):
     body = build("map", "resnet50", trainable)
     assert {key.split(".")[0] for key, p in body.named_parameters() if p.requires_grad} == learning
@@ -122,13 +128,19 @@ def test_a_resnet_with_all_four_layers_lets_its_stem_learn():
 @pytest.mark.parametrize("trainable", [0, 1, 6])
 def test_the_last_blocks_of_a_vit_learn_and_its_embedding_never(trainable):
     vit = build("map", "vit", trainable).vit
-    learning = {".".join(key.split(".")[:2]) for key, p in vit.named_parameters() if p.requires_grad}
+    learning = {
+        ".".join(key.split(".")[:2]) for key, p in vit.named_parameters() if p.requires_grad
+    }
     blocks = {f"blocks.{i}" for i in range(6 - trainable, 6)}
     assert learning == (blocks | {"norm.weight", "norm.bias"} if trainable else set())
 
 
 def buffers_of(*parts):
-    return {(i, key): value.clone() for i, part in enumerate(parts) for key, value in part.named_buffers()}
+    return {
+        (i, key): value.clone()
+        for i, part in enumerate(parts)
+        for key, value in part.named_buffers()
+    }
 
 
 def test_the_frozen_stem_keeps_its_statistics_in_train_mode_and_whitening_follows():
@@ -145,7 +157,10 @@ def test_the_frozen_stem_keeps_its_statistics_in_train_mode_and_whitening_follow
 def test_frozen_layers_of_a_resnet_keep_their_statistics_in_train_mode(kind):
     body = build(kind, "resnet50", 2)
     network = body.body if kind == "pyramid" else body
-    frozen, learning = (network["bn1"], network["layer1"], network["layer2"]), (network["layer3"], network["layer4"])
+    frozen, learning = (
+        (network["bn1"], network["layer1"], network["layer2"]),
+        (network["layer3"], network["layer4"]),
+    )
     kept, moved = buffers_of(*frozen), buffers_of(*learning)
     train_one_step(body)
     assert all(torch.equal(value, kept[key]) for key, value in buffers_of(*frozen).items())
@@ -153,7 +168,9 @@ def test_frozen_layers_of_a_resnet_keep_their_statistics_in_train_mode(kind):
 
 
 @each_backbone
-def test_a_backbone_without_anything_to_learn_keeps_all_its_statistics_even_if_nobody_calls_train(name):
+def test_a_backbone_without_anything_to_learn_keeps_all_its_statistics_even_if_nobody_calls_train(
+    name,
+):
     body = build("map", name, 0)
     assert body.training
     kept = buffers_of(body)
@@ -166,10 +183,13 @@ def test_a_backbone_without_anything_to_learn_keeps_all_its_statistics_even_if_n
 
 
 def test_the_map_is_the_encoders_patch_tokens(random_encoder, pictures):
-    """Fresh running statistics (0, 1) whiten nothing, so the map is what Encoder.tokens gives, pads included."""
+    """Fresh running statistics (0, 1) whiten nothing, so the map is what Encoder.tokens gives, pads
+    included.
+    """
     body = ViTMap(copy.deepcopy(random_encoder.model), trainable_blocks=2).eval()
     tokens = random_encoder.tokens(pictures)
-    pixels = (pictures.float() / 255 - random_encoder._mean) / random_encoder._std  # ViTMap itself pads 20 x 27 to 24 x 32
+    # ViTMap itself pads 20 x 27 to 24 x 32
+    pixels = (pictures.float() / 255 - random_encoder._mean) / random_encoder._std
     with torch.no_grad():
         ours = body(pixels)["out"]
     assert ours.shape[-2:] == tokens.grid_hw
@@ -207,12 +227,26 @@ def resnet_state():
 
 
 def mocov2(state):
-    """As MoCo v2's published checkpoint: the wanted encoder with its projection head, and what trained it."""
+    """As MoCo v2's published checkpoint: the wanted encoder with its projection head, and what
+    trained it.
+    """
     networks = {"module.encoder_q." + key: value for key, value in state.items()}
     for layer in ("fc.0", "fc.2"):
-        networks |= {f"module.encoder_q.{layer}.weight": torch.ones(2, 2), f"module.encoder_q.{layer}.bias": torch.ones(2)}
-    networks |= {"module.encoder_k.conv1.weight": torch.ones(1), "module.queue": torch.ones(1), "module.queue_ptr": torch.ones(1)}
-    return {"epoch": 800, "arch": "resnet50", "state_dict": networks, "optimizer": {"state": {}, "param_groups": []}}
+        networks |= {
+            f"module.encoder_q.{layer}.weight": torch.ones(2, 2),
+            f"module.encoder_q.{layer}.bias": torch.ones(2),
+        }
+    networks |= {
+        "module.encoder_k.conv1.weight": torch.ones(1),
+        "module.queue": torch.ones(1),
+        "module.queue_ptr": torch.ones(1),
+    }
+    return {
+        "epoch": 800,
+        "arch": "resnet50",
+        "state_dict": networks,
+        "optimizer": {"state": {}, "param_groups": []},
+    }
 
 
 def assert_loaded(kind, weights, state):
@@ -225,7 +259,9 @@ def assert_loaded(kind, weights, state):
 
 @each_kind
 @pytest.mark.parametrize("maker", ["safetensors", "dino", "mocov2"])
-def test_self_supervised_weights_of_a_resnet_are_really_loaded_and_nothing_is_fetched(sealed, tmp_path, resnet_state, kind, maker):
+def test_self_supervised_weights_of_a_resnet_are_really_loaded_and_nothing_is_fetched(
+    sealed, tmp_path, resnet_state, kind, maker
+):
     path = tmp_path / "weights"
     if maker == "safetensors":
         store.save_weights(path, resnet_state, header={})
@@ -237,15 +273,28 @@ def test_self_supervised_weights_of_a_resnet_are_really_loaded_and_nothing_is_fe
 @each_kind
 @pytest.mark.parametrize(
     ("name", "end", "md5"),
-    [("dino_resnet50", "/dino_resnet50_pretrain.pth", ""), ("mocov2_resnet50", "/moco_v2_800ep_pretrain.pth.tar", "a04e12f8")],
+    [
+        ("dino_resnet50", "/dino_resnet50_pretrain.pth", ""),
+        ("mocov2_resnet50", "/moco_v2_800ep_pretrain.pth.tar", "a04e12f8"),
+    ],
 )
-def test_published_weights_are_fetched_by_name_and_no_others(sealed, monkeypatch, tmp_path, resnet_state, kind, name, end, md5):
+def test_published_weights_are_fetched_by_name_and_no_others(
+    sealed, monkeypatch, tmp_path, resnet_state, kind, name, end, md5
+):
     asked = []
     torch.save(mocov2(resnet_state) if "moco" in name else resnet_state, tmp_path / "cached")
-    monkeypatch.setattr(backbones, "fetch_checkpoint", lambda url, md5: asked.append((url, md5)) or tmp_path / "cached")
+    monkeypatch.setattr(
+        backbones,
+        "fetch_checkpoint",
+        lambda url, md5: asked.append((url, md5)) or tmp_path / "cached",
+    )
     assert_loaded(kind, name, resnet_state)
     ((url, digits),) = asked
-    assert url.startswith("https://dl.fbaipublicfiles.com/mo" if "moco" in name else "https://dl.fbaipublicfiles.com/dino/")
+    assert url.startswith(
+        "https://dl.fbaipublicfiles.com/mo"
+        if "moco" in name
+        else "https://dl.fbaipublicfiles.com/dino/"
+    )
     assert url.endswith(end) and digits == md5
 
 
@@ -268,7 +317,11 @@ def test_a_wrong_number_of_trainable_blocks_is_refused(kind, name, wrong):
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     path = tmp_path / "deeper.safetensors"
-    store.save_weights(path, build_zoo_vit().state_dict(), header={"architecture": {**ZOO_ARCHITECTURE, "depth": 12}})
+    store.save_weights(
+        path,
+        build_zoo_vit().state_dict(),
+        header={"architecture": {**ZOO_ARCHITECTURE, "depth": 12}},
+    )
     with pytest.raises(store.WeightsError, match="12"):
         build("map", "vit", weights=path)
     with pytest.raises(store.WeightsError, match="does not fit"):
@@ -287,9 +340,13 @@ def test_a_supervised_resnet_is_refused_for_its_head(tmp_path, form):
 
 
 def test_a_checkpoint_without_all_weights_is_refused(tmp_path, resnet_state):
-    checkpoint = mocov2({key: value for key, value in resnet_state.items() if key != "bn1.running_mean"})
+    checkpoint = mocov2(
+        {key: value for key, value in resnet_state.items() if key != "bn1.running_mean"}
+    )
     torch.save(checkpoint, tmp_path / "weights")
-    with pytest.raises(store.WeightsError, match=r"missing \['bn1\.running_mean'\], left over \[\]"):
+    with pytest.raises(
+        store.WeightsError, match=r"missing \['bn1\.running_mean'\], left over \[\]"
+    ):
         build("map", "resnet50", weights=tmp_path / "weights")
 
 

@@ -1,4 +1,6 @@
-"""Other makers' checkpoints: tensors come through, code never runs, and what is broken or not the publisher's is refused."""
+"""Other makers' checkpoints: tensors come through, code never runs, and what is broken or not the
+publisher's is refused.
+"""
 
 import argparse
 import hashlib
@@ -16,7 +18,8 @@ from mdlib import store
 from mdlib.checkpoints import fetch_checkpoint, read_checkpoint
 
 BODY = {"conv.weight": torch.arange(6.0).view(2, 3), "norm.bias": torch.ones(2)}
-FORMATS = {"zip": True, "legacy": False}  # what torch.save writes, and wrote before 1.6: the published files are of both
+# what torch.save writes, and wrote before 1.6: the published files are of both
+FORMATS = {"zip": True, "legacy": False}
 each_format = pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
 
 
@@ -27,7 +30,9 @@ def saved(content, *, zipped=True) -> bytes:
 
 
 def same(state, expected=BODY):
-    return state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[key], expected[key]) for key in expected
+    )
 
 
 class Malicious:
@@ -44,7 +49,14 @@ class Malicious:
 
 
 @each_format
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"epoch": 3, "state_dict": s, "optimizer": {"lr": 1}}, lambda s: {"model": s}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"epoch": 3, "state_dict": s, "optimizer": {"lr": 1}},
+        lambda s: {"model": s},
+    ],
+)
 def test_a_state_dict_is_found_bare_or_inside_a_training_checkpoint(tmp_path, zipped, wrap):
     path = tmp_path / "w.pth"
     path.write_bytes(saved(wrap(BODY), zipped=zipped))
@@ -60,16 +72,20 @@ def test_one_network_is_taken_out_of_a_training_checkpoint_without_its_head(tmp_
     path = tmp_path / "w.pth"
     state = {"module.q." + key: value for key, value in BODY.items()}
     state |= {"module.k." + key: -value for key, value in BODY.items()}
-    path.write_bytes(saved(state | {"module.q.fc.0.weight": torch.ones(1), "module.queue": torch.ones(1)}))
+    path.write_bytes(
+        saved(state | {"module.q.fc.0.weight": torch.ones(1), "module.queue": torch.ones(1)})
+    )
     assert same(read_checkpoint(path, networks=("absent.", "module.q.", "module."), head="fc."))
     assert "fc.0.weight" in read_checkpoint(path, networks=("module.q.",))
-    assert read_checkpoint(path, networks=("module.",), head="queue").keys() == {k.removeprefix("module.") for k in state} | {
-        "q.fc.0.weight"
-    }
+    assert read_checkpoint(path, networks=("module.",), head="queue").keys() == {
+        k.removeprefix("module.") for k in state
+    } | {"q.fc.0.weight"}
 
 
 def test_a_head_stays_where_no_network_was_taken_out(tmp_path):
-    """It may be one for classes, of a network that has seen labels: it must be left over when weights are fitted."""
+    """It may be one for classes, of a network that has seen labels: it must be left over when
+    weights are fitted.
+    """
     path = tmp_path / "w.pth"
     path.write_bytes(saved(BODY | {"fc.weight": torch.ones(1)}))
     assert "fc.weight" in read_checkpoint(path, networks=("module.encoder_q.",), head="fc.")
@@ -82,8 +98,12 @@ def test_a_head_stays_where_no_network_was_taken_out(tmp_path):
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_file_that_would_run_code_is_refused_says_so_and_does_not_run(tmp_path, zipped, inside):
     path, trace = tmp_path / "w.pth", tmp_path / "the code ran"
-    path.write_bytes(saved({**BODY, "x": Malicious(trace)} if inside else Malicious(trace), zipped=zipped))
-    with pytest.raises(store.WeightsError, match=r"w\.pth would run code on reading \(\w+\.mkdir\)"):
+    path.write_bytes(
+        saved({**BODY, "x": Malicious(trace)} if inside else Malicious(trace), zipped=zipped)
+    )
+    with pytest.raises(
+        store.WeightsError, match=r"w\.pth would run code on reading \(\w+\.mkdir\)"
+    ):
         read_checkpoint(path)
     assert not trace.exists()
     torch.load(path, weights_only=False)
@@ -106,7 +126,9 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, zipped):
             read_checkpoint(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>404</title>", b"PK\x03\x04 no archive", b"\x80\x02 no pickle"])
+@pytest.mark.parametrize(
+    "page", [b"<!DOCTYPE html><title>404</title>", b"PK\x03\x04 no archive", b"\x80\x02 no pickle"]
+)
 def test_files_of_another_kind_are_refused(tmp_path, page):
     (tmp_path / "w.pth").write_bytes(page * 100)
     with pytest.raises(store.WeightsError, match=r"w\.pth is not a whole"):
@@ -115,7 +137,12 @@ def test_files_of_another_kind_are_refused(tmp_path, page):
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(torch.ones(3), "holds a Tensor"), ([BODY], "holds a list"), ({**BODY, "epoch": 3}, "'epoch': 'int'"), ({"a": BODY}, "'a': 'dict'")],
+    [
+        (torch.ones(3), "holds a Tensor"),
+        ([BODY], "holds a list"),
+        ({**BODY, "epoch": 3}, "'epoch': 'int'"),
+        ({"a": BODY}, "'a': 'dict'"),
+    ],
 )
 def test_anything_but_tensors_by_name_is_refused(tmp_path, content, told):
     (tmp_path / "w.pth").write_bytes(saved(content))
@@ -141,7 +168,10 @@ def cache(tmp_path, monkeypatch):
 
 @contextmanager
 def serving(body: bytes, *, status=200, length=None):
-    """A server of this one body. Yields its address and the list of the paths that were asked for."""
+    """A server of this one body.
+
+    Yields its address and the list of the paths that were asked for.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -183,8 +213,13 @@ def test_a_checkpoint_is_fetched_once_and_then_found_without_a_network(cache):
     ],
     ids=["web page", "torn off", "404"],
 )
-def test_a_bad_download_is_refused_leaves_nothing_and_says_how_to_do_without(cache, body, options, told):
-    with serving(body, **options) as (url, _), pytest.raises(store.WeightsError, match=told) as caught:
+def test_a_bad_download_is_refused_leaves_nothing_and_says_how_to_do_without(
+    cache, body, options, told
+):
+    with (
+        serving(body, **options) as (url, _),
+        pytest.raises(store.WeightsError, match=told) as caught,
+    ):
         fetch_checkpoint(url)
     assert url in str(caught.value) and "give the file's path as `weights`" in str(caught.value)
     assert not list(cache.iterdir())

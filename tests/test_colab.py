@@ -1,4 +1,6 @@
-"""The first cell of the quickstart and what it calls: nothing happens outside Colab, and torch is never touched there."""
+"""The first cell of the quickstart and what it calls: nothing happens outside Colab, and torch is
+never touched there.
+"""
 
 import subprocess
 import sys
@@ -11,7 +13,11 @@ import pytest
 from mdlib import colab
 from mdlib.presets import NOTEBOOKS
 
-FIRST_CELL = next(c.source for c in nbformat.read(NOTEBOOKS / "quickstart.ipynb", as_version=4).cells if c.cell_type == "code")
+FIRST_CELL = next(
+    c.source
+    for c in nbformat.read(NOTEBOOKS / "quickstart.ipynb", as_version=4).cells
+    if c.cell_type == "code"
+)
 
 
 @pytest.fixture
@@ -66,7 +72,10 @@ def test_torch_is_held_and_never_asked_for(calls, in_colab, monkeypatch):
     without(monkeypatch, "timm")
     colab.install_missing()
     (pip,) = calls
-    assert pip[-1] == f"torch=={metadata.version('torch')}\ntorchvision=={metadata.version('torchvision')}\n"
+    assert (
+        pip[-1]
+        == f"torch=={metadata.version('torch')}\ntorchvision=={metadata.version('torchvision')}\n"
+    )
     without(monkeypatch, "torch", "torchvision")
     assert not {"torch", "torchvision"} & {colab._name(line) for line in colab.missing_packages()}
 

@@ -1,11 +1,15 @@
-"""The committed reports of demo and evidence: within their bands, the bands mean something, and the README shows these numbers."""
+"""The committed reports of demo and evidence: within their bands, the bands mean something, and the
+README shows these numbers.
+"""
 
 import pytest
 
 from mdlib import evidence, presets, report, store
 from mdlib.presets import ROOT
 
-CONTENTS = {name: store.read_json(ROOT / "reports" / name / "metrics.json") for name in ("demo", "evidence")}
+CONTENTS = {
+    name: store.read_json(ROOT / "reports" / name / "metrics.json") for name in ("demo", "evidence")
+}
 CLAIMS = store.read_json(ROOT / "reports" / "evidence" / "claims.json")
 ALL_BANDS = {name: presets.load_preset(name).bands for name in CONTENTS}
 CONTENT, BANDS = CONTENTS["demo"], ALL_BANDS["demo"]
@@ -20,7 +24,10 @@ DEGENERATE = [
 ]
 
 
-@pytest.mark.parametrize(("preset", "name"), [(preset, name) for preset, bands in ALL_BANDS.items() for name in sorted(bands)])
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [(preset, name) for preset, bands in ALL_BANDS.items() for name in sorted(bands)],
+)
 def test_the_committed_metrics_lie_in_their_bands(preset, name):
     low, high = ALL_BANDS[preset][name]
     assert low <= CONTENTS[preset]["metrics"][name] <= high
@@ -36,20 +43,31 @@ def test_a_degenerate_run_falls_out_of_the_bands(name, baseline):
 @pytest.mark.parametrize("preset", CONTENTS)
 def test_the_report_is_of_its_preset(preset):
     assert CONTENTS[preset]["run"]["preset"] == preset
-    assert CONTENTS[preset]["bands"] == {name: list(band) for name, band in ALL_BANDS[preset].items()}
+    assert CONTENTS[preset]["bands"] == {
+        name: list(band) for name, band in ALL_BANDS[preset].items()
+    }
 
 
 def test_every_claim_of_the_paper_is_decided():
-    decided = {record["number"] for record in CLAIMS if record["verdict"] in (evidence.HOLDS, evidence.FAILS)}
+    decided = {
+        record["number"]
+        for record in CLAIMS
+        if record["verdict"] in (evidence.HOLDS, evidence.FAILS)
+    }
     assert set(evidence.PAPER_CLAIMS) <= decided
     for record in CLAIMS:
         low, high = record["interval"]
-        assert low <= record["effect"] <= high and (record["verdict"] == evidence.HOLDS) == (low > 0)
+        assert low <= record["effect"] <= high and (record["verdict"] == evidence.HOLDS) == (
+            low > 0
+        )
 
 
 @pytest.mark.parametrize(
     ("mark", "expected"),
-    [("results", report.readme_table(CONTENT)), ("claims", report.readme_claims(CONTENTS["evidence"], CLAIMS))],
+    [
+        ("results", report.readme_table(CONTENT)),
+        ("claims", report.readme_claims(CONTENTS["evidence"], CLAIMS)),
+    ],
     ids=["results", "claims"],
 )
 def test_the_readme_shows_exactly_these_numbers(mark, expected):

@@ -1,4 +1,6 @@
-"""The dense CRF against explicit O(N^2) kernels, limits, a colour edge, and processes against the serial result."""
+"""The dense CRF against explicit O(N^2) kernels, limits, a colour edge, and processes against the
+serial result.
+"""
 
 import sys
 
@@ -27,7 +29,9 @@ def random_pair(rng, *, classes=3, size=(6, 8)):
     """An image of two noisy halves, (H, W, 3) uint8, and random probabilities (C, H, W) float32."""
     half = np.where(np.arange(size[1]) < size[1] // 2, 60, 180)
     image = half[None, :, None] + rng.integers(-8, 9, (*size, 3))
-    return image.astype(np.uint8), rng.dirichlet(np.ones(classes), size).transpose(2, 0, 1).astype(np.float32)
+    return image.astype(np.uint8), rng.dirichlet(np.ones(classes), size).transpose(2, 0, 1).astype(
+        np.float32
+    )
 
 
 # ---------------------------------------------------------------- against the formula
@@ -39,16 +43,29 @@ def normalised(kernel):
 
 
 def dense_crf_spec(
-    image, probabilities, *, steps, gaussian_sxy, gaussian_compat, bilateral_sxy, bilateral_srgb, bilateral_compat, itself=True
+    image,
+    probabilities,
+    *,
+    steps,
+    gaussian_sxy,
+    gaussian_compat,
+    bilateral_sxy,
+    bilateral_srgb,
+    bilateral_compat,
+    itself=True,
 ):
-    """Mean field with both N x N kernels written out, in float64. itself=False leaves a pixel's own term out."""
+    """Mean field with both N x N kernels written out, in float64. itself=False leaves a pixel's own
+    term out.
+    """
     height, width = image.shape[:2]
     place = np.stack(np.mgrid[:height, :width], -1).reshape(-1, 2).astype(float)
     colour = image.reshape(-1, 3).astype(float)
     far = ((place[:, None] - place) ** 2).sum(-1)
     unlike = ((colour[:, None] - colour) ** 2).sum(-1)
     kernel = gaussian_compat * normalised(np.exp(-far / (2 * gaussian_sxy**2)))
-    kernel += bilateral_compat * normalised(np.exp(-far / (2 * bilateral_sxy**2) - unlike / (2 * bilateral_srgb**2)))
+    kernel += bilateral_compat * normalised(
+        np.exp(-far / (2 * bilateral_sxy**2) - unlike / (2 * bilateral_srgb**2))
+    )
     if not itself:
         np.fill_diagonal(kernel, 0)
     start = probabilities.reshape(len(probabilities), -1).astype(float).clip(1e-5, 1)
@@ -62,7 +79,9 @@ def dense_crf_spec(
 def differences(rng, settings, *, spec=dense_crf_spec, images=10, **variant):
     """(images, C, H, W) |library - formula|."""
     pairs = [random_pair(rng) for _ in range(images)]
-    return np.abs([crf.dense_crf(*pair, **settings) - spec(*pair, **settings, **variant) for pair in pairs])
+    return np.abs(
+        [crf.dense_crf(*pair, **settings) - spec(*pair, **settings, **variant) for pair in pairs]
+    )
 
 
 @needs_crf
@@ -80,7 +99,8 @@ def test_that_tolerance_sees_a_missing_self_term(rng):
 
 @needs_crf
 def test_one_step_of_the_papers_weights(rng):
-    # More steps at these weights tip single pixels of a random map over, so only one step can be compared tightly.
+    # More steps at these weights tip single pixels of a random map over, so only one step can be
+    # compared tightly.
     off = differences(rng, {**PAPER, "steps": 1})
     assert off.max() < 0.12 and off.mean() < 0.015
 
@@ -99,7 +119,9 @@ def test_each_kernel_alone(rng, alone):
 @pytest.mark.parametrize("change", [{"gaussian_compat": 0, "bilateral_compat": 0}, {"steps": 0}])
 def test_nothing_to_smooth_gives_the_probabilities_back(rng, change):
     image, probabilities = random_pair(rng)
-    np.testing.assert_allclose(crf.dense_crf(image, probabilities, **{**PAPER, **change}), probabilities, atol=5e-5)
+    np.testing.assert_allclose(
+        crf.dense_crf(image, probabilities, **{**PAPER, **change}), probabilities, atol=5e-5
+    )
 
 
 @needs_crf
@@ -121,7 +143,9 @@ def test_lone_pixel_is_overruled():
     probabilities = np.full((2, 9, 11), 0.2, np.float32)
     probabilities[0] = 0.8
     probabilities[:, 4, 5] = 0.4, 0.6
-    assert (crf.dense_crf(np.full((9, 11, 3), 90, np.uint8), probabilities, **PAPER).argmax(0) == 0).all()
+    assert (
+        crf.dense_crf(np.full((9, 11, 3), 90, np.uint8), probabilities, **PAPER).argmax(0) == 0
+    ).all()
 
 
 @needs_crf
@@ -134,7 +158,9 @@ def test_zero_probabilities_are_no_infinity(rng):
 
 
 def test_single_class_is_certain():
-    assert (crf.dense_crf(np.zeros((4, 5, 3), np.uint8), np.ones((1, 4, 5), np.float32), **PAPER) == 1).all()
+    assert (
+        crf.dense_crf(np.zeros((4, 5, 3), np.uint8), np.ones((1, 4, 5), np.float32), **PAPER) == 1
+    ).all()
 
 
 # ---------------------------------------------------------------- what it is for
@@ -143,9 +169,16 @@ def test_single_class_is_certain():
 @needs_crf
 @pytest.mark.parametrize("upright", [True, False])
 def test_border_snaps_to_the_colour_edge(upright):
-    """Colours change at 16; a soft border drawn three pixels too late moves there. Both axes: neither is swapped."""
+    """Colours change at 16; a soft border drawn three pixels too late moves there.
+
+    Both axes: neither is swapped.
+    """
     along = np.arange(32)
-    image = np.where(along[None, :, None] < 16, (60, 60, 60), (180, 120, 60)).repeat(24, 0).astype(np.uint8)
+    image = (
+        np.where(along[None, :, None] < 16, (60, 60, 60), (180, 120, 60))
+        .repeat(24, 0)
+        .astype(np.uint8)
+    )
     right = 1 / (1 + np.exp(-(along - 19) / 3))
     probabilities = np.stack([1 - right, right])[:, None].repeat(24, 1)
     if upright:
@@ -169,7 +202,9 @@ def test_classes_are_only_names(rng):
     image, probabilities = random_pair(rng)
     order = [2, 0, 1]
     refined = crf.dense_crf(image, probabilities, **SOFT)
-    np.testing.assert_allclose(crf.dense_crf(image, probabilities[order], **SOFT), refined[order], atol=1e-5)
+    np.testing.assert_allclose(
+        crf.dense_crf(image, probabilities[order], **SOFT), refined[order], atol=1e-5
+    )
 
 
 @needs_crf
@@ -180,8 +215,12 @@ def test_layout_and_precision_of_the_input_do_not_matter(rng):
     strided = np.repeat(image, 2, axis=1)[:, ::2]
     assert not channels_last.flags.c_contiguous and not strided.flags.c_contiguous
     np.testing.assert_array_equal(crf.dense_crf(strided, channels_last, **SOFT), expected)
-    np.testing.assert_array_equal(crf.dense_crf(np.asfortranarray(image), probabilities.astype(np.float64), **SOFT), expected)
-    np.testing.assert_allclose(crf.dense_crf(image, probabilities.astype(np.float16), **SOFT), expected, atol=5e-3)
+    np.testing.assert_array_equal(
+        crf.dense_crf(np.asfortranarray(image), probabilities.astype(np.float64), **SOFT), expected
+    )
+    np.testing.assert_allclose(
+        crf.dense_crf(image, probabilities.astype(np.float16), **SOFT), expected, atol=5e-3
+    )
 
 
 @needs_crf
@@ -221,7 +260,13 @@ def test_bad_input_is_named(image, probabilities, message):
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": -1}, {"gaussian_sxy": 0}, {"bilateral_srgb": -3}, {"bilateral_compat": -1}, {"gaussian_compat": np.inf}]
+    [
+        {"steps": -1},
+        {"gaussian_sxy": 0},
+        {"bilateral_srgb": -3},
+        {"bilateral_compat": -1},
+        {"gaussian_compat": np.inf},
+    ]
     + [{"bilateral_sxy": np.nan}],  # would crash the process
 )
 def test_bad_settings_are_named(change):
@@ -254,7 +299,9 @@ def test_images_are_read_as_they_are_needed(rng, workers, ahead):
             read.append(i)
             yield image
 
-    results = crf.refine_all(images(), (probabilities for _ in range(1000)), workers=workers, **PAPER)
+    results = crf.refine_all(
+        images(), (probabilities for _ in range(1000)), workers=workers, **PAPER
+    )
     for done in range(1, 4):
         next(results)
         assert len(read) == done + ahead

@@ -1,4 +1,6 @@
-"""Normalised cuts against scipy's generalised solver, exhaustive search and graphs whose answer is known."""
+"""Normalised cuts against scipy's generalised solver, exhaustive search and graphs whose answer is
+known.
+"""
 
 import itertools
 
@@ -37,7 +39,9 @@ def test_second_eigenvector_solves_the_generalised_problem():
         y = cuts.second_eigenvector(weights).numpy()
         degree = np.diag(weights.numpy().sum(1))
         values, vectors = eigh(degree - weights.numpy(), degree)
-        np.testing.assert_allclose((degree - weights.numpy()) @ y, values[1] * degree @ y, atol=1e-10)
+        np.testing.assert_allclose(
+            (degree - weights.numpy()) @ y, values[1] * degree @ y, atol=1e-10
+        )
         assert abs(np.corrcoef(y, vectors[:, 1])[0, 1]) == pytest.approx(1)
 
 
@@ -67,15 +71,30 @@ def test_coinciding_eigenvalues_single_out_the_first_of_equal_groups():
 
 
 def test_between_two_entries_of_one_magnitude_the_first_is_positive():
-    """A small clique between two large ones: y is antisymmetric in the large ones, so its sign is a tie."""
+    """A small clique between two large ones: y is antisymmetric in the large ones, so its sign is a
+    tie.
+    """
     weights, group = cliques([6, 3, 6])
     for order in (torch.arange(15), torch.randperm(15), torch.randperm(15)):
         y, own = cuts.second_eigenvector(weights[order][:, order]), group[order]
         first = own[own != 1][0]
-        assert (y[own == first] > 0.01).all() and (y[own == 2 - first] < -0.01).all() and (y[own == 1].abs() < 1e-9).all()
+        assert (
+            (y[own == first] > 0.01).all()
+            and (y[own == 2 - first] < -0.01).all()
+            and (y[own == 1].abs() < 1e-9).all()
+        )
 
 
-@pytest.mark.parametrize("weights", [torch.ones(5, 5), torch.full((5, 5), 1e-5), torch.ones(5, 5) + 3 * torch.eye(5), torch.ones(2, 2), torch.ones(1, 1)])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.ones(5, 5),
+        torch.full((5, 5), 1e-5),
+        torch.ones(5, 5) + 3 * torch.eye(5),
+        torch.ones(2, 2),
+        torch.ones(1, 1),
+    ],
+)
 def test_no_cut_is_better_than_another_in_a_graph_of_equals(weights):
     assert not cuts.second_eigenvector(weights).any()
     assert cuts.cheapest_cut(weights, least=1)[0] == float("inf")
@@ -110,7 +129,9 @@ def test_cheapest_cut_is_the_best_of_the_thresholds():
 def test_cheapest_cut_of_two_groups_is_the_best_of_all_cuts():
     weights = cliques([4, 5], between=0.1)[0]
     cost, side = cuts.cheapest_cut(weights, least=1)
-    every = [np.array(bits, bool) for bits in itertools.product([0, 1], repeat=9) if 0 < sum(bits) < 9]
+    every = [
+        np.array(bits, bool) for bits in itertools.product([0, 1], repeat=9) if 0 < sum(bits) < 9
+    ]
     assert cost == pytest.approx(min(ncut(weights, s) for s in every))
     assert side.tolist() in ([True] * 4 + [False] * 5, [False] * 4 + [True] * 5)
 

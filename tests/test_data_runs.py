@@ -1,5 +1,7 @@
-"""The notebooks on other data than the zoo: a miniature VOC 2012 and a folder without labels through the runner, a miniature
-COCO and VOC's boxes cell by cell. Numbers of networks with a few steps mean nothing; those of stage 1 do."""
+"""The notebooks on other data than the zoo: a miniature VOC 2012 and a folder without labels
+through the runner, a miniature COCO and VOC's boxes cell by cell. Numbers of networks with a few
+steps mean nothing; those of stage 1 do.
+"""
 
 import csv
 
@@ -29,13 +31,19 @@ EVERY_IMAGE = {"train_images": None, "dev_images": None, "val_images": None}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """run(name, notebooks, data, **more): a preset of that name, run into a folder of its own; gives that folder."""
+    """run(name, notebooks, data, **more): a preset of that name, run into a folder of its own;
+    gives that folder.
+    """
     presets_dir = tmp_path_factory.mktemp("presets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(presets, "PRESETS", presets_dir)
 
         def run(name, notebooks, data, **more):
-            parameters = {"00_prepare_data": {**EVERY_IMAGE, **data}, **{n: v for n, v in TINY.items() if n in notebooks}, **more}
+            parameters = {
+                "00_prepare_data": {**EVERY_IMAGE, **data},
+                **{n: v for n, v in TINY.items() if n in notebooks},
+                **more,
+            }
             content = {"description": name, "notebooks": notebooks, "parameters": parameters}
             (presets_dir / f"{name}.yaml").write_text(yaml.safe_dump(content))
             out = tmp_path_factory.mktemp(name)
@@ -75,39 +83,73 @@ def run_cells(name, run_dir, **values):
 
 @pytest.fixture(scope="module")
 def voc(run, tmp_path_factory, zoo_root):
-    """A run on VOC 2012 with SBD's images, a support set of boxes alone, and one image that is cut short."""
-    root = fixtures.make_voc2007(fixtures.make_voc2012(tmp_path_factory.mktemp("voc"), zoo_root, train=20, val=5, extra=4), zoo_root)
+    """A run on VOC 2012 with SBD's images, a support set of boxes alone, and one image that is cut
+    short.
+    """
+    root = fixtures.make_voc2007(
+        fixtures.make_voc2012(tmp_path_factory.mktemp("voc"), zoo_root, train=20, val=5, extra=4),
+        zoo_root,
+    )
     cut_short(root / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2007_000003.jpg")
-    data = {"dataset": "voc2012", "data_root": str(root), "train_split": "trainaug", "support_dataset": "voc2007", "support_root": str(root)}
+    data = {
+        "dataset": "voc2012",
+        "data_root": str(root),
+        "train_split": "trainaug",
+        "support_dataset": "voc2007",
+        "support_root": str(root),
+    }
     return run("minivoc", STAGES, data, **{"09_evaluate_instances": {"split": "instances"}})
 
 
 def test_voc_runs_through_every_stage(voc):
     assert set(status(voc).values()) == {"done"} and list(status(voc)) == STAGES
     found = metrics_of(voc)
-    assert {"miou_clustering", "miou_linear", "miou_supervised", "pseudo_miou", "mask_rcnn_ap50_single", "cluster_accuracy"} <= found.keys()
-    assert found["mask_iou"] > 0.4 > found["mask_iou_centre_box"]  # what stage 1 reaches on pictures that are not square
+    assert {
+        "miou_clustering",
+        "miou_linear",
+        "miou_supervised",
+        "pseudo_miou",
+        "mask_rcnn_ap50_single",
+        "cluster_accuracy",
+    } <= found.keys()
+    # what stage 1 reaches on pictures that are not square
+    assert found["mask_iou"] > 0.4 > found["mask_iou_centre_box"]
     assert found["corloc"] > 0.5
 
 
 def test_an_image_that_cannot_be_read_is_left_out_of_the_run(voc):
     index = store.read_json(voc / "artifacts" / "00_prepare_data" / "index.json")
-    assert index["splits"]["train"]["left_out"] == ["2007_000003"] and index["splits"]["val"]["left_out"] == []
+    assert (
+        index["splits"]["train"]["left_out"] == ["2007_000003"]
+        and index["splits"]["val"]["left_out"] == []
+    )
     train = open_role(voc / "artifacts" / "00_prepare_data", "train")
     assert len(train) == 20 + 4 - 1 and "2007_000003" not in train.ids()
-    assert "24 of the 25 images of instances" in (voc / "notebooks" / "09_evaluate_instances.ipynb").read_text()
+    assert (
+        "24 of the 25 images of instances"
+        in (voc / "notebooks" / "09_evaluate_instances.ipynb").read_text()
+    )
 
 
 def test_label_maps_have_the_size_of_their_images(voc):
-    train, folder = open_role(voc / "artifacts" / "00_prepare_data", "train"), voc / "artifacts" / "04_filter_masks" / "train"
+    train, folder = (
+        open_role(voc / "artifacts" / "00_prepare_data", "train"),
+        voc / "artifacts" / "04_filter_masks" / "train",
+    )
     sizes = {sample.image.shape[:2] for sample in train}
     assert len(sizes) == 3 and all(h != w for h, w in sizes if (h, w) != (128, 128))
     assert {path.stem for path in folder.glob("*.png")} == set(train.ids())
-    assert all(store.read_label_map(folder / f"{sample.id}.png").shape == sample.image.shape[:2] for sample in train)
+    assert all(
+        store.read_label_map(folder / f"{sample.id}.png").shape == sample.image.shape[:2]
+        for sample in train
+    )
 
 
 def test_the_support_set_is_clustered_and_then_forgotten(voc):
-    prepared, masks_dir = voc / "artifacts" / "00_prepare_data", voc / "artifacts" / "01_distill_masks"
+    prepared, masks_dir = (
+        voc / "artifacts" / "00_prepare_data",
+        voc / "artifacts" / "01_distill_masks",
+    )
     assert open_role(prepared, "support").ids() == [f"{i:06d}" for i in range(1, 5)]
     assert store.read_masks(masks_dir / "masks_support.json")
     fitted = store.read_json(voc / "artifacts" / "02_cluster_masks" / "clusters.json")
@@ -117,13 +159,24 @@ def test_the_support_set_is_clustered_and_then_forgotten(voc):
 
 def test_the_report_names_the_data_set(voc):
     summary = (voc / "summary.md").read_text()
-    assert summary.startswith("# MaskDistill, minivoc preset, voc2012") and "zoo" not in summary.splitlines()[2]
+    assert (
+        summary.startswith("# MaskDistill, minivoc preset, voc2012")
+        and "zoo" not in summary.splitlines()[2]
+    )
     assert "skipped" not in store.read_json(voc / "metrics.json")
 
 
 def test_boxes_alone_give_corloc_and_nothing_that_needs_masks(tmp_path, zoo_root):
     root = fixtures.make_voc2012(tmp_path / "voc", zoo_root, train=6, val=2, extra=2)
-    run_cells("00_prepare_data", tmp_path, dataset="voc2012", data_root=str(root), dev_split=None, val_split="boxes", **EVERY_IMAGE)
+    run_cells(
+        "00_prepare_data",
+        tmp_path,
+        dataset="voc2012",
+        data_root=str(root),
+        dev_split=None,
+        val_split="boxes",
+        **EVERY_IMAGE,
+    )
     found = run_cells("01_distill_masks", tmp_path)["metrics"]
     assert found["corloc"] > 0.5 and "mask_iou_train" in found and "mask_iou" not in found
 
@@ -151,7 +204,9 @@ def test_stages_that_need_labels_are_skipped_and_the_others_are_not(unlabelled):
     found = status(unlabelled)
     skipped = {name for name, said in found.items() if said.startswith("skipped: no labels")}
     assert skipped == {"07_evaluate_clusters", "08_probe_linearly", "09_evaluate_instances"}
-    assert {said for name, said in found.items() if name not in skipped} == {"done"} and list(found) == STAGES
+    assert {said for name, said in found.items() if name not in skipped} == {"done"} and list(
+        found
+    ) == STAGES
     assert store.read_json(unlabelled / "metrics.json")["skipped"].keys() == skipped
 
 
@@ -159,12 +214,17 @@ def test_a_run_without_labels_ends_with_clusters_and_maps(unlabelled):
     train = open_role(unlabelled / "artifacts" / "00_prepare_data", "train")
     assert len(train) == 11 and "wood__ä__0" in train.ids()
     fitted = store.read_json(unlabelled / "artifacts" / "02_cluster_masks" / "clusters.json")
-    assert fitted["class_names"] == ["background", *(f"cluster {j}" for j in range(5))] and fitted["names"] == [1, 2, 3, 4, 5]
+    assert fitted["class_names"] == ["background", *(f"cluster {j}" for j in range(5))] and fitted[
+        "names"
+    ] == [1, 2, 3, 4, 5]
     logits = store.read_array(unlabelled / "artifacts" / "05_train_deeplab" / "segmenter_train.npy")
     assert logits.shape[:2] == (11, 6)
     assert not (unlabelled / "artifacts" / "05_train_deeplab" / "supervised.safetensors").exists()
     if store.read_json(unlabelled / "artifacts" / "06_refine_with_crf" / "crf.json")["parameters"]:
-        maps = {path.stem for path in (unlabelled / "artifacts" / "06_refine_with_crf" / "train").glob("*.png")}
+        maps = {
+            path.stem
+            for path in (unlabelled / "artifacts" / "06_refine_with_crf" / "train").glob("*.png")
+        }
         assert maps == set(train.ids())
 
 
@@ -175,7 +235,8 @@ def test_nothing_is_scored_without_labels_and_the_report_says_so(unlabelled):
     page = (unlabelled / "index.html").read_text()
     assert page.count("Skipped: no labels") == 3 and "12_report-overview.png" in page
     said = (unlabelled / "notebooks" / "07_evaluate_clusters.ipynb").read_text()
-    assert "The chain goes on without this stage" in said  # what the reader sees instead of a traceback
+    # what the reader sees instead of a traceback
+    assert "The chain goes on without this stage" in said
 
 
 def test_a_skipped_stage_is_up_to_date_until_a_picture_comes_in(unlabelled, photos, capsys):
@@ -183,7 +244,10 @@ def test_a_skipped_stage_is_up_to_date_until_a_picture_comes_in(unlabelled, phot
     assert capsys.readouterr().out.count("up to date, skipped") == len(STAGES)
     given = stage.read_manifest(unlabelled, "00_prepare_data")["parameters"]
     assert stage.stale_reason(unlabelled, "00_prepare_data", given) is None
-    fixtures.write_jpeg(photos / "new.jpg", open_role(unlabelled / "artifacts" / "00_prepare_data", "train")[0].image)
+    fixtures.write_jpeg(
+        photos / "new.jpg",
+        open_role(unlabelled / "artifacts" / "00_prepare_data", "train")[0].image,
+    )
     assert stage.stale_reason(unlabelled, "00_prepare_data", given) == f"{photos} changed"
 
 
@@ -193,12 +257,15 @@ def test_a_skipped_stage_is_up_to_date_until_a_picture_comes_in(unlabelled, phot
 def test_coco_with_crowds_and_images_without_objects(tmp_path, zoo_root):
     root = fixtures.make_coco(tmp_path / "coco", zoo_root, train=14, val=5)
     splits = {"train_split": "coco20k", "dev_split": "dev", "val_split": "val2017"}
-    index = run_cells("00_prepare_data", tmp_path, dataset="coco", data_root=str(root), **splits, **EVERY_IMAGE)
+    index = run_cells(
+        "00_prepare_data", tmp_path, dataset="coco", data_root=str(root), **splits, **EVERY_IMAGE
+    )
     assert index["stage"] == "00_prepare_data"
     first = run_cells("01_distill_masks", tmp_path)["metrics"]
     assert first["mask_iou"] > 0.4
     clustered = run_cells("02_cluster_masks", tmp_path)["metrics"]
     assert 0 <= clustered["cluster_accuracy"] <= 1
     val = open_role(tmp_path / "artifacts" / "00_prepare_data", "val")
-    assert [len(sample.instances.crowds) for sample in val] == [0, 0, 1, 0, 0] and not len(val[3].instances.labels)
-
+    assert [len(sample.instances.crowds) for sample in val] == [0, 0, 1, 0, 0] and not len(
+        val[3].instances.labels
+    )

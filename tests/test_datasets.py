@@ -24,7 +24,11 @@ def zoo(root, split="val", count=None):
 
 def assert_same(a, b):
     assert a.id == b.id and a.instances.names == b.instances.names
-    for x, y in ((a.image, b.image), (a.semantic, b.semantic), (a.instances.masks, b.instances.masks)):
+    for x, y in (
+        (a.image, b.image),
+        (a.semantic, b.semantic),
+        (a.instances.masks, b.instances.masks),
+    ):
         np.testing.assert_array_equal(x, y)
 
 
@@ -33,7 +37,9 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def scenes(zoo_root):
-    """Thirty scenes of each split: enough for one, two and three subjects, and for held-out cut-outs."""
+    """Thirty scenes of each split: enough for one, two and three subjects, and for held-out
+    cut-outs.
+    """
     return {split: list(zoo(zoo_root, split, 30)) for split in SPLITS}
 
 
@@ -79,7 +85,8 @@ def test_boxes_are_tight(all_scenes):
 def test_held_out_cutouts_stand_in_their_split_alone(zoo_root, scenes):
     offered = {split: {c.name: c.split for c in zoo(zoo_root, split).cutouts} for split in SPLITS}
     for split in SPLITS:
-        assert set(offered[split].values()) == {"train", split}  # "train" alone for train; never another's
+        # "train" alone for train; never another's
+        assert set(offered[split].values()) == {"train", split}
         assert {name for s in scenes[split] for name in s.instances.names} <= offered[split].keys()
 
 
@@ -139,7 +146,9 @@ def sample():
     masks = np.zeros((2, 10, 12), bool)
     masks[0, 1:4, 1:4], masks[1, 5:9, 5:12] = True, True
     semantic = (masks * np.array([2, 1])[:, None, None]).sum(0).astype(np.uint8)
-    return Sample("one", np.zeros((10, 12, 3), np.uint8), semantic, Instances(masks, np.array([2, 1])))
+    return Sample(
+        "one", np.zeros((10, 12, 3), np.uint8), semantic, Instances(masks, np.array([2, 1]))
+    )
 
 
 def test_a_good_sample_passes(sample):
@@ -158,8 +167,12 @@ def test_faults_are_named(sample):
         "empty": Instances(masks & (np.arange(2) > 0)[:, None, None], labels),
     }
     for words, instances in faults.items():
-        assert words in check_sample(dataclasses.replace(sample, instances=instances), num_classes=3)
-    assert "too small" in check_sample(Sample("tiny", np.zeros((7, 12, 3), np.uint8)), num_classes=3)
+        assert words in check_sample(
+            dataclasses.replace(sample, instances=instances), num_classes=3
+        )
+    assert "too small" in check_sample(
+        Sample("tiny", np.zeros((7, 12, 3), np.uint8)), num_classes=3
+    )
 
 
 def test_a_picture_without_objects_passes(sample):
@@ -175,7 +188,11 @@ def test_a_sample_refuses_shapes_and_types_that_do_not_fit(sample):
         {"semantic": sample.semantic[:-1]},
         {"semantic": sample.semantic.astype(np.int64)},
         {"instances": Instances(sample.instances.masks[:, :-1], sample.instances.labels)},
-        {"instances": Instances(sample.instances.masks, sample.instances.labels, crowds=np.zeros((1, 12, 10), bool))},
+        {
+            "instances": Instances(
+                sample.instances.masks, sample.instances.labels, crowds=np.zeros((1, 12, 10), bool)
+            )
+        },
     ]
     for change in wrong:
         with pytest.raises(ValueError, match="one"):
@@ -184,16 +201,27 @@ def test_a_sample_refuses_shapes_and_types_that_do_not_fit(sample):
 
 def test_objects_may_be_known_by_their_drawn_boxes_alone(sample):
     def boxed(*boxes):
-        instances = Instances(None, np.ones(len(boxes), np.int64), drawn_boxes=np.array(boxes, np.float64).reshape(-1, 4))
+        instances = Instances(
+            None,
+            np.ones(len(boxes), np.int64),
+            drawn_boxes=np.array(boxes, np.float64).reshape(-1, 4),
+        )
         return dataclasses.replace(sample, instances=instances)
 
     whole = boxed([0, 0, 12, 10], [1.5, 2, 3, 4])
-    assert check_sample(whole, num_classes=3) is None and check_sample(boxed(), num_classes=3) is None
-    assert whole.instances.masks is None and whole.instances.boxes.tolist() == [[0, 0, 12, 10], [1.5, 2, 3, 4]]
+    assert (
+        check_sample(whole, num_classes=3) is None and check_sample(boxed(), num_classes=3) is None
+    )
+    assert whole.instances.masks is None and whole.instances.boxes.tolist() == [
+        [0, 0, 12, 10],
+        [1.5, 2, 3, 4],
+    ]
     for wrong in ([3, 3, 3, 5], [0, 0, 13, 10], [0, -1, 4, 4]):
         assert "a box is empty or leaves the image" in check_sample(boxed(wrong), num_classes=3)
     fewer = dataclasses.replace(whole.instances, labels=np.ones(1, np.int64))
-    assert "1 labels for 2" in check_sample(dataclasses.replace(sample, instances=fewer), num_classes=3)
+    assert "1 labels for 2" in check_sample(
+        dataclasses.replace(sample, instances=fewer), num_classes=3
+    )
 
 
 def test_instances_are_given_by_masks_or_by_boxes(sample):
@@ -232,11 +260,14 @@ def test_grey_becomes_three_equal_channels(tmp_path, picture):
 
 def test_sixteen_bit_keeps_its_tones(tmp_path, picture):
     deep = picture[..., 0].astype(np.uint16) * 257  # 255 * 257 = 65535
-    np.testing.assert_array_equal(read_image(saved(tmp_path, Image.fromarray(deep)))[..., 0], picture[..., 0])
+    np.testing.assert_array_equal(
+        read_image(saved(tmp_path, Image.fromarray(deep)))[..., 0], picture[..., 0]
+    )
 
 
 def test_cmyk_becomes_rgb(tmp_path):
-    path = saved(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "ink.tiff")  # magenta and yellow: red
+    # magenta and yellow: red
+    path = saved(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "ink.tiff")
     assert (read_image(path) == [255, 0, 0]).all()
 
 
@@ -258,7 +289,8 @@ def test_a_palette_is_read_by_colour_and_its_transparent_entry_is_white(tmp_path
     assert (read[:, ::2] == 255).all() and (read[:, 1::2] == [40, 50, 60]).all()
 
 
-@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])  # quarter turns to the left
+# quarter turns to the left
+@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
 def test_pictures_stand_upright(tmp_path, picture, tag, turns):
     exif = Image.Exif()
     exif[0x0112] = tag
@@ -317,7 +349,8 @@ def labels(rng):
 def test_label_maps_are_read_by_index(tmp_path, labels, palette):
     image = Image.fromarray(labels)
     if palette:
-        image.putpalette([7, 7, 7] * 256)  # all colours equal: read by colour, nothing would be left
+        # all colours equal: read by colour, nothing would be left
+        image.putpalette([7, 7, 7] * 256)
     read = read_label_map(saved(tmp_path, image), image_hw=(10, 14), num_classes=3)
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, labels)
@@ -362,13 +395,23 @@ def sized(index, *, labelled=False):
     image = np.full((10, 10, 3), index, np.uint8)
     if not labelled:
         return Sample(f"s{index}", image)
-    return Sample(f"s{index}", image, np.zeros((10, 10), np.uint8), Instances(np.ones((2, 10, 10), bool), np.array([1, 1])))
+    return Sample(
+        f"s{index}",
+        image,
+        np.zeros((10, 10), np.uint8),
+        Instances(np.ones((2, 10, 10), bool), np.array([1, 1])),
+    )
 
 
 def test_a_remembered_data_set_is_the_data_set(zoo_root):
     plain = zoo(zoo_root, count=3)
     remembered = Remembered(plain)
-    assert (len(remembered), remembered.ids(), remembered.classes, remembered.name) == (3, plain.ids(), plain.classes, plain.name)
+    assert (len(remembered), remembered.ids(), remembered.classes, remembered.name) == (
+        3,
+        plain.ids(),
+        plain.classes,
+        plain.name,
+    )
     for _ in range(2):
         for index in (2, 0, 1):
             assert_same(remembered[index], plain[index])
@@ -382,7 +425,10 @@ def test_a_remembered_sample_is_composed_once():
     assert plain.asked == [1, 1]
 
 
-@pytest.mark.parametrize(("labelled", "budget", "asked"), [(False, 1200, 1), (False, 1199, 3), (True, 2400, 1), (True, 2399, 3)])
+@pytest.mark.parametrize(
+    ("labelled", "budget", "asked"),
+    [(False, 1200, 1), (False, 1199, 3), (True, 2400, 1), (True, 2399, 3)],
+)
 def test_a_data_set_is_remembered_where_all_of_it_fits(labelled, budget, asked):
     plain = Counting([sized(i, labelled=labelled) for i in range(4)])
     remembered = Remembered(plain, budget=budget)
@@ -401,20 +447,30 @@ def test_a_few_of_a_large_data_set_are_remembered():
 
 def test_what_is_remembered_never_takes_more_than_the_budget():
     small = Sample("small", np.zeros((5, 10, 3), np.uint8))
-    plain = Counting([sized(0, labelled=True), small, sized(2), small])  # 600, 150, 300 and 150 bytes
+    # 600, 150, 300 and 150 bytes
+    plain = Counting([sized(0, labelled=True), small, sized(2), small])
     remembered = Remembered(plain, budget=800)
     for _ in range(2):
         list(remembered)
-    assert plain.asked == [2, 1, 2, 1] and sum(sample.image.nbytes for sample in remembered.kept.values()) <= 800
+    assert (
+        plain.asked == [2, 1, 2, 1]
+        and sum(sample.image.nbytes for sample in remembered.kept.values()) <= 800
+    )
 
 
 def test_boxes_and_crowds_are_remembered_too():
     image = np.zeros((10, 10, 3), np.uint8)
     boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
-    crowded = Instances(np.ones((1, 10, 10), bool), np.ones(1, np.int64), crowds=np.ones((2, 10, 10), bool))
-    remembered = Remembered(Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]), budget=1199)
+    crowded = Instances(
+        np.ones((1, 10, 10), bool), np.ones(1, np.int64), crowds=np.ones((2, 10, 10), bool)
+    )
+    remembered = Remembered(
+        Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]),
+        budget=1199,
+    )
     assert [remembered[i].id for i in (0, 1, 0, 1)] == ["a", "b", "a", "b"]
-    assert remembered.dataset.asked == [1, 2]  # 300 bytes, then 300 + 100 + 200, half a byte more than half of the budget
+    # 300 bytes, then 300 + 100 + 200, half a byte more than half of the budget
+    assert remembered.dataset.asked == [1, 2]
 
 
 def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):
@@ -427,15 +483,26 @@ def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):
 def prepare(folder, zoo_root, **splits):
     """What 00 writes, for a zoo: role -> {"split", "count", "left_out", "labels"}."""
     roles = {role: {"left_out": [], "labels": "masks", **entry} for role, entry in splits.items()}
-    store.write_json(folder / "index.json", {"dataset": "zoo", "root": str(zoo_root), "classes": [], "splits": roles})
+    store.write_json(
+        folder / "index.json",
+        {"dataset": "zoo", "root": str(zoo_root), "classes": [], "splits": roles},
+    )
 
 
 def test_a_role_is_opened_without_the_images_that_were_left_out(tmp_path, zoo_root):
-    prepare(tmp_path, zoo_root, train={"split": "dev", "count": 4, "left_out": ["dev_00001"]}, val={"split": "val", "count": 2, "labels": "none"})
+    prepare(
+        tmp_path,
+        zoo_root,
+        train={"split": "dev", "count": 4, "left_out": ["dev_00001"]},
+        val={"split": "val", "count": 2, "labels": "none"},
+    )
     train = open_role(tmp_path, "train")
     assert train.ids() == ["dev_00000", "dev_00002", "dev_00003"] == [sample.id for sample in train]
     assert open_role(tmp_path, "train", first=2).ids() == ["dev_00000", "dev_00002"]
-    assert {role: len(data) for role, data in open_roles(tmp_path).items()} == {"train": 3, "val": 2}
+    assert {role: len(data) for role, data in open_roles(tmp_path).items()} == {
+        "train": 3,
+        "val": 2,
+    }
 
 
 def test_a_role_that_a_run_does_not_have_is_named(tmp_path, zoo_root):
@@ -445,7 +512,12 @@ def test_a_role_that_a_run_does_not_have_is_named(tmp_path, zoo_root):
 
 
 def test_roles_without_masks_are_named_and_not_labelled(tmp_path, zoo_root, capsys):
-    prepare(tmp_path, zoo_root, train={"split": "train", "count": 2}, val={"split": "val", "count": 2, "labels": "boxes"})
+    prepare(
+        tmp_path,
+        zoo_root,
+        train={"split": "train", "count": 2},
+        val={"split": "val", "count": 2, "labels": "boxes"},
+    )
     assert labelled_roles(tmp_path) == {"train"}
     assert capsys.readouterr().out.startswith("val: no label maps")
 
@@ -453,7 +525,10 @@ def test_roles_without_masks_are_named_and_not_labelled(tmp_path, zoo_root, caps
 def test_what_is_known_of_a_sample():
     image = np.zeros((10, 10, 3), np.uint8)
     boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
-    kinds = [label_kind(sample) for sample in (sized(0), sized(0, labelled=True), Sample("b", image, instances=boxed))]
+    kinds = [
+        label_kind(sample)
+        for sample in (sized(0), sized(0, labelled=True), Sample("b", image, instances=boxed))
+    ]
     assert kinds == ["none", "masks", "boxes"]
 
 

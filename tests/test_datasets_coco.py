@@ -33,7 +33,10 @@ def broken(kit, tmp_path):
 
 @pytest.fixture(scope="module")
 def judge(kit):
-    return {year: COCO(kit / "annotations" / f"instances_{year}.json") for year in ("train2014", "val2017")}
+    return {
+        year: COCO(kit / "annotations" / f"instances_{year}.json")
+        for year in ("train2014", "val2017")
+    }
 
 
 def opened(root, split, **options):
@@ -56,21 +59,29 @@ def change(root, edit, year="val2017"):
 
 
 def test_the_classes_are_the_eighty_things_in_the_order_of_their_ids(kit):
-    published = [name for name in MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:] if name != "N/A"]
+    published = [
+        name
+        for name in MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
+        if name != "N/A"
+    ]
     assert opened(kit, "val2017").classes == ("background", *published) and len(published) == 80
 
 
 def test_coco20k_is_what_its_list_names_in_any_order(kit, broken):
     listed = (kit / "coco_20k_filenames.txt").read_text().split()
     ids = opened(kit, "coco20k").ids()
-    assert ids == sorted(name.removeprefix("train2014/").removesuffix(".jpg") for name in listed) and len(ids) == 6
+    assert (
+        ids == sorted(name.removeprefix("train2014/").removesuffix(".jpg") for name in listed)
+        and len(ids) == 6
+    )
     assert listed != sorted(listed)
     (broken / "coco_20k_filenames.txt").write_text("\n".join(sorted(listed)))
     assert opened(broken, "coco20k").ids() == ids
 
 
 def test_a_list_elsewhere_may_be_given(kit, tmp_path):
-    (tmp_path / "mine.txt").write_text("COCO_train2014_000000000008.jpg\n000000000010\n")  # with folder, ending, or neither
+    # with folder, ending, or neither
+    (tmp_path / "mine.txt").write_text("COCO_train2014_000000000008.jpg\n000000000010\n")
     data = CocoDataset(kit, "coco20k", listed=tmp_path / "mine.txt")
     assert list(map(number, data.ids())) == [8, 10]
 
@@ -125,11 +136,15 @@ def test_objects_and_crowds_are_what_pycocotools_decodes(kit, judge, split):
         everything = truth.loadAnns(truth.getAnnIds(number(sample.id)))
         objects = [a for a in everything if not a["iscrowd"]]
         assert len(sample.instances.masks) == len(objects)
-        for mask, label, annotation in zip(sample.instances.masks, sample.instances.labels, objects):
+        for mask, label, annotation in zip(
+            sample.instances.masks, sample.instances.labels, objects
+        ):
             np.testing.assert_array_equal(mask, truth.annToMask(annotation))
             assert data.classes[label] == truth.cats[annotation["category_id"]]["name"]
         crowds = [truth.annToMask(a) for a in everything if a["iscrowd"]]
-        np.testing.assert_array_equal(sample.instances.crowds, np.array(crowds).reshape(-1, *sample.image.shape[:2]))
+        np.testing.assert_array_equal(
+            sample.instances.crowds, np.array(crowds).reshape(-1, *sample.image.shape[:2])
+        )
 
 
 def test_the_miniature_has_every_kind_of_outline(kit):
@@ -144,18 +159,26 @@ def test_the_miniature_has_every_kind_of_outline(kit):
 def test_polygons_cover_the_object_they_outline(kit, zoo_root):
     scenes = list(fixtures.scenes(zoo_root, "val", 4))
     for index in (0, 1, 2):
-        for ours, scene in zip(opened(kit, "val2017")[index].instances.masks, scenes[index][1], strict=True):
+        for ours, scene in zip(
+            opened(kit, "val2017")[index].instances.masks, scenes[index][1], strict=True
+        ):
             assert (ours & scene).sum() > 0.9 * (ours | scene).sum()
 
 
 def test_an_image_without_objects_has_none(kit):
     sample = opened(kit, "val2017")[3]
-    assert len(sample.instances.labels) == 0 and sample.instances.masks.shape == (0, *sample.image.shape[:2])
+    assert len(sample.instances.labels) == 0 and sample.instances.masks.shape == (
+        0,
+        *sample.image.shape[:2],
+    )
     assert not sample.semantic.any()
 
 
 def test_without_classes_every_object_is_an_object(kit):
-    aware, agnostic = opened(kit, "train2014"), open_dataset("coco_agnostic", root=kit, split="train2014")
+    aware, agnostic = (
+        opened(kit, "train2014"),
+        open_dataset("coco_agnostic", root=kit, split="train2014"),
+    )
     assert agnostic.classes == ("background", "object")
     for a, b in zip(aware, agnostic, strict=True):
         np.testing.assert_array_equal(a.instances.masks, b.instances.masks)
@@ -164,11 +187,17 @@ def test_without_classes_every_object_is_an_object(kit):
 
 
 def paint_spec(instances, height, width):
-    """The label of the smallest object at each pixel (the later of two equals); else void in a crowd; else 0."""
+    """The label of the smallest object at each pixel (the later of two equals); else void in a
+    crowd; else 0.
+    """
     semantic = np.zeros((height, width), np.uint8)
     for y in range(height):
         for x in range(width):
-            here = [(instances.masks[i].sum(), -i, instances.labels[i]) for i in range(len(instances.masks)) if instances.masks[i, y, x]]
+            here = [
+                (instances.masks[i].sum(), -i, instances.labels[i])
+                for i in range(len(instances.masks))
+                if instances.masks[i, y, x]
+            ]
             semantic[y, x] = min(here)[2] if here else 255 * instances.crowds[:, y, x].any()
     return semantic
 
@@ -226,7 +255,9 @@ def test_what_is_missing_is_named(kit, broken, tmp_path):
         opened(tmp_path, "val2017")
     names = opened(broken, "val2017").ids()
     (broken / "val2017" / f"{names[1]}.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"coco val2017: 1 of 4 files are missing .*{names[1]}.jpg"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"coco val2017: 1 of 4 files are missing .*{names[1]}.jpg"
+    ):
         opened(broken, "val2017")
     (broken / "coco_20k_filenames.txt").unlink()
     assert len(opened(broken, "train2014")) == 8  # which needs no list
@@ -244,16 +275,31 @@ def test_lists_that_do_not_fit_are_refused(broken):
         path.write_text(text)
         with pytest.raises(ValueError, match="coco_20k_filenames.txt: expected a file name"):
             opened(broken, "coco20k")
-    path.write_text("train2014/COCO_train2014_000000000008.jpg\ntrain2014/COCO_train2014_000000004444.jpg\n")
-    with pytest.raises(ValueError, match=r"1 of its images are not in instances_train2014.json, such as id 4444"):
+    path.write_text(
+        "train2014/COCO_train2014_000000000008.jpg\ntrain2014/COCO_train2014_000000004444.jpg\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"1 of its images are not in instances_train2014.json, such as id 4444"
+    ):
         opened(broken, "coco20k")
 
 
 def test_files_that_are_no_instance_annotations_are_refused(broken):
     path = broken / "annotations" / "instances_val2017.json"
     whole = path.read_text()
-    captions = json.dumps({"images": json.loads(whole)["images"], "annotations": [{"image_id": 1, "caption": "a cat"}]})
-    for text in (whole[: len(whole) // 2], "<html></html>", captions, "[]", '{"categories": [], "images": [{"id": 1}]}'):
+    captions = json.dumps(
+        {
+            "images": json.loads(whole)["images"],
+            "annotations": [{"image_id": 1, "caption": "a cat"}],
+        }
+    )
+    for text in (
+        whole[: len(whole) // 2],
+        "<html></html>",
+        captions,
+        "[]",
+        '{"categories": [], "images": [{"id": 1}]}',
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match="instances_val2017.json: not a whole file"):
             opened(broken, "val2017")
@@ -306,7 +352,11 @@ def test_a_whole_set_has_no_problem_and_a_miniature_is_told_from_it(kit, monkeyp
     ]  # fmt: skip
     assert "19,817 are published" in problems[2]
     monkeypatch.setattr(coco, "COUNTS", {"train2014": 8, "val2017": 4, "coco20k": 6})
-    assert check_dataset("coco", kit, splits=SPLITS) == check_dataset("coco_agnostic", kit, splits=["coco20k"]) == []
+    assert (
+        check_dataset("coco", kit, splits=SPLITS)
+        == check_dataset("coco_agnostic", kit, splits=["coco20k"])
+        == []
+    )
 
 
 def test_all_problems_are_listed_at_once(broken, monkeypatch):
@@ -331,6 +381,12 @@ def test_all_problems_are_listed_at_once(broken, monkeypatch):
         ("1 images are in no annotation file", "000000999999.jpg"),
     ]
     for words in expected:
-        assert any(all(word in problem for word in words) for problem in problems), (words, problems)
+        assert any(all(word in problem for word in words) for problem in problems), (
+            words,
+            problems,
+        )
     (broken / "annotations" / "instances_train2014.json").unlink()
-    assert any("instances_train2014.json are missing" in problem for problem in check_dataset("coco", broken, splits=["coco20k"]))
+    assert any(
+        "instances_train2014.json are missing" in problem
+        for problem in check_dataset("coco", broken, splits=["coco20k"])
+    )

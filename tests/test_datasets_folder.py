@@ -53,12 +53,19 @@ def test_all_modes_sizes_and_endings_are_read(tmp_path, rng):
     assert data.files == sorted(pictures) and data.classes == ("background",)
     for index, name in enumerate(data.files):
         sample, (width, height) = data[index], pictures[name][0].size
-        assert sample.image.shape[:2] == ((width, height) if name == "turned.jpg" else (height, width))
+        assert sample.image.shape[:2] == (
+            (width, height) if name == "turned.jpg" else (height, width)
+        )
         assert sample.semantic is None and sample.instances is None
 
 
 def test_nested_and_foreign_names_have_ids_that_name_files(tmp_path):
-    for name in ("b.jpg", "2024/Sommer in Köln/海.png", "2024/a.b.jpeg", "Screenshot 10\u202fAM.png"):
+    for name in (
+        "b.jpg",
+        "2024/Sommer in Köln/海.png",
+        "2024/a.b.jpeg",
+        "Screenshot 10\u202fAM.png",
+    ):
         save(tmp_path / name)
     data = opened(tmp_path)
     assert data.ids() == ["2024__Sommer in Köln__海", "2024__a.b", "Screenshot 10\u202fAM", "b"]
@@ -70,7 +77,15 @@ def test_nested_and_foreign_names_have_ids_that_name_files(tmp_path):
 
 def test_what_is_no_picture_is_skipped_and_reported(tmp_path, capsys):
     save(tmp_path / "a.jpg")
-    for name in (".hidden.jpg", ".cache/b.jpg", "__MACOSX/._a.jpg", "notes.txt", "film.mpg", "IMG_1.HEIC", "no ending"):
+    for name in (
+        ".hidden.jpg",
+        ".cache/b.jpg",
+        "__MACOSX/._a.jpg",
+        "notes.txt",
+        "film.mpg",
+        "IMG_1.HEIC",
+        "no ending",
+    ):
         touch(tmp_path / name)
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
@@ -81,7 +96,11 @@ def test_what_is_no_picture_is_skipped_and_reported(tmp_path, capsys):
         "files are no pictures": ["IMG_1.HEIC", "film.mpg", "no ending", "notes.txt"],
     }
     said = capsys.readouterr().out
-    assert "2 links lead nowhere" in said and "4 files are no pictures" in said and "and 1 more" in said
+    assert (
+        "2 links lead nowhere" in said
+        and "4 files are no pictures" in said
+        and "and 1 more" in said
+    )
 
 
 def test_nothing_is_said_where_nothing_is_skipped(tmp_path, capsys):
@@ -127,7 +146,14 @@ def test_ids_never_collide():
     ]  # fmt: skip
     ids = make_ids(files)
     assert len({id_.casefold() for id_ in ids}) == len(files)
-    assert [id_.partition("~")[0] for id_ in ids[:6]] == ["a", "a", "A", "a__b", "a__b", "c"] and ids[5] == "c"
+    assert [id_.partition("~")[0] for id_ in ids[:6]] == [
+        "a",
+        "a",
+        "A",
+        "a__b",
+        "a__b",
+        "c",
+    ] and ids[5] == "c"
     assert all(len(id_.encode()) <= LONGEST + 13 and "/" not in id_ for id_ in ids)
     forged = f"{ids[0]}.jpg"  # a file that is named as the id of another
     assert len(set(make_ids([*files, forged]))) == len(files) + 1
@@ -153,7 +179,9 @@ def test_wrong_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a.jpg is a file; give the folder"):
         opened(save(tmp_path / "a.jpg"))
     touch(tmp_path / "texts" / "notes.txt")
-    with pytest.raises(FileNotFoundError, match=r"no picture in .*texts: known endings are .*\.jpg"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no picture in .*texts: known endings are .*\.jpg"
+    ):
         opened(tmp_path / "texts")
     with pytest.raises(ValueError, match="unknown folder split 'val'"):
         open_dataset("folder", root=tmp_path, split="val")
@@ -227,7 +255,9 @@ def test_label_maps_stand_in_the_folder_of_the_images(labelled):
     (labelled / "images" / "sub").rename(labelled / "sub")
     (labelled / "images").rmdir()
     data = opened(labelled)
-    assert data.ids() == ["a", "sub__b"] and (data[1].semantic == 2).sum() == 24 and data.skipped == {}
+    assert (
+        data.ids() == ["a", "sub__b"] and (data[1].semantic == 2).sum() == 24 and data.skipped == {}
+    )
 
 
 def test_a_first_line_may_name_the_background(labelled):
@@ -235,7 +265,10 @@ def test_a_first_line_may_name_the_background(labelled):
     assert opened(labelled).classes == ("background", "cat", "dog")
 
 
-@pytest.mark.parametrize(("names", "why"), [("", "it has 0"), ("background\n", "it has 0"), ("cat\ndog\ncat\n", "cat twice")])
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [("", "it has 0"), ("background\n", "it has 0"), ("cat\ndog\ncat\n", "cat twice")],
+)
 def test_names_that_cannot_be_are_refused(labelled, names, why):
     (labelled / "classes.txt").write_text(names)
     with pytest.raises(ValueError, match=f"classes.txt must hold 1 to 254 names.*{why}"):
@@ -244,7 +277,9 @@ def test_names_that_cannot_be_are_refused(labelled, names, why):
 
 def test_label_maps_without_names_are_refused_and_never_taken_for_photos(labelled):
     (labelled / "classes.txt").unlink()
-    with pytest.raises(ValueError, match=r"classes.txt is missing: one name a line. If it holds photos, rename it"):
+    with pytest.raises(
+        ValueError, match=r"classes.txt is missing: one name a line. If it holds photos, rename it"
+    ):
         opened(labelled)
 
 
@@ -279,5 +314,11 @@ def test_the_check_lists_every_picture_that_is_none(tmp_path):
     for number in range(7):
         (tmp_path / f"bad{number}.jpg").write_text("not a picture")
     problems = check_dataset("folder", tmp_path, splits=["train"])
-    assert len(problems) == 6 and problems[0].count("bad0.jpg") and problems[-1] == "and 2 more pictures or label maps are wrong"
-    assert check_dataset("folder", tmp_path / "absent", splits=["train"]) == [f"no folder at {tmp_path / 'absent'}"]
+    assert (
+        len(problems) == 6
+        and problems[0].count("bad0.jpg")
+        and problems[-1] == "and 2 more pictures or label maps are wrong"
+    )
+    assert check_dataset("folder", tmp_path / "absent", splits=["train"]) == [
+        f"no folder at {tmp_path / 'absent'}"
+    ]

@@ -1,4 +1,6 @@
-"""Stored scenes: the same samples to the bit, and a clear word where the file is missing, torn or another's."""
+"""Stored scenes: the same samples to the bit, and a clear word where the file is missing, torn or
+another's.
+"""
 
 import numpy as np
 import pytest
@@ -21,8 +23,13 @@ def opened(path, zoo):
 def test_stored_scenes_are_those_that_were_composed(tmp_path, zoo):
     write_scenes(tmp_path / "scenes.npz", [zoo[i] for i in range(len(zoo))])
     stored = opened(tmp_path / "scenes.npz", zoo)
-    assert len(stored) == len(zoo) == 12 and stored.ids() == zoo.ids() and stored.classes == zoo.classes
-    assert {len(zoo[i].instances.labels) for i in range(12)} > {1}  # scenes of one animal and of more
+    assert (
+        len(stored) == len(zoo) == 12
+        and stored.ids() == zoo.ids()
+        and stored.classes == zoo.classes
+    )
+    # scenes of one animal and of more
+    assert {len(zoo[i].instances.labels) for i in range(12)} > {1}
     for i in range(12):
         kept, fresh = stored[i], zoo[i]
         assert kept.id == fresh.id and kept.instances.names == fresh.instances.names
@@ -39,7 +46,12 @@ def test_stored_scenes_are_those_that_were_composed(tmp_path, zoo):
 def test_a_width_that_is_no_multiple_of_eight_comes_back(tmp_path, zoo):
     mask = np.zeros((1, 5, 11), bool)
     mask[0, 1:3, 9:] = True
-    sample = Sample("a", np.zeros((5, 11, 3), np.uint8), mask[0].astype(np.uint8), Instances(mask, np.array([1]), ("x",)))
+    sample = Sample(
+        "a",
+        np.zeros((5, 11, 3), np.uint8),
+        mask[0].astype(np.uint8),
+        Instances(mask, np.array([1]), ("x",)),
+    )
     write_scenes(tmp_path / "s.npz", [sample])
     stored = StoredScenes(tmp_path / "s.npz", name="s", classes=("background", "thing"), ids=["a"])
     np.testing.assert_array_equal(stored[0].instances.masks, mask)

@@ -1,4 +1,6 @@
-"""VOC 2012, SBD and VOC 2007 on miniatures in their true formats; torchvision's readers are the judges."""
+"""VOC 2012, SBD and VOC 2007 on miniatures in their true formats; torchvision's readers are the
+judges.
+"""
 
 import random
 import shutil
@@ -58,14 +60,18 @@ def test_the_classes_are_those_of_the_challenge():
 def test_the_published_counts_fit_together():
     counts = COUNTS[2012]
     assert counts["instances"] == counts["train"] + counts["val"]
-    assert counts["dev"] == len(range(0, counts["train"], voc.DEV_EVERY)) and counts["fit"] == counts["trainaug"] - counts["dev"]
+    assert (
+        counts["dev"] == len(range(0, counts["train"], voc.DEV_EVERY))
+        and counts["fit"] == counts["trainaug"] - counts["dev"]
+    )
     assert COUNTS[2007]["trainval"] == COUNTS[2007]["train"] + COUNTS[2007]["val"]
 
 
 def test_trainaug_is_train_and_sbd_without_val(kit):
     train, val, trainaug = (set(ids(kit, split)) for split in ("train", "val", "trainaug"))
     in_sbd = {path.stem for path in (kit / "benchmark_RELEASE" / "dataset" / "cls").iterdir()}
-    assert in_sbd & train and in_sbd & val and in_sbd - train - val  # the miniature overlaps as the real ones do
+    # the miniature overlaps as the real ones do
+    assert in_sbd & train and in_sbd & val and in_sbd - train - val
     assert trainaug == (train | in_sbd) - val
     assert set(ids(kit, "instances")) == train | val
 
@@ -78,7 +84,10 @@ def test_dev_is_a_tenth_of_train_and_not_in_fit_or_val(kit):
 
 
 def test_splits_do_not_depend_on_the_order_of_a_list(kit, broken):
-    for path in [*broken.rglob("ImageSets/*/*.txt"), *broken.glob("benchmark_RELEASE/dataset/*.txt")]:
+    for path in [
+        *broken.rglob("ImageSets/*/*.txt"),
+        *broken.glob("benchmark_RELEASE/dataset/*.txt"),
+    ]:
         lines = path.read_text().splitlines()
         random.Random(3).shuffle(lines)
         path.write_text("\n".join(lines))
@@ -130,7 +139,9 @@ def test_the_maps_of_sbd_are_what_torchvision_reads(kit):
     assert data.by_sbd == set(ids(kit, "trainaug")) - set(ids(kit, "train")) != set()
     for sample in data:
         if sample.id in data.by_sbd:
-            np.testing.assert_array_equal(sample.semantic, np.asarray(judge._get_target(sbd / "cls" / f"{sample.id}.mat")))
+            np.testing.assert_array_equal(
+                sample.semantic, np.asarray(judge._get_target(sbd / "cls" / f"{sample.id}.mat"))
+            )
             assert not (sample.semantic == 255).any()
 
 
@@ -138,14 +149,18 @@ def test_objects_of_sbd_have_the_categories_of_its_file(kit):
     data = open_dataset("voc2012", root=kit, split="trainaug")
     for sample in data:
         if sample.id in data.by_sbd:
-            truth = loadmat(kit / "benchmark_RELEASE" / "dataset" / "inst" / f"{sample.id}.mat")["GTinst"][0, 0]
+            truth = loadmat(kit / "benchmark_RELEASE" / "dataset" / "inst" / f"{sample.id}.mat")[
+                "GTinst"
+            ][0, 0]
             assert sample.instances.labels.tolist() == truth["Categories"].ravel().tolist()
             for number, mask in enumerate(sample.instances.masks, 1):
                 np.testing.assert_array_equal(mask, truth["Segmentation"] == number)
 
 
 def test_an_image_that_both_have_is_labelled_by_voc(kit):
-    train, trainaug = (open_dataset("voc2012", root=kit, split=split) for split in ("train", "trainaug"))
+    train, trainaug = (
+        open_dataset("voc2012", root=kit, split=split) for split in ("train", "trainaug")
+    )
     shared = train.ids()[0]
     assert (kit / "benchmark_RELEASE" / "dataset" / "cls" / f"{shared}.mat").is_file()
     ours = next(s for s in trainaug if s.id == shared)
@@ -155,26 +170,41 @@ def test_an_image_that_both_have_is_labelled_by_voc(kit):
 
 def test_objects_are_those_of_the_scene_inside_their_borders(kit, zoo_root):
     scenes = list(fixtures.scenes(zoo_root, "val", 4))
-    for sample, (_, masks, labels) in zip(open_dataset("voc2012", root=kit, split="val"), scenes, strict=True):
+    for sample, (_, masks, labels) in zip(
+        open_dataset("voc2012", root=kit, split="val"), scenes, strict=True
+    ):
         assert sample.instances.labels.tolist() == labels.tolist()
         for ours, scene in zip(sample.instances.masks, masks, strict=True):
             assert not (ours & ~scene).any() and ours.sum() > 0.5 * scene.sum()
 
 
 def test_boxes_are_what_torchvision_reads_counted_from_zero(kit):
-    for name, year, split, image_set in (("voc2012", "2012", "boxes", "trainval"), ("voc2007", "2007", "test", "test")):
+    for name, year, split, image_set in (
+        ("voc2012", "2012", "boxes", "trainval"),
+        ("voc2007", "2007", "test", "test"),
+    ):
         data = open_dataset(name, root=kit, split=split)
-        for sample, (_, target) in zip(data, VOCDetection(kit, year=year, image_set=image_set), strict=True):
+        for sample, (_, target) in zip(
+            data, VOCDetection(kit, year=year, image_set=image_set), strict=True
+        ):
             objects = target["annotation"]["object"]
-            boxes = [[int(o["bndbox"][end]) for end in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-            np.testing.assert_array_equal(sample.instances.boxes, np.array(boxes).reshape(-1, 4) - [1, 1, 0, 0])
-            assert [CLASSES[label] for label in sample.instances.labels] == [o["name"] for o in objects]
+            boxes = [
+                [int(o["bndbox"][end]) for end in ("xmin", "ymin", "xmax", "ymax")] for o in objects
+            ]
+            np.testing.assert_array_equal(
+                sample.instances.boxes, np.array(boxes).reshape(-1, 4) - [1, 1, 0, 0]
+            )
+            assert [CLASSES[label] for label in sample.instances.labels] == [
+                o["name"] for o in objects
+            ]
             assert sample.semantic is None and sample.instances.masks is None
 
 
 def test_drawn_boxes_are_tight_around_the_scenes_objects(kit, zoo_root):
     scenes = list(fixtures.scenes(zoo_root, "train", 6, start=50))[4:]
-    for sample, (_, masks, _) in zip(open_dataset("voc2007", root=kit, split="test"), scenes, strict=True):
+    for sample, (_, masks, _) in zip(
+        open_dataset("voc2007", root=kit, split="test"), scenes, strict=True
+    ):
         for box, mask in zip(sample.instances.boxes, masks, strict=True):
             ys, xs = np.nonzero(mask)
             assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
@@ -222,7 +252,9 @@ def test_unknown_splits_are_refused_with_the_known_ones(kit):
 
 
 def test_a_missing_or_another_year_is_named(kit, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no VOC2012 at .*VOCdevkit/VOC2012.*fetch_dataset\(\"voc2012\""):
+    with pytest.raises(
+        FileNotFoundError, match=r"no VOC2012 at .*VOCdevkit/VOC2012.*fetch_dataset\(\"voc2012\""
+    ):
         ids(tmp_path, "val")
     shutil.copytree(folder(kit, 2007), folder(tmp_path, 2007))
     for root in (tmp_path, tmp_path / "VOCdevkit", folder(tmp_path, 2007)):
@@ -237,7 +269,9 @@ def test_without_sbd_only_the_splits_that_need_it_are_refused(broken):
     shutil.rmtree(broken / "benchmark_RELEASE")
     assert ids(broken, "train") and ids(broken, "val")
     for split in ("trainaug", "fit"):
-        with pytest.raises(FileNotFoundError, match="benchmark_RELEASE/dataset/train.txt is missing"):
+        with pytest.raises(
+            FileNotFoundError, match="benchmark_RELEASE/dataset/train.txt is missing"
+        ):
             ids(broken, split)
 
 
@@ -245,9 +279,13 @@ def test_a_half_downloaded_set_does_not_open(broken):
     names = ids(broken, "val")
     (folder(broken) / "JPEGImages" / f"{names[1]}.jpg").unlink()
     (folder(broken) / "SegmentationObject" / f"{names[2]}.png").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"voc2012 val: 2 of 12 files are missing.*{names[1]}.jpg, {names[2]}.png"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"voc2012 val: 2 of 12 files are missing.*{names[1]}.jpg, {names[2]}.png",
+    ):
         ids(broken, "val")
-    assert open_dataset("voc2012", root=broken, split="val", count=1)[0].id == names[0]  # what is asked for is whole
+    # what is asked for is whole
+    assert open_dataset("voc2012", root=broken, split="val", count=1)[0].id == names[0]
     (folder(broken) / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(FileNotFoundError, match="val.txt is missing"):
         ids(broken, "val")
@@ -292,7 +330,14 @@ def other_key(path):
 
 
 def other_size(path):
-    savemat(path, {path.parent.name.replace("cls", "GTcls").replace("inst", "GTinst"): {"Segmentation": np.ones((3, 4), np.uint8)}})
+    savemat(
+        path,
+        {
+            path.parent.name.replace("cls", "GTcls").replace("inst", "GTinst"): {
+                "Segmentation": np.ones((3, 4), np.uint8)
+            }
+        },
+    )
 
 
 def as_text(path):
@@ -304,10 +349,16 @@ def unknown_class(path):
     savemat(path, {"GTcls": {"Segmentation": np.full_like(segmentation, 21)}})
 
 
-MAT_FAULTS = {"whole SBD file": (as_text, spoil_cut, other_key), r"\(3, 4\), its image": (other_size,), "unknown label 21": (unknown_class,)}
+MAT_FAULTS = {
+    "whole SBD file": (as_text, spoil_cut, other_key),
+    r"\(3, 4\), its image": (other_size,),
+    "unknown label 21": (unknown_class,),
+}
 
 
-@pytest.mark.parametrize(("message", "spoil"), [(m, spoil) for m, spoils in MAT_FAULTS.items() for spoil in spoils])
+@pytest.mark.parametrize(
+    ("message", "spoil"), [(m, spoil) for m, spoils in MAT_FAULTS.items() for spoil in spoils]
+)
 def test_wrong_files_of_sbd_are_refused_by_name(broken, message, spoil):
     data = open_dataset("voc2012", root=broken, split="trainaug")
     index = data.names.index(min(data.by_sbd))
@@ -330,7 +381,9 @@ def test_wrong_annotations_are_refused_by_name(tmp_path):
         with pytest.raises(ImageError, match=f"{name}: not an annotation of VOC"):
             read_boxes(tmp_path / name, (50, 100))
     for box in ((10, 10, 9, 20), (101, 1, 120, 20)):
-        with pytest.raises(ImageError, match=r"empty.xml: a box is empty or outside its image of 100 x 50"):
+        with pytest.raises(
+            ImageError, match=r"empty.xml: a box is empty or outside its image of 100 x 50"
+        ):
             read_boxes(xml(tmp_path / "empty.xml", ("dog", *box)), (50, 100))
 
 
@@ -352,7 +405,10 @@ def test_a_whole_set_has_no_problem(kit, published):
 
 def test_a_miniature_is_told_from_the_published_set(kit):
     problems = check_dataset("voc2012", kit, splits=["train", "val"])
-    assert len(problems) == 2 and "voc2012 train: 11 images are listed, 1,464 are published" in problems[0]
+    assert (
+        len(problems) == 2
+        and "voc2012 train: 11 images are listed, 1,464 are published" in problems[0]
+    )
 
 
 def test_all_problems_are_listed_at_once(broken, published):
@@ -369,7 +425,10 @@ def test_all_problems_are_listed_at_once(broken, published):
     as_text(broken / "benchmark_RELEASE" / "dataset" / "cls" / f"{sbd[1]}.mat")
     (images / f"{val[2]}.jpg").write_bytes(b"")
     store.write_label_map(maps / "2012_000999.png", np.zeros((9, 9), np.uint8))
-    rewrite(folder(broken) / "ImageSets" / "Segmentation" / "train.txt", lambda text: text.replace(f"{train[3]}\n", ""))
+    rewrite(
+        folder(broken) / "ImageSets" / "Segmentation" / "train.txt",
+        lambda text: text.replace(f"{train[3]}\n", ""),
+    )
     problems = check_dataset("voc2012", broken, splits=["train", "val", "trainaug"])
     expected = [
         ("voc2012 train: 10 images are listed, 11",),
@@ -383,7 +442,10 @@ def test_all_problems_are_listed_at_once(broken, published):
         (f"{val[2]}.jpg", "not a picture"),
     ]
     for words in expected:
-        assert any(all(word in problem for word in words) for problem in problems), (words, problems)
+        assert any(all(word in problem for word in words) for problem in problems), (
+            words,
+            problems,
+        )
 
 
 def test_a_hundred_faults_are_told_as_five_and_a_number(broken, published):
@@ -407,7 +469,9 @@ def test_other_sets_are_checked_by_opening_them(zoo_root, tmp_path):
 
 
 def test_the_miniature_has_the_parts_that_real_files_have(kit):
-    """Else the tests above would pass without them: nested part boxes, difficult objects, three formats."""
+    """Else the tests above would pass without them: nested part boxes, difficult objects, three
+    formats.
+    """
     tree = ElementTree.parse(next((folder(kit) / "Annotations").iterdir()))
     assert tree.findall("object/part/bndbox")
     sizes = {s.image.shape[:2] for s in open_dataset("voc2012", root=kit, split="train")}

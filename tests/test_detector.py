@@ -1,4 +1,6 @@
-"""Mask R-CNN: targets that are what they say, a batch learnt by heart, predictions that keep their contract."""
+"""Mask R-CNN: targets that are what they say, a batch learnt by heart, predictions that keep their
+contract.
+"""
 
 import copy
 import os
@@ -40,7 +42,9 @@ class Scenes(list):
 
 
 def blobs(count=3, *, height=SIDE, width=SIDE, seed=0):
-    """Grey noise with one bright rectangle an image, and its mask: (scenes, records of clusters 0, 1, 2, 0, ...)."""
+    """Grey noise with one bright rectangle an image, and its mask: (scenes, records of clusters 0,
+    1, 2, 0, ...).
+    """
     rng = np.random.default_rng(seed)
     scenes, records = Scenes(), []
     for i in range(count):
@@ -56,7 +60,13 @@ def blobs(count=3, *, height=SIDE, width=SIDE, seed=0):
 
 def tiny_detector(*, clusters=3, side=SIDE, trainable=0, weights=None):
     torch.manual_seed(0)
-    return build_detector("vit", weights=weights, trainable_blocks=trainable, num_clusters=clusters, shorter_sides=(side,))
+    return build_detector(
+        "vit",
+        weights=weights,
+        trainable_blocks=trainable,
+        num_clusters=clusters,
+        shorter_sides=(side,),
+    )
 
 
 def batches_of(scenes, records, *, batch=2, seed=0):
@@ -67,7 +77,9 @@ def assert_same_batch(a, b):
     assert a.ids == b.ids
     for (image_a, target_a), (image_b, target_b) in zip(a, b, strict=True):
         assert torch.equal(image_a, image_b) and target_a.keys() == target_b.keys()
-        assert all(torch.equal(target_a[key], target_b[key]) for key in ("boxes", "labels", "masks"))
+        assert all(
+            torch.equal(target_a[key], target_b[key]) for key in ("boxes", "labels", "masks")
+        )
 
 
 def assert_same_predictions(ours, theirs):
@@ -88,7 +100,8 @@ def test_a_target_counts_labels_from_one_and_ends_its_box_after_the_last_pixel()
     assert target["labels"].tolist() == [1] and target["labels"].dtype == torch.int64
     assert target["masks"].shape == (1, 9, 12) and target["masks"].dtype == torch.uint8
     np.testing.assert_array_equal(target["masks"][0].numpy(), mask)
-    assert target_of(mask[None], np.array([41]), image_id="a")["labels"].tolist() == [42]  # as k-means hands clusters out
+    # as k-means hands clusters out
+    assert target_of(mask[None], np.array([41]), image_id="a")["labels"].tolist() == [42]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (5, 1)])
@@ -142,14 +155,27 @@ def test_an_image_has_any_number_of_masks_and_all_of_them_become_targets():
     second[50:60, 45:60] = True
     thin = np.zeros((SIDE, SIDE), bool)
     thin[3, 10:40] = True  # no box: left out, its image stays
-    more = [{"mask": second, "cluster": 7, "image_id": "scene_0"}, {"mask": thin, "cluster": 1, "image_id": "scene_0"}]
+    more = [
+        {"mask": second, "cluster": 7, "image_id": "scene_0"},
+        {"mask": thin, "cluster": 1, "image_id": "scene_0"},
+    ]
     batches = batches_of(scenes, [records[0], records[2], *more], batch=2)
     assert batches.kept == [0, 2]
     for image, target in batches(0):
-        expected = [(records[0]["mask"], 0), (second, 7)] if target["id"] == "scene_0" else [(records[2]["mask"], 2)]
-        turned = slice(None, None, 1 if torch.equal(image, to_tensor(scenes[int(target["id"][-1])].image, "cpu")) else -1)
+        expected = (
+            [(records[0]["mask"], 0), (second, 7)]
+            if target["id"] == "scene_0"
+            else [(records[2]["mask"], 2)]
+        )
+        turned = slice(
+            None,
+            None,
+            1 if torch.equal(image, to_tensor(scenes[int(target["id"][-1])].image, "cpu")) else -1,
+        )
         assert target["labels"].tolist() == [1 + cluster for _, cluster in expected]
-        np.testing.assert_array_equal(target["masks"].numpy(), np.stack([mask[:, turned] for mask, _ in expected]))
+        np.testing.assert_array_equal(
+            target["masks"].numpy(), np.stack([mask[:, turned] for mask, _ in expected])
+        )
         assert len(target["boxes"]) == len(expected)
 
 
@@ -162,7 +188,9 @@ def test_a_batch_is_a_pure_function_of_seed_and_step():
         assert_same_batch(batches(step), first[step])
         assert_same_batch(batches_of(*blobs(6), batch=4)(step), first[step])
     assert len({tuple(batch.ids) for batch in first}) > 1
-    assert [batches_of(scenes, records, batch=4, seed=1)(s).ids for s in range(4)] != [b.ids for b in first]
+    assert [batches_of(scenes, records, batch=4, seed=1)(s).ids for s in range(4)] != [
+        b.ids for b in first
+    ]
 
 
 def test_a_batch_repeats_no_image_unless_it_must():
@@ -220,7 +248,10 @@ def test_a_step_with_masks_of_one_cluster_and_any_batch_has_a_finite_gradient(ba
 
 
 def test_a_batch_of_pictures_of_several_sizes_is_trained_on():
-    (wide, wide_records), (tall, tall_records) = blobs(1, height=40, width=64), blobs(1, height=70, width=50)
+    (wide, wide_records), (tall, tall_records) = (
+        blobs(1, height=40, width=64),
+        blobs(1, height=70, width=50),
+    )
     tall, tall_records = [Sample("tall", tall[0].image)], [{**tall_records[0], "image_id": "tall"}]
     batch = batches_of(Scenes(wide + tall), wide_records + tall_records)(0)
     assert {tuple(image.shape) for image, _ in batch} == {(3, 40, 64), (3, 70, 50)}
@@ -243,15 +274,25 @@ def fitted(model, batch, *, steps, peak):
 
 @pytest.fixture(scope="module")
 def by_heart(zoo_root):
-    """A detector that learnt three zoo scenes, one subject each, by heart: (model, scenes, records, history)."""
-    singles = [s for s in open_dataset("zoo", root=zoo_root, split="train", count=30) if len(s.instances.labels) == 1][:3]
+    """A detector that learnt three zoo scenes, one subject each, by heart: (model, scenes, records,
+    history).
+    """
+    singles = [
+        s
+        for s in open_dataset("zoo", root=zoo_root, split="train", count=30)
+        if len(s.instances.labels) == 1
+    ][:3]
     half = [Sample(s.id, s.image[::2, ::2], instances=None) for s in singles]
     records = [
-        {"mask": s.instances.masks[0][::2, ::2], "cluster": i, "image_id": s.id} for i, s in enumerate(singles)
+        {"mask": s.instances.masks[0][::2, ::2], "cluster": i, "image_id": s.id}
+        for i, s in enumerate(singles)
     ]
     model = tiny_detector(weights=ZOO_WEIGHTS, side=96).train()
     batch = DetectionBatch(
-        (to_tensor(sample.image, "cpu"), target_of(record["mask"][None], [record["cluster"]], image_id=sample.id))
+        (
+            to_tensor(sample.image, "cpu"),
+            target_of(record["mask"][None], [record["cluster"]], image_id=sample.id),
+        )
         for sample, record in zip(half, records)
     )
     history = fitted(model, batch, steps=60, peak=2e-3)
@@ -287,7 +328,11 @@ def test_predictions_keep_their_contract(by_heart):
         for record in records:
             assert record.keys() == {"image_id", "mask", "cluster", "score", "box"}
             assert record["image_id"] == sample.id and record["cluster"] in range(3)
-            assert record["mask"].dtype == bool and record["mask"].shape == sample.image.shape[:2] and record["mask"].any()
+            assert (
+                record["mask"].dtype == bool
+                and record["mask"].shape == sample.image.shape[:2]
+                and record["mask"].any()
+            )
             x0, y0, x1, y1 = record["box"]
             assert 0 <= x0 < x1 <= sample.image.shape[1] and 0 <= y0 < y1 <= sample.image.shape[0]
 
@@ -326,12 +371,20 @@ def test_masks_have_the_size_of_pictures_that_are_resized_for_the_network(by_hea
 
 
 def architecture(clusters=3, side=96):
-    return {"architecture": {"network": "mask_rcnn", "backbone": "vit", "num_clusters": clusters, "shorter_side": side}}
+    return {
+        "architecture": {
+            "network": "mask_rcnn",
+            "backbone": "vit",
+            "num_clusters": clusters,
+            "shorter_side": side,
+        }
+    }
 
 
 def test_a_stored_detector_predicts_the_same(by_heart, tmp_path):
     model, scenes, _, _ = by_heart
-    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # training laid it out channels last, and sums differ so
+    # training laid it out channels last, and sums differ so
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     store.save_weights(tmp_path / "detector", model.state_dict(), header=architecture())
     loaded = load_detector(tmp_path / "detector", device="cpu")
     assert not loaded.training
@@ -341,14 +394,20 @@ def test_a_stored_detector_predicts_the_same(by_heart, tmp_path):
 
 def test_a_segmenters_file_is_no_detector(tmp_path):
     model = build_segmenter("vit", weights=None, trainable_blocks=0, outputs=4)
-    header = {"architecture": {"network": "deeplab_v3", "backbone": "vit", "outputs": 4, "side": 64}}
+    header = {
+        "architecture": {"network": "deeplab_v3", "backbone": "vit", "outputs": 4, "side": 64}
+    }
     store.save_weights(tmp_path / "segmenter", model.state_dict(), header=header)
     with pytest.raises(store.WeightsError, match="expected a mask_rcnn"):
         load_detector(tmp_path / "segmenter", device="cpu")
 
 
 def test_a_detector_of_another_number_of_clusters_does_not_fit(tmp_path):
-    store.save_weights(tmp_path / "detector", tiny_detector(clusters=3).state_dict(), header=architecture(clusters=4))
+    store.save_weights(
+        tmp_path / "detector",
+        tiny_detector(clusters=3).state_dict(),
+        header=architecture(clusters=4),
+    )
     with pytest.raises(store.WeightsError, match="does not fit"):
         load_detector(tmp_path / "detector", device="cpu")
 
@@ -364,7 +423,9 @@ STEPS = 5
 
 
 def train_tiny(checkpoint, *, dies_at=None):
-    """Five steps with a checkpoint every two; the process kills itself at the start of step `dies_at`."""
+    """Five steps with a checkpoint every two; the process kills itself at the start of step
+    `dies_at`.
+    """
     torch.set_num_threads(1)
     batches, seen = batches_of(*blobs(3)), []
     model = tiny_detector(trainable=1).train()
@@ -389,13 +450,25 @@ def train_tiny(checkpoint, *, dies_at=None):
 def test_a_detector_whose_training_was_killed_is_bit_equal_to_one_that_was_not(tmp_path):
     path = tmp_path / "checkpoint"
     code = f"import sys; sys.path[:0] = {sys.path!r}; import test_detector as t; t.train_tiny({str(path)!r}, dies_at=3)"
-    killed = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(__file__), check=False, capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=os.path.dirname(__file__),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert store.read_weights(path)[1]["step"] == 2
     resumed, seen = train_tiny(path)
     whole, _ = train_tiny(None)
     assert seen == [2, 3, 4]
-    assert all(torch.equal(resumed[key], whole[key]) for key in whole) and resumed.keys() == whole.keys()
+    assert (
+        all(torch.equal(resumed[key], whole[key]) for key in whole)
+        and resumed.keys() == whole.keys()
+    )
     torch.manual_seed(0)
     fresh = tiny_detector(trainable=1).state_dict()
-    assert not torch.equal(whole["roi_heads.box_predictor.cls_score.weight"], fresh["roi_heads.box_predictor.cls_score.weight"])
+    assert not torch.equal(
+        whole["roi_heads.box_predictor.cls_score.weight"],
+        fresh["roi_heads.box_predictor.cls_score.weight"],
+    )

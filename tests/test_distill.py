@@ -34,7 +34,8 @@ def test_one_mask_an_image_is_object_mask_with_its_attention(scenes, encoder):
         tokens = encoder.tokens(torch.from_numpy(scenes[i].image).permute(2, 0, 1)[None])
         mask, score = distill.mask_tokens(tokens, **SETTINGS)
         pixels = masks.mask_to_pixels(mask, padded_hw=(128, 128), image_hw=(128, 128))[0].numpy()
-        assert (record["mask"] != pixels).mean() < 0.01  # a batch is not bit-equal to an image alone
+        # a batch is not bit-equal to an image alone
+        assert (record["mask"] != pixels).mean() < 0.01
         assert record["score"] == pytest.approx(score.item(), abs=0.01)
 
 
@@ -74,12 +75,15 @@ class Pictures(list):
 def cut(scenes, sizes):
     """Scenes cut down to some sizes (height, width), in their turn."""
     return Pictures(
-        Sample(f"p{i}", np.ascontiguousarray(scenes[i % len(scenes)].image[:height, :width])) for i, (height, width) in enumerate(sizes)
+        Sample(f"p{i}", np.ascontiguousarray(scenes[i % len(scenes)].image[:height, :width]))
+        for i, (height, width) in enumerate(sizes)
     )
 
 
 def assert_same(found, expected):
-    assert [(d["image_id"], d["score"]) for d in found] == [(d["image_id"], d["score"]) for d in expected]
+    assert [(d["image_id"], d["score"]) for d in found] == [
+        (d["image_id"], d["score"]) for d in expected
+    ]
     assert all(np.array_equal(a["mask"], b["mask"]) for a, b in zip(found, expected))
 
 
@@ -100,19 +104,43 @@ def test_images_of_one_size_make_the_batches_they_always_made(several, scenes, e
     assert_same(list(distill.distill_masks(scenes, encoder, **RUN, **several)), expected)
 
 
-SIZES = [(96, 128), (128, 96), (96, 128), (80, 80), (128, 96), (96, 128), (128, 96), (96, 128), (96, 128)]
+SIZES = [
+    (96, 128),
+    (128, 96),
+    (96, 128),
+    (80, 80),
+    (128, 96),
+    (96, 128),
+    (128, 96),
+    (96, 128),
+    (96, 128),
+]
 
 
 @pytest.mark.parametrize("window", [0.0, 1e5, 1e9])
-def test_images_of_mixed_sizes_come_in_order_with_the_masks_they_have_alone(window, scenes, encoder, monkeypatch):
+def test_images_of_mixed_sizes_come_in_order_with_the_masks_they_have_alone(
+    window, scenes, encoder, monkeypatch
+):
     monkeypatch.setattr(distill, "WINDOW", window)
     mixed = cut(scenes, SIZES)
     found = list(distill.distill_masks(mixed, encoder, **RUN | {"input_side": 64}, max_masks=3))
-    alone = list(distill.distill_masks(mixed, encoder, **RUN | {"input_side": 64, "batch_size": 1}, max_masks=3))
-    assert [d["image_id"] for d in found] == [d["image_id"] for d in alone] == sorted(d["image_id"] for d in found)
+    alone = list(
+        distill.distill_masks(
+            mixed, encoder, **RUN | {"input_side": 64, "batch_size": 1}, max_masks=3
+        )
+    )
+    assert (
+        [d["image_id"] for d in found]
+        == [d["image_id"] for d in alone]
+        == sorted(d["image_id"] for d in found)
+    )
     assert {d["image_id"] for d in found} == {f"p{i}" for i in range(len(SIZES))}
     for a, b in zip(found, alone):
-        assert a["mask"].shape == SIZES[int(a["image_id"][1:])] and (a["mask"] != b["mask"]).mean() < 0.02  # a batch is not bit-equal to an image alone
+        # a batch is not bit-equal to an image alone
+        assert (
+            a["mask"].shape == SIZES[int(a["image_id"][1:])]
+            and (a["mask"] != b["mask"]).mean() < 0.02
+        )
         assert a["score"] == pytest.approx(b["score"], abs=0.02)
 
 
@@ -122,7 +150,10 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
     sizes = [tall, wide, wide, tall, small, wide, tall, wide, wide, wide]
 
     def batches(window):
-        return [list(batch) for batch in distill.batches_by_size(cut(scenes, sizes), batch_size=3, window=window)]
+        return [
+            list(batch)
+            for batch in distill.batches_by_size(cut(scenes, sizes), batch_size=3, window=window)
+        ]
 
     assert batches(1e9) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
     assert batches(5.5 * bytes_each) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
@@ -135,7 +166,9 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_pictures_and_masks_that_wait_are_bounded_by_the_window(ahead, scenes, encoder, monkeypatch, request):
+def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
+    ahead, scenes, encoder, monkeypatch, request
+):
     """One picture of a rare size at the start, then many: it must not hold up the others for good."""
     if ahead:
         request.getfixturevalue("threaded")
@@ -143,9 +176,12 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(ahead, scenes, e
     monkeypatch.setattr(distill, "WINDOW", 10 * each)
     pictures = cut(scenes, [(40, 40)] + [(48, 40)] * 60)
     most = 0
-    for given, _ in enumerate(distill.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1):
+    for given, _ in enumerate(
+        distill.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
+    ):
         most = max(most, pictures.asked - given)
-    assert given == 61 and 8 <= most <= 10 + 4 + ahead * 4  # the window, a batch, and one that is read ahead
+    # the window, a batch, and one that is read ahead
+    assert given == 61 and 8 <= most <= 10 + 4 + ahead * 4
 
 
 def test_the_notebook_writes_its_masks_without_their_pixels(scenes, encoder, tmp_path, monkeypatch):
@@ -164,6 +200,11 @@ def test_the_notebook_writes_its_masks_without_their_pixels(scenes, encoder, tmp
         patch.setattr(rle, "decode_mask", refuse)
         exec(whole, kept)
     found = kept["by_image"]["dev"]
-    assert [[record["image_id"] for record in of_image] for of_image in found] == [[name] for name in scenes.ids()]
+    assert [[record["image_id"] for record in of_image] for of_image in found] == [
+        [name] for name in scenes.ids()
+    ]
     expected = distill.distill_masks(scenes, encoder, **RUN | {"batch_size": 2})
-    assert all(np.array_equal(of_image[0]["mask"], record["mask"]) for of_image, record in zip(found, expected, strict=True))
+    assert all(
+        np.array_equal(of_image[0]["mask"], record["mask"])
+        for of_image, record in zip(found, expected, strict=True)
+    )

@@ -1,4 +1,7 @@
-"""A batch in parts and several processes: the same training as in one, and one result. On the CPU, with two processes."""
+"""A batch in parts and several processes: the same training as in one, and one result.
+
+On the CPU, with two processes.
+"""
 
 import os
 import subprocess
@@ -14,7 +17,10 @@ from mdlib.presets import ROOT
 
 
 def losses(history):
-    return [(row["step"], pytest.approx(row["loss"], rel=1e-4), pytest.approx(row["twice"], rel=1e-4)) for row in history]
+    return [
+        (row["step"], pytest.approx(row["loss"], rel=1e-4), pytest.approx(row["twice"], rel=1e-4))
+        for row in history
+    ]
 
 
 def seen(history):
@@ -22,7 +28,11 @@ def seen(history):
 
 
 def test_parts_of_a_batch_are_equal_and_make_the_whole():
-    assert [list(range(12))[distributed.share(12, part, 3)] for part in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [list(range(12))[distributed.share(12, part, 3)] for part in range(3)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
     with pytest.raises(ValueError, match="batch of 12 has no 5 equal parts.*accumulate"):
         distributed.share(12, 0, 5)
 
@@ -56,19 +66,27 @@ def test_two_processes_train_as_one_resume_and_hand_their_weights_over(tmp_path,
     model, alone = network(), network()
     expected = train(alone)
     capfd.readouterr()
-    history = distributed.launch(train_with_a_break, model, processes=2, checkpoint=tmp_path / "run", folder=str(tmp_path))
+    history = distributed.launch(
+        train_with_a_break, model, processes=2, checkpoint=tmp_path / "run", folder=str(tmp_path)
+    )
     first, second = (store.read_json(tmp_path / f"{rank}.json") for rank in range(2))
     assert seen(first["whole"]) == seen(first["broken"]) == losses(expected)
     assert seen(second["broken"]) == seen(first["broken"]) == seen(history)
     weights = [store.read_weights(tmp_path / f"{rank}.safetensors")[0] for rank in range(2)]
     for name, value in model.state_dict().items():  # what the notebook goes on with
         torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-4, atol=1e-6)
-        assert torch.equal(weights[0][name], weights[1][name]) and torch.equal(weights[0][name], value)
-    assert capfd.readouterr().out.count("resumed at step 2 of 5") == 1  # only the first process speaks
+        assert torch.equal(weights[0][name], weights[1][name]) and torch.equal(
+            weights[0][name], value
+        )
+    # only the first process speaks
+    assert capfd.readouterr().out.count("resumed at step 2 of 5") == 1
 
 
 def test_a_process_that_fails_says_why(tmp_path):
-    with pytest.raises(distributed.ProcessError, match="of 2 failed.*checkpoint belongs|of 2 failed.*other settings"):
+    with pytest.raises(
+        distributed.ProcessError,
+        match="of 2 failed.*checkpoint belongs|of 2 failed.*other settings",
+    ):
         train(network(), checkpoint=tmp_path / "run", steps=1)
         distributed.launch(fail, network(), processes=2, checkpoint=tmp_path / "run")
 
@@ -103,8 +121,18 @@ def test_a_script_that_torchrun_starts_takes_part(tmp_path):
         "folder = Path(sys.argv[1])\n"
         "distributed.launch(train_with_a_break, network(), processes=1, checkpoint=folder / 'run', folder=str(folder))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+        str(tmp_path),
+    ]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert seen(store.read_json(tmp_path / "1.json")["whole"]) == losses(train(network()))

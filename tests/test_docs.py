@@ -1,4 +1,6 @@
-"""Prose that can be checked: links point at files that exist, quoted error messages still stand in the code."""
+"""Prose that can be checked: links point at files that exist, quoted error messages still stand in
+the code.
+"""
 
 import ast
 import re
@@ -17,7 +19,9 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 def text_of(path: Path) -> str:
     if path.suffix != ".ipynb":
         return path.read_text(encoding="utf-8")
-    return "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    return "\n".join(
+        c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"
+    )
 
 
 def anchors_of(path: Path) -> set[str]:
@@ -38,14 +42,20 @@ def broken_links(path: Path) -> list[str]:
     return broken
 
 
-@pytest.mark.parametrize("path", [*PAGES, *sorted(NOTEBOOKS.rglob("*.ipynb"))], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path",
+    [*PAGES, *sorted(NOTEBOOKS.rglob("*.ipynb"))],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
 def test_links_point_at_files_that_exist(path):
     assert not broken_links(path)
 
 
 def test_a_broken_link_is_found(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# One title\n[a](#one-title) [b](#another) [c](page.md) [d](gone.md) [e](https://arxiv.org)")
+    page.write_text(
+        "# One title\n[a](#one-title) [b](#another) [c](page.md) [d](gone.md) [e](https://arxiv.org)"
+    )
     assert broken_links(page) == ["#another", "gone.md"]
 
 
@@ -54,14 +64,20 @@ def messages_of(source: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
-            found.add("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            found.add(
+                "".join(
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                )
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.add(node.value)
     return found
 
 
 def test_quoted_messages_stand_in_the_code():
-    said = set().union(*(messages_of(path.read_text(encoding="utf-8")) for path in (ROOT / "mdlib").rglob("*.py")))
+    said = set().union(
+        *(messages_of(path.read_text(encoding="utf-8")) for path in (ROOT / "mdlib").rglob("*.py"))
+    )
     section = COURSE.partition("## Troubleshooting")[2].partition("\n## ")[0]
     quoted = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
     assert len(quoted) > 10, "no messages found: does the pattern still fit?"
@@ -70,10 +86,16 @@ def test_quoted_messages_stand_in_the_code():
 
 
 def test_the_map_lists_every_notebook_and_its_minutes():
-    rows = dict(re.findall(r"^\| \[(\w+)\]\(\.\./notebooks/\1\.ipynb\) \| [^|]+ \| (\d+) \|", COURSE, re.MULTILINE))
+    rows = dict(
+        re.findall(
+            r"^\| \[(\w+)\]\(\.\./notebooks/\1\.ipynb\) \| [^|]+ \| (\d+) \|", COURSE, re.MULTILINE
+        )
+    )
     assert rows.keys() == {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
     for name, seconds in load_preset("demo").seconds.items():
-        assert abs(int(rows[name]) - seconds / 60) <= 1, f"{name}: {rows[name]} minutes, measured {seconds} s"
+        assert abs(int(rows[name]) - seconds / 60) <= 1, (
+            f"{name}: {rows[name]} minutes, measured {seconds} s"
+        )
 
 
 def test_the_glossary_is_in_order():

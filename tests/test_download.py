@@ -1,4 +1,6 @@
-"""Downloads against a server of this machine: what is whole comes once, what is not is refused by name, and nothing leaves its folder."""
+"""Downloads against a server of this machine: what is whole comes once, what is not is refused by
+name, and nothing leaves its folder.
+"""
 
 import hashlib
 import io
@@ -39,11 +41,16 @@ class Handler(BaseHTTPRequestHandler):
         if asked and begin >= len(content):
             return self.send_error(416)
         self.send_response(206 if begin else 200)
-        self.send_header("Content-Type", "text/html; charset=utf-8" if kind == "page" else "application/octet-stream")
+        self.send_header(
+            "Content-Type",
+            "text/html; charset=utf-8" if kind == "page" else "application/octet-stream",
+        )
         if kind != "nolength":
             self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if kind == "half" and not begin else content[begin:])
+        self.wfile.write(
+            content[: len(content) // 2] if kind == "half" and not begin else content[begin:]
+        )
 
     def log_message(self, *_):
         pass
@@ -55,7 +62,9 @@ def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.asked = {}, []
     server.url = lambda kind, name: f"http://127.0.0.1:{server.server_port}/{kind}/{name}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield server
     server.shutdown()
@@ -100,7 +109,11 @@ def md5(content: bytes) -> str:
 
 def tree(folder) -> dict[str, bytes]:
     """All files below a folder, but for marks and archives at its top."""
-    paths = [p for p in folder.rglob("*") if p.is_file() and p.parent != folder and not p.name.endswith(".unpacked")]
+    paths = [
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.parent != folder and not p.name.endswith(".unpacked")
+    ]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 
@@ -110,7 +123,14 @@ MEMBERS = {"set/a.txt": b"alpha" * 4000, "set/deep/b.txt": b"beta"}
 # ---------------------------------------------------------------- fetching
 
 
-@pytest.mark.parametrize(("name", "content"), [("set.tar", tar(MEMBERS)), ("set.tgz", tar(MEMBERS, mode="w:gz")), ("set.zip", zipped(MEMBERS))])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("set.tar", tar(MEMBERS)),
+        ("set.tgz", tar(MEMBERS, mode="w:gz")),
+        ("set.zip", zipped(MEMBERS)),
+    ],
+)
 def test_an_archive_is_fetched_unpacked_and_not_fetched_again(server, tmp_path, name, content):
     server.files[name] = content
     source = Source(name, (server.url("good", name),), 0.001, md5(content), "set")
@@ -135,22 +155,57 @@ def test_a_file_that_is_no_archive_is_taken_as_it_is_and_once(server, tmp_path):
 
 def test_mirrors_are_tried_in_their_order_until_one_has_the_file(server, tmp_path):
     good = tar(MEMBERS)
-    server.files |= {"set.tar": good, "page.tar": HTML, "other.tar": tar({"set/a.txt": b"tampered"})}
-    urls = (server.url("missing", "set.tar"), server.url("good", "page.tar"), server.url("good", "other.tar"), server.url("moved", "set.tar"))
+    server.files |= {
+        "set.tar": good,
+        "page.tar": HTML,
+        "other.tar": tar({"set/a.txt": b"tampered"}),
+    }
+    urls = (
+        server.url("missing", "set.tar"),
+        server.url("good", "page.tar"),
+        server.url("good", "other.tar"),
+        server.url("moved", "set.tar"),
+    )
     fetch(Source("set.tar", urls, 0.001, md5(good), "set"), tmp_path)
     assert tree(tmp_path) == MEMBERS
-    assert [path.split("/")[1] for path, _ in server.asked] == ["missing", "good", "good", "moved", "good"]
+    assert [path.split("/")[1] for path, _ in server.asked] == [
+        "missing",
+        "good",
+        "good",
+        "moved",
+        "good",
+    ]
 
 
 def test_all_that_went_wrong_is_said_with_what_to_do(server, tmp_path):
-    server.files |= {"set.tar": tar(MEMBERS), "page.tar": HTML, "text.tar": b"not an archive", "empty.tar": b""}
-    names = ["missing/set.tar", "page/set.tar", "good/page.tar", "good/text.tar", "good/empty.tar", "good/set.tar"]
+    server.files |= {
+        "set.tar": tar(MEMBERS),
+        "page.tar": HTML,
+        "text.tar": b"not an archive",
+        "empty.tar": b"",
+    }
+    names = [
+        "missing/set.tar",
+        "page/set.tar",
+        "good/page.tar",
+        "good/text.tar",
+        "good/empty.tar",
+        "good/set.tar",
+    ]
     urls = tuple(server.url(*name.split("/")) for name in names)
     source = Source("set.tar", ("http://127.0.0.1:9/set.tar", *urls), 0.001, "0" * 32, "set")
     with pytest.raises(DownloadError) as caught:
         fetch(source, tmp_path)
     lines = str(caught.value).splitlines()
-    reasons = ["no connection", "HTTP 404", "HTML page", "HTML page", "not a tar archive", "empty file", "checksum"]
+    reasons = [
+        "no connection",
+        "HTTP 404",
+        "HTML page",
+        "HTML page",
+        "not a tar archive",
+        "empty file",
+        "checksum",
+    ]
     for line, url, reason in zip(lines[1:-1], source.urls, reasons, strict=True):
         assert url in line and reason in line
     assert str(tmp_path / "set.tar") in lines[-1]
@@ -188,15 +243,22 @@ def test_a_server_that_cannot_go_on_begins_anew(server, tmp_path, kind):
     server.files["set.tar"] = content if kind == "norange" else content + b"\0" * 512
     source = Source("set.tar", (server.url(kind, "set.tar"),), 0.001, None, "set")
     digest = hashlib.sha256(source.urls[0].encode()).hexdigest()[:8]
-    (tmp_path / f".set.tar.{digest}.part").write_bytes(b"x" * 700 if kind == "norange" else content[:700])
+    (tmp_path / f".set.tar.{digest}.part").write_bytes(
+        b"x" * 700 if kind == "norange" else content[:700]
+    )
     fetch(source, tmp_path)
-    assert server.asked[0][1] == "bytes=700-" and (tmp_path / "set.tar").read_bytes() == server.files["set.tar"]
+    assert (
+        server.asked[0][1] == "bytes=700-"
+        and (tmp_path / "set.tar").read_bytes() == server.files["set.tar"]
+    )
 
 
 def test_a_part_that_is_longer_than_the_file_is_dropped(server, tmp_path):
     server.files["list.txt"] = b"short"
     source = Source("list.txt", (server.url("good", "list.txt"),), 0.001)
-    (tmp_path / f".list.txt.{hashlib.sha256(source.urls[0].encode()).hexdigest()[:8]}.part").write_bytes(b"much longer")
+    (
+        tmp_path / f".list.txt.{hashlib.sha256(source.urls[0].encode()).hexdigest()[:8]}.part"
+    ).write_bytes(b"much longer")
     with pytest.raises(DownloadError, match="begins anew"):
         fetch(source, tmp_path)
     assert fetch(source, tmp_path).read_bytes() == b"short"
@@ -214,9 +276,16 @@ def test_a_part_is_kept_when_a_page_comes_instead_of_the_rest(server, tmp_path):
 
 @pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tgz"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
-def test_a_truncated_archive_is_refused_even_where_no_length_and_no_checksum_tell(server, tmp_path, name, share):
-    members = {f"set/{i}.txt": b"0123456789" * 60 for i in range(30)}  # 512 of header, 1024 of content
-    content = {"set.zip": zipped(members), "set.tar": tar(members), "set.tgz": tar(members, mode="w:gz")}[name]
+def test_a_truncated_archive_is_refused_even_where_no_length_and_no_checksum_tell(
+    server, tmp_path, name, share
+):
+    # 512 of header, 1024 of content
+    members = {f"set/{i}.txt": b"0123456789" * 60 for i in range(30)}
+    content = {
+        "set.zip": zipped(members),
+        "set.tar": tar(members),
+        "set.tgz": tar(members, mode="w:gz"),
+    }[name]
     server.files[name] = content[: int(len(content) * share)]
     with pytest.raises(DownloadError, match="whole zip|damaged"):
         fetch(Source(name, (server.url("nolength", name),), 0.001, None, "set"), tmp_path)
@@ -297,7 +366,8 @@ def test_two_archives_fill_one_folder_and_a_bad_one_leaves_it_as_it_was(tmp_path
     """As VOC 2007's trainval and test do."""
     first = {"kit/VOC/a.txt": b"1", "kit/VOC/images/1.jpg": b"one"}
     second = {"kit/VOC/images/2.jpg": b"two", "kit/VOC/lists/test.txt": b"2"}
-    contents = {"first.tar": tar(first), "bad.tar": tar(second)[:1100], "second.tar": tar(second)}  # bad: cut in a header
+    # bad: cut in a header
+    contents = {"first.tar": tar(first), "bad.tar": tar(second)[:1100], "second.tar": tar(second)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     unpack(tmp_path / "first.tar", tmp_path, source=Source("first.tar", (), 0, None, "kit/VOC"))
@@ -321,21 +391,32 @@ def test_what_a_killed_run_left_is_no_part_of_the_folder(tmp_path):
 
 
 def test_checksums_are_those_that_torchvision_lists():
-    known = {entry["filename"]: entry["md5"] for year, entry in DATASET_YEAR_DICT.items() if year in ("2012", "2007", "2007-test")}
+    known = {
+        entry["filename"]: entry["md5"]
+        for year, entry in DATASET_YEAR_DICT.items()
+        if year in ("2012", "2007", "2007-test")
+    }
     known[SBDataset.filename] = SBDataset.md5
-    written = {source.file: source.md5 for sources in SOURCES.values() for source in sources if source.md5}
+    written = {
+        source.file: source.md5 for sources in SOURCES.values() for source in sources if source.md5
+    }
     assert written == known
 
 
 def test_each_mirror_holds_the_same_file():
     for sources in SOURCES.values():
         for source in sources:
-            assert len(source.urls) >= 2 and all(url.endswith(f"/{source.file}") for url in source.urls)
+            assert len(source.urls) >= 2 and all(
+                url.endswith(f"/{source.file}") for url in source.urls
+            )
 
 
 def test_a_data_set_is_fetched_with_its_terms_said(server, tmp_path, monkeypatch, capsys):
     server.files |= {"a.zip": zipped({"x/1": b"1"}), "b.txt": b"2"}
-    sources = (Source("a.zip", (server.url("good", "a.zip"),), 0.001, None, "x"), Source("b.txt", (server.url("good", "b.txt"),), 0.001))
+    sources = (
+        Source("a.zip", (server.url("good", "a.zip"),), 0.001, None, "x"),
+        Source("b.txt", (server.url("good", "b.txt"),), 0.001),
+    )
     monkeypatch.setitem(download.SOURCES, "coco", sources)
     fetch_dataset("coco", tmp_path)
     assert (tmp_path / "x" / "1").read_bytes() == b"1" and (tmp_path / "b.txt").read_bytes() == b"2"

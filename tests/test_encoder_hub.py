@@ -1,5 +1,6 @@
-"""Published ViTs, each in its true architecture with random weights: their tokens are what they attend with, and only
-their own files fit."""
+"""Published ViTs, each in its true architecture with random weights: their tokens are what they
+attend with, and only their own files fit.
+"""
 
 import inspect
 import math
@@ -16,7 +17,15 @@ import torch
 from timm.models import eva, vision_transformer
 
 from mdlib import encoder_hub, store
-from mdlib.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, capture_qkv, fold_key_mean, load_encoder, split_heads
+from mdlib.encoder import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Encoder,
+    capture_qkv,
+    fold_key_mean,
+    load_encoder,
+    split_heads,
+)
 from mdlib.encoder_hub import MOCOV3, PUBLISHED, build_published_vit, mocov3_positions
 
 REGISTERS = {"dinov2_vits14_reg": 4, "dinov3_vits16": 4}
@@ -26,14 +35,17 @@ each_encoder = pytest.mark.parametrize("name", PUBLISHED)
 
 @pytest.fixture(scope="module")
 def built():
-    """A getter of random encoders in their true architecture, each built once, and changed by no test."""
+    """A getter of random encoders in their true architecture, each built once, and changed by no
+    test.
+    """
     made = {}
 
     def get(name):
         if name not in made:
             torch.manual_seed(0)
             made[name] = load_encoder(name, weights="random", device="cpu")
-            made[name].model.blocks[-1].attn.qkv.weight.data.mul_(5)  # far from uniform attention, which would hide wrong keys
+            # far from uniform attention, which would hide wrong keys
+            made[name].model.blocks[-1].attn.qkv.weight.data.mul_(5)
         return made[name]
 
     return get
@@ -41,7 +53,10 @@ def built():
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """Of twelve equal blocks only one is built from here on: files of 8 MB, not 88. Gives a getter of random states."""
+    """Of twelve equal blocks only one is built from here on: files of 8 MB, not 88.
+
+    Gives a getter of random states.
+    """
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=1))
 
     def get(name):
@@ -106,14 +121,19 @@ def outputs_of(module):
 
 @each_encoder
 def test_queries_keys_and_values_reproduce_the_attention_of_the_model(built, pictures, name):
-    """softmax(q k / sqrt d) v, projected, is what the last attention puts out; and tokens() gives these q, k, v."""
+    """softmax(q k / sqrt d) v, projected, is what the last attention puts out; and tokens() gives
+    these q, k, v.
+    """
     encoder = built(name)
     attention = encoder.model.blocks[-1].attn
     with torch.no_grad(), capture_qkv(encoder.model) as captured, outputs_of(attention) as outputs:
         tokens = encoder.tokens(pictures)
         (qkv,), (theirs,) = captured, outputs
-        torch.testing.assert_close(attention_output(attention, qkv, encoder.heads), theirs, atol=1e-4, rtol=1e-4)
-        assert (attention_output(attention, qkv, encoder.heads // 2) - theirs).abs().max() > 0.01  # heads matter
+        torch.testing.assert_close(
+            attention_output(attention, qkv, encoder.heads), theirs, atol=1e-4, rtol=1e-4
+        )
+        # heads matter
+        assert (attention_output(attention, qkv, encoder.heads // 2) - theirs).abs().max() > 0.01
 
     first = 1 + REGISTERS.get(name, 0)
     q, k, v = split_heads(qkv, heads=encoder.heads)
@@ -123,7 +143,9 @@ def test_queries_keys_and_values_reproduce_the_attention_of_the_model(built, pic
 
 
 def test_dinov3s_keys_are_the_rotated_ones(built, pictures):
-    """Its qkv layer alone would give keys that its attention never compares: as long, but turned otherwise."""
+    """Its qkv layer alone would give keys that its attention never compares: as long, but turned
+    otherwise.
+    """
     encoder = built("dinov3_vits16")
     with outputs_of(encoder.model.blocks[-1].attn.qkv) as bare:
         keys = encoder.tokens(pictures).keys
@@ -136,7 +158,8 @@ def test_dinov3s_keys_are_the_rotated_ones(built, pictures):
 def test_tokens_end_with_the_models_own_output_and_leave_registers_out(built, pictures, name):
     encoder = built(name)
     tokens = encoder.tokens(pictures)
-    height, width = math.ceil(20 / encoder.patch), math.ceil(27 / encoder.patch)  # not square, and padded
+    # not square, and padded
+    height, width = math.ceil(20 / encoder.patch), math.ceil(27 / encoder.patch)
     assert tokens.grid_hw == (height, width)
     with torch.no_grad():
         out = encoder.model.forward_features(encoder.preprocess(pictures))
@@ -148,7 +171,9 @@ def test_tokens_end_with_the_models_own_output_and_leave_registers_out(built, pi
 
 @pytest.mark.parametrize("name", SMALL)
 def test_keys_stand_where_their_patches_are(built, name):
-    """With one bright patch, the key that moves most, from those of a dark image, is that patch's: row-major, registers left out."""
+    """With one bright patch, the key that moves most, from those of a dark image, is that patch's:
+    row-major, registers left out.
+    """
     encoder = built(name)
     dark = torch.zeros(1, 3, 3 * encoder.patch, 4 * encoder.patch, dtype=torch.uint8)
     bright = dark.clone()
@@ -158,10 +183,14 @@ def test_keys_stand_where_their_patches_are(built, name):
 
 
 def test_the_table_of_names_is_true(built):
-    """The docstring's rows against the models: width, heads, registers, timm's name; and the patch at the name's end."""
+    """The docstring's rows against the models: width, heads, registers, timm's name; and the patch
+    at the name's end.
+    """
     text = inspect.getdoc(encoder_hub)
     for name in PUBLISHED:
-        (row,) = re.findall(rf"^ *{name}  +(\d+)  +(\d+) +(CLS\S*(?: 4 registers)?) +.*?(\S+)$", text, re.MULTILINE)
+        (row,) = re.findall(
+            rf"^ *{name}  +(\d+)  +(\d+) +(CLS\S*(?: 4 registers)?) +.*?(\S+)$", text, re.MULTILINE
+        )
         encoder = built(name)
         width, heads, prefix, timms = row
         assert (int(width), int(heads)) == (encoder.width, encoder.heads)
@@ -178,9 +207,13 @@ def test_pixels_are_normalised_as_the_models_were_trained(built, name):
 
 
 def test_the_models_configuration_decides_how_pixels_are_normalised():
-    model = timm.create_model("vit_tiny_patch16_224.augreg_in21k", dynamic_img_size=True)  # trained with mean and std 0.5
+    # trained with mean and std 0.5
+    model = timm.create_model("vit_tiny_patch16_224.augreg_in21k", dynamic_img_size=True)
     encoder = Encoder(model, name="other", device="cpu")
-    torch.testing.assert_close(encoder.preprocess(torch.full((1, 3, 16, 16), 51, dtype=torch.uint8)), torch.full((1, 3, 16, 16), -0.6))
+    torch.testing.assert_close(
+        encoder.preprocess(torch.full((1, 3, 16, 16), 51, dtype=torch.uint8)),
+        torch.full((1, 3, 16, 16), -0.6),
+    )
 
 
 def test_the_keys_origin_is_not_moved_where_keys_are_rotated(built):
@@ -196,13 +229,20 @@ def test_random_weights_are_the_seeds(shallow):
 
 
 def test_mocov3s_positions_are_sines_and_cosines_of_row_and_column(built):
-    """Its vits.py: omega_i = 10000^(-i / 96); sin, cos of the row, then sin, cos of the column; nothing for CLS."""
+    """Its vits.py: omega_i = 10000^(-i / 96); sin, cos of the row, then sin, cos of the column;
+    nothing for CLS.
+    """
     position = built(MOCOV3).model.pos_embed[0]
     assert torch.equal(mocov3_positions()[0], position) and not position[0].any()
     for row, column, i in ((0, 0, 0), (0, 13, 95), (13, 0, 5), (7, 3, 40)):
         omega = 10000 ** (-i / 96)
         patch = position[1 + 14 * row + column].view(4, 96)[:, i]
-        expected = [math.sin(row * omega), math.cos(row * omega), math.sin(column * omega), math.cos(column * omega)]
+        expected = [
+            math.sin(row * omega),
+            math.cos(row * omega),
+            math.sin(column * omega),
+            math.cos(column * omega),
+        ]
         torch.testing.assert_close(patch, torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
@@ -212,7 +252,11 @@ def test_mocov3s_positions_are_sines_and_cosines_of_row_and_column(built):
 def test_the_seal_holds_where_the_hub_is_asked_and_the_message_says_how_to_do_without(sealed):
     with pytest.raises(store.WeightsError) as caught:
         load_encoder("dino_vits16", device="cpu")
-    for told in ("local file", "vit_small_patch16_224.dino", "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16"):
+    for told in (
+        "local file",
+        "vit_small_patch16_224.dino",
+        "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16",
+    ):
         assert told in str(caught.value)
 
 
@@ -231,7 +275,9 @@ def test_random_weights_fetch_nothing(sealed, shallow, name):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @each_encoder
-def test_a_local_file_with_timms_names_is_loaded_and_nothing_is_fetched(sealed, shallow, tmp_path, name, suffix):
+def test_a_local_file_with_timms_names_is_loaded_and_nothing_is_fetched(
+    sealed, shallow, tmp_path, name, suffix
+):
     state, path = shallow(name), tmp_path / f"weights.{suffix}"
     if suffix == "pth":
         torch.save(state, path)
@@ -243,7 +289,10 @@ def test_a_local_file_with_timms_names_is_loaded_and_nothing_is_fetched(sealed, 
 @pytest.mark.parametrize("name", encoder_hub.TIMM_NAMES)
 def test_without_a_file_timms_hub_is_asked_for_this_very_model(monkeypatch, shallow, name):
     state, asked = shallow(name), []
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda hub_id, **_: asked.append(hub_id) or dict(state))
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf",
+        lambda hub_id, **_: asked.append(hub_id) or dict(state),
+    )
     assert_same(loaded(name), state)
     assert asked == [f"timm/{encoder_hub.TIMM_NAMES[name]}"]
 
@@ -261,7 +310,9 @@ def test_dinos_own_names_are_timms_with_or_without_what_wraps_them(shallow, tmp_
 
 
 def original_dinov2(state):
-    """As the DINOv2 repository keeps it: CLS's position in pos_embed, registers under another name, a mask token."""
+    """As the DINOv2 repository keeps it: CLS's position in pos_embed, registers under another name,
+    a mask token.
+    """
     state = {**state, "mask_token": torch.zeros(1, 384)}
     if "reg_token" in state:
         state["register_tokens"] = state.pop("reg_token")
@@ -270,7 +321,9 @@ def original_dinov2(state):
 
 
 def original_dinov3(state):
-    """As the DINOv3 repository keeps it: with the rotation's periods, and a qkv bias of zeros, that of keys masked out."""
+    """As the DINOv3 repository keeps it: with the rotation's periods, and a qkv bias of zeros, that
+    of keys masked out.
+    """
     names = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma", "reg_token": "storage_tokens"}
     original = {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
     for key, value in state.items():
@@ -289,7 +342,9 @@ def original_dinov3(state):
         ("dinov3_vits16", original_dinov3, eva.checkpoint_filter_fn),
     ],
 )
-def test_the_authors_names_become_timms_as_timm_itself_would_have_it(shallow, tmp_path, name, rename, judge):
+def test_the_authors_names_become_timms_as_timm_itself_would_have_it(
+    shallow, tmp_path, name, rename, judge
+):
     state = shallow(name)
     original = rename(state)
     assert original.keys() != state.keys()
@@ -306,7 +361,10 @@ def test_mocov3s_base_encoder_is_taken_from_its_checkpoint(shallow, tmp_path):
     networks |= {"module.momentum_encoder." + key: value + 1 for key, value in state.items()}
     for key in ("base_encoder.head.0", "momentum_encoder.head.0", "predictor.0"):
         networks[f"module.{key}.weight"] = torch.ones(2, 2)
-    path = written({"epoch": 300, "arch": "vit_small", "state_dict": networks, "optimizer": {"state": {}}}, tmp_path)
+    path = written(
+        {"epoch": 300, "arch": "vit_small", "state_dict": networks, "optimizer": {"state": {}}},
+        tmp_path,
+    )
     assert_same(loaded(MOCOV3, path), state)
 
 
@@ -316,8 +374,13 @@ def test_mocov3s_base_encoder_is_taken_from_its_checkpoint(shallow, tmp_path):
 def test_a_file_of_six_heads_is_refused_for_twelve_and_the_other_way_round(shallow, tmp_path):
     """Same keys, same shapes: only the position embedding tells."""
     states = {name: shallow(name) for name in ("dino_vits16", MOCOV3)}
-    assert {k: v.shape for k, v in states[MOCOV3].items()} == {k: v.shape for k, v in states["dino_vits16"].items()}
-    for name, other, told in ((MOCOV3, "dino_vits16", "6 heads"), ("dino_vits16", MOCOV3, "12 heads")):
+    assert {k: v.shape for k, v in states[MOCOV3].items()} == {
+        k: v.shape for k, v in states["dino_vits16"].items()
+    }
+    for name, other, told in (
+        (MOCOV3, "dino_vits16", "6 heads"),
+        ("dino_vits16", MOCOV3, "12 heads"),
+    ):
         with pytest.raises(store.WeightsError, match=rf"weights\.pth is not of {name}.*{told}"):
             loaded(name, written(states[other], tmp_path))
 
@@ -349,7 +412,11 @@ def test_a_file_of_another_depth_is_refused(shallow, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_supervised_vit_is_refused_for_its_head(shallow, tmp_path, prefix):
-    state = {**shallow("dino_vits16"), "head.weight": torch.ones(1000, 384), "head.bias": torch.ones(1000)}
+    state = {
+        **shallow("dino_vits16"),
+        "head.weight": torch.ones(1000, 384),
+        "head.bias": torch.ones(1000),
+    }
     path = written({prefix + key: value for key, value in state.items()}, tmp_path)
     with pytest.raises(store.WeightsError, match=r"left over \['head"):
         loaded("dino_vits16", path)

@@ -11,10 +11,18 @@ OPTIONS = {"resamples": 2000, "seed": 0}
 
 @pytest.fixture
 def confusions(rng):
-    """Per-image confusion matrices of two arms on the same true maps: (images, preds, classes) each."""
+    """Per-image confusion matrices of two arms on the same true maps: (images, preds, classes)
+    each.
+    """
     true = rng.integers(0, 4, (12, 20, 20))
-    preds = [np.where(rng.random(true.shape) < share, true, rng.integers(0, 5, true.shape)) for share in (0.8, 0.5)]
-    return [np.stack([metrics.confusion(p, t, num_preds=5, num_targets=4) for p, t in zip(pred, true)]) for pred in preds]
+    preds = [
+        np.where(rng.random(true.shape) < share, true, rng.integers(0, 5, true.shape))
+        for share in (0.8, 0.5)
+    ]
+    return [
+        np.stack([metrics.confusion(p, t, num_preds=5, num_targets=4) for p, t in zip(pred, true)])
+        for pred in preds
+    ]
 
 
 # ---------------------------------------------------------------- means
@@ -35,7 +43,11 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution(rng):
     difference = rng.normal(0.1, 1.0, 400)
     effect = mean_difference(difference, np.zeros(400), **{**OPTIONS, "resamples": 20_000})
     error = difference.std(ddof=1) / 20
-    np.testing.assert_allclose([effect.low, effect.high], difference.mean() + np.array([-1.96, 1.96]) * error, atol=0.06 * error)
+    np.testing.assert_allclose(
+        [effect.low, effect.high],
+        difference.mean() + np.array([-1.96, 1.96]) * error,
+        atol=0.06 * error,
+    )
 
 
 def test_three_seeds_spread_as_their_standard_error():
@@ -47,7 +59,10 @@ def test_three_seeds_spread_as_their_standard_error():
 def test_pairing_removes_what_both_arms_share(rng):
     hard = rng.normal(0, 5, 60)  # some images are hard for both
     a, b = hard + 0.5 + rng.normal(0, 0.1, 60), hard + rng.normal(0, 0.1, 60)
-    together, apart = mean_difference(a, b, **OPTIONS), mean_difference(a, rng.permutation(b), **OPTIONS)
+    together, apart = (
+        mean_difference(a, b, **OPTIONS),
+        mean_difference(a, rng.permutation(b), **OPTIONS),
+    )
     assert together.high - together.low < 0.1 * (apart.high - apart.low)
     assert together.low > 0
 
@@ -56,7 +71,12 @@ def test_pairing_removes_what_both_arms_share(rng):
 def test_the_interval_covers_the_truth_about_as_often_as_it_says(seeds):
     rng, covered = np.random.default_rng(3), 0
     for trial in range(200):
-        difference = 0.3 + rng.normal(0, 1, (1, 50)) + rng.normal(0, 0.2, (seeds, 1)) * (seeds > 1) + rng.normal(0, 0.3, (seeds, 50))
+        difference = (
+            0.3
+            + rng.normal(0, 1, (1, 50))
+            + rng.normal(0, 0.2, (seeds, 1)) * (seeds > 1)
+            + rng.normal(0, 0.3, (seeds, 50))
+        )
         effect = mean_difference(difference, np.zeros_like(difference), resamples=400, seed=trial)
         covered += effect.low <= 0.3 <= effect.high
     assert 0.89 <= covered / 200 <= 0.99
@@ -65,7 +85,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(seeds):
 def test_swapping_the_arms_swaps_the_ends(rng):
     a, b = rng.random((2, 3, 20))
     there, back = mean_difference(a, b, **OPTIONS), mean_difference(b, a, **OPTIONS)
-    np.testing.assert_allclose([there.value, there.low, there.high], [-back.value, -back.high, -back.low])
+    np.testing.assert_allclose(
+        [there.value, there.low, there.high], [-back.value, -back.high, -back.low]
+    )
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another(rng):
@@ -95,9 +117,15 @@ def miou_spec(areas, shares):
 
 def test_miou_difference_equals_loops_over_resamples(confusions):
     mapping = np.array([0, 1, 2, 3, -1])
-    a, b = (np.stack([iou_areas(half, mapping) for half in (each, each[::-1])]) for each in confusions)  # two "seeds"
+    # two "seeds"
+    a, b = (
+        np.stack([iou_areas(half, mapping) for half in (each, each[::-1])]) for each in confusions
+    )
     seeds, images = evidence._draws((2, 12), resamples=50, seed=7)
-    loops = [sum(s[j] * (miou_spec(a[j], i) - miou_spec(b[j], i)) for j in range(2)) for s, i in zip(seeds, images)]
+    loops = [
+        sum(s[j] * (miou_spec(a[j], i) - miou_spec(b[j], i)) for j in range(2))
+        for s, i in zip(seeds, images)
+    ]
     effect = miou_difference(a, b, resamples=50, seed=7)
     np.testing.assert_allclose([effect.low, effect.high], np.percentile(loops, [2.5, 97.5]))
     assert effect.low <= effect.value <= effect.high
@@ -106,7 +134,9 @@ def test_miou_difference_equals_loops_over_resamples(confusions):
 def test_the_effect_is_the_difference_of_the_two_reported_numbers(confusions):
     mapping = np.array([0, 1, 2, 3, -1])
     a, b = (iou_areas(each, mapping) for each in confusions)
-    expected = metrics.mean_iou(confusions[0].sum(0), mapping) - metrics.mean_iou(confusions[1].sum(0), mapping)
+    expected = metrics.mean_iou(confusions[0].sum(0), mapping) - metrics.mean_iou(
+        confusions[1].sum(0), mapping
+    )
     assert miou_difference(a, b, **OPTIONS).value == pytest.approx(expected)
 
 

@@ -1,4 +1,6 @@
-"""The checks of the exercises: a right function passes, a wrong one is shown the small input on which it differs."""
+"""The checks of the exercises: a right function passes, a wrong one is shown the small input on
+which it differs.
+"""
 
 import inspect
 
@@ -30,7 +32,12 @@ def diffuse(keys, candidates):
 
 def kmeans_step(z, centres):
     nearest = ((z[:, None] - centres) ** 2).sum(-1).argmin(1)
-    return np.stack([z[nearest == j].mean(0) if (nearest == j).any() else centres[j] for j in range(len(centres))])
+    return np.stack(
+        [
+            z[nearest == j].mean(0) if (nearest == j).any() else centres[j]
+            for j in range(len(centres))
+        ]
+    )
 
 
 def mirror_boxes(boxes, width):
@@ -40,7 +47,10 @@ def mirror_boxes(boxes, width):
 
 def calibration_error(scores, right, bins):
     which = np.minimum((scores * bins).astype(int), bins - 1)
-    return sum((which == b).mean() * abs(right[which == b].mean() - scores[which == b].mean()) for b in np.unique(which))
+    return sum(
+        (which == b).mean() * abs(right[which == b].mean() - scores[which == b].mean())
+        for b in np.unique(which)
+    )
 
 
 def hardest_loss(logits, labels, share):
@@ -95,7 +105,9 @@ def crossed_means(difference, seeds, images):
 
 
 def loss_without_twins(q, k, names, temperature):
-    twins = torch.tensor([[a == b and i != j for j, b in enumerate(names)] for i, a in enumerate(names)])
+    twins = torch.tensor(
+        [[a == b and i != j for j, b in enumerate(names)] for i, a in enumerate(names)]
+    )
     logits = (q @ k.T / temperature).masked_fill(twins, -torch.inf)
     return F.cross_entropy(logits, torch.arange(len(q)))
 
@@ -118,39 +130,56 @@ RIGHT = {
     )
 }  # fmt: skip
 
-# Each a mistake that a student really makes: (check, the wrong function, the title of the input that must show it).
+# Each a mistake that a student really makes: (check, the wrong function, the title of the input
+# that must show it).
 WRONG = [
-    ("check_mask_to_box", lambda m: tuple(v - d for v, d in zip(mask_to_box(m), (0, 0, 1, 1))), "the whole picture"),  # inclusive
+    # inclusive
+    ("check_mask_to_box", lambda m: tuple(v - d for v, d in zip(mask_to_box(m), (0, 0, 1, 1))), "the whole picture"),
     ("check_mask_to_box", lambda m: mask_to_box(m.T), "the whole picture"),  # rows for columns
-    ("check_diffuse", lambda k, c: k @ k[c].sum(0), "a candidate that does not look like the seed"),  # every candidate a source
-    ("check_diffuse", lambda k, c: k @ k[c[0]], "a candidate that does not look like the seed"),  # the seed alone
+    # every candidate a source
+    ("check_diffuse", lambda k, c: k @ k[c].sum(0), "a candidate that does not look like the seed"),
+    # the seed alone
+    ("check_diffuse", lambda k, c: k @ k[c[0]], "a candidate that does not look like the seed"),
     ("check_kmeans_step", lambda z, c: np.stack([z[((z[:, None] - c) ** 2).sum(-1).argmin(1) == j].mean(0) for j in range(len(c))]), "a centre without a point"),
-    ("check_mirror_boxes", lambda b, w: np.stack([w - b[:, 0], b[:, 1], w - b[:, 2], b[:, 3]], 1), "a box at the left"),  # ends swapped
-    ("check_mirror_boxes", lambda b, w: mirror_boxes(b, w - 1), "a box at the left"),  # inclusive ends
-    ("check_calibration_error", lambda s, r, b: abs(s.mean() - r.mean()), "errors that would cancel"),  # no bins
+    # ends swapped
+    ("check_mirror_boxes", lambda b, w: np.stack([w - b[:, 0], b[:, 1], w - b[:, 2], b[:, 3]], 1), "a box at the left"),
+    # inclusive ends
+    ("check_mirror_boxes", lambda b, w: mirror_boxes(b, w - 1), "a box at the left"),
+    # no bins
+    ("check_calibration_error", lambda s, r, b: abs(s.mean() - r.mean()), "errors that would cancel"),
     ("check_calibration_error", lambda s, r, b: calibration_error(s, r, b) * 2, "surer than it should be"),
-    ("check_hardest_loss", lambda x, y, s: F.cross_entropy(x, y, ignore_index=255), "two void pixels"),  # plain cross-entropy
+    # plain cross-entropy
+    ("check_hardest_loss", lambda x, y, s: F.cross_entropy(x, y, ignore_index=255), "two void pixels"),
     ("check_hardest_loss", lambda x, y, s: F.cross_entropy(x, y, reduction="none", ignore_index=255).flatten().topk(max(1, int(s * y.numel()))).values.mean(), "two void pixels"),
-    ("check_mean_field_step", lambda u, k, q: np.exp(-u + k @ q), "four pixels in a row"),  # not normalised
+    # not normalised
+    ("check_mean_field_step", lambda u, k, q: np.exp(-u + k @ q), "four pixels in a row"),
     ("check_mean_field_step", lambda u, k, q: mean_field_step(u, k, np.exp(-u)), "another q than the network's"),
-    ("check_class_iou", lambda m, n: np.diagonal(m) / (m.sum(0) + m.sum(1) - np.diagonal(m)), "two rows with one name"),  # names unread
+    # names unread
+    ("check_class_iou", lambda m, n: np.diagonal(m) / (m.sum(0) + m.sum(1) - np.diagonal(m)), "two rows with one name"),
     ("check_class_iou", lambda m, n: np.nan_to_num(class_iou(m, n)), "a class that never occurs"),
-    ("check_probe_gradient", lambda f, w, b, y: probe_gradient(f, w, b, y) * len(f), "five cells"),  # sum for mean
-    ("check_average_precision", lambda s, h, p: average_precision(-np.arange(len(s)), h, p), "a miss on top"),  # not sorted
+    # sum for mean
+    ("check_probe_gradient", lambda f, w, b, y: probe_gradient(f, w, b, y) * len(f), "five cells"),
+    # not sorted
+    ("check_average_precision", lambda s, h, p: average_precision(-np.arange(len(s)), h, p), "a miss on top"),
     ("check_average_precision", lambda s, h, p: average_precision(s, h, max(1, h.sum())), "objects never found"),
     ("check_cut_cost", lambda w, p: w[p][:, ~p].sum(), "the weak link"),  # a plain cut
-    ("check_resampled_gains", lambda a, b, d: np.diff([(x[:, 0] / x[:, 1].clip(1))[d].mean((1, 2)) for x in (b, a)], axis=0)[0], "each picture once"),  # divides first
+    # divides first
+    ("check_resampled_gains", lambda a, b, d: np.diff([(x[:, 0] / x[:, 1].clip(1))[d].mean((1, 2)) for x in (b, a)], axis=0)[0], "each picture once"),
     ("check_resampled_gains", lambda a, b, d: np.concatenate([resampled_gains(a, b, np.unique(row)[None]) for row in d]), "a picture drawn twice"),
     ("check_resampled_gains", lambda a, b, d: np.diff([(x[d].sum(1)[:, 0] / x[d].sum(1)[:, 1].clip(1)).mean(1) for x in (b, a)], axis=0)[0], "only the background is drawn"),
-    ("check_object_agreement", lambda n, t: np.mean(n == t), "half of the cat"),  # accuracy of all pixels
+    # accuracy of all pixels
+    ("check_object_agreement", lambda n, t: np.mean(n == t), "half of the cat"),
     ("check_object_agreement", lambda n, t: np.mean((n == t)[t > 0]), "a dog where nothing is"),
     ("check_object_agreement", lambda n, t: np.mean((n == t)[(n > 0) | (t > 0)]), "a void border"),
     ("check_object_agreement", lambda n, t: object_agreement(n, t) if n.any() else 0, "nothing to see"),
-    ("check_crossed_means", lambda d, s, i: d[s, i].mean(1), "everything once"),  # pairs, not a table
-    ("check_crossed_means", lambda d, s, i: d.mean(0)[i].mean(1), "one seed twice"),  # seeds not drawn
+    # pairs, not a table
+    ("check_crossed_means", lambda d, s, i: d[s, i].mean(1), "everything once"),
+    # seeds not drawn
+    ("check_crossed_means", lambda d, s, i: d.mean(0)[i].mean(1), "one seed twice"),
     ("check_loss_without_twins", lambda q, k, n, t: info_nce(q, k, temperature=t), "one animal twice"),
     ("check_run_lengths", lambda m: run_lengths(m.T), "a line"),  # row after row
-    ("check_run_lengths", lambda m: [n for n in run_lengths(m) if n], "everything"),  # starts with the full ones
+    # starts with the full ones
+    ("check_run_lengths", lambda m: [n for n in run_lengths(m) if n], "everything"),
 ]  # fmt: skip
 
 

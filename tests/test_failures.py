@@ -1,4 +1,6 @@
-"""The gallery of failures: each rule finds what was planted, takes the clearest, and nothing where nothing went wrong."""
+"""The gallery of failures: each rule finds what was planted, takes the clearest, and nothing where
+nothing went wrong.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from mdlib import failures, overview, store
 from mdlib.datasets import Instances, Sample
 from mdlib.outcome import Outcome
 
-CLASSES, NAMES = ["background", "cat", "dog"], np.array([0, 1, 2, -1])  # the clusters 0, 1 and 2: cat, dog, without a name
+# the clusters 0, 1 and 2: cat, dog, without a name
+CLASSES, NAMES = ["background", "cat", "dog"], np.array([0, 1, 2, -1])
 CAT, DOG, NOBODY = 0, 1, 2
 SIDE = 32
 
@@ -19,7 +22,11 @@ def box(rows: slice, columns: slice) -> np.ndarray:
     return mask
 
 
-LEFT, RIGHT, CORNER = box(np.s_[8:24], np.s_[2:16]), box(np.s_[8:24], np.s_[16:30]), box(np.s_[:5], np.s_[:5])
+LEFT, RIGHT, CORNER = (
+    box(np.s_[8:24], np.s_[2:16]),
+    box(np.s_[8:24], np.s_[16:30]),
+    box(np.s_[:5], np.s_[:5]),
+)
 TAIL = box(np.s_[15:16], np.s_[16:30])  # one pixel high
 
 
@@ -33,13 +40,22 @@ def record(mask: np.ndarray, cluster: int, score: float = 0.9) -> dict:
 
 
 def run_of(folder, *pictures: dict) -> Outcome:
-    """Pictures as {"true": [(mask, class)], "masks", "said": [record], "final", "refined": {cluster: mask}}; by default all is right."""
+    """Pictures as {"true": [(mask, class)], "masks", "said": [record], "final", "refined":
+    {cluster: mask}}; by default all is right.
+    """
     samples, logits = Pictures(), []
     for i, given in enumerate(pictures):
         true = given["true"]
         masks = np.array([mask for mask, _ in true], bool).reshape(-1, SIDE, SIDE)
         instances = Instances(masks, np.array([label for _, label in true], np.int64))
-        samples.append(Sample(f"p{i}", np.full((SIDE, SIDE, 3), 90, np.uint8), np.zeros((SIDE, SIDE), np.uint8), instances))
+        samples.append(
+            Sample(
+                f"p{i}",
+                np.full((SIDE, SIDE, 3), 90, np.uint8),
+                np.zeros((SIDE, SIDE), np.uint8),
+                instances,
+            )
+        )
         right = {label - 1: mask for mask, label in true}
         logits.append(np.stack([painted(given.get("final", right)) == c for c in range(4)]) * 9.0)
         if "refined" in given:
@@ -61,17 +77,40 @@ def painted(regions: dict[int, np.ndarray]) -> np.ndarray:
 
 BOTH = [(LEFT, 1), (RIGHT, 2)]
 PLANTED = {  # one picture each; the words that name its cause
-    "a poor mask": ({"true": [(LEFT, 1)], "masks": [record(CORNER, CAT)]}, "100% of the best mask is off the object (IoU 0.00)"),
-    "two in one mask": ({"true": BOTH, "masks": [record(LEFT | RIGHT, NOBODY)]}, "100% of the cat, 100% of the dog"),
-    "a wrong name": ({"true": [(LEFT, 1)], "masks": [record(LEFT, DOG)]}, "cat's mask is good (IoU 1.00), but nearest to cluster 1, named dog"),
-    "sure and wrong": ({"true": [(LEFT, 1)], "said": [record(LEFT, CAT), record(CORNER, DOG, 0.8)]}, "Score 0.80"),
-    "a true object dropped": ({"true": [(LEFT, 1)], "said": [record(LEFT, CAT, 0.4), record(RIGHT, DOG, 0.45)]}, "0.40, is below 0.5"),
-    "a thin part smoothed away": ({"true": [(LEFT | TAIL, 1)], "refined": {CAT: LEFT}}, "100% of the cat's thin parts"),
+    "a poor mask": (
+        {"true": [(LEFT, 1)], "masks": [record(CORNER, CAT)]},
+        "100% of the best mask is off the object (IoU 0.00)",
+    ),
+    "two in one mask": (
+        {"true": BOTH, "masks": [record(LEFT | RIGHT, NOBODY)]},
+        "100% of the cat, 100% of the dog",
+    ),
+    "a wrong name": (
+        {"true": [(LEFT, 1)], "masks": [record(LEFT, DOG)]},
+        "cat's mask is good (IoU 1.00), but nearest to cluster 1, named dog",
+    ),
+    "sure and wrong": (
+        {"true": [(LEFT, 1)], "said": [record(LEFT, CAT), record(CORNER, DOG, 0.8)]},
+        "Score 0.80",
+    ),
+    "a true object dropped": (
+        {"true": [(LEFT, 1)], "said": [record(LEFT, CAT, 0.4), record(RIGHT, DOG, 0.45)]},
+        "0.40, is below 0.5",
+    ),
+    "a thin part smoothed away": (
+        {"true": [(LEFT | TAIL, 1)], "refined": {CAT: LEFT}},
+        "100% of the cat's thin parts",
+    ),
 }
 
 
 def test_a_run_in_which_all_is_right_has_no_failure(tmp_path):
-    run = run_of(tmp_path, {"true": BOTH, "refined": {CAT: LEFT, DOG: RIGHT}}, {"true": []}, {"true": [(LEFT | TAIL, 1)]})
+    run = run_of(
+        tmp_path,
+        {"true": BOTH, "refined": {CAT: LEFT, DOG: RIGHT}},
+        {"true": []},
+        {"true": [(LEFT | TAIL, 1)]},
+    )
     found = failures.find(run)
     assert list(found) == list(failures.RULES) and set(found.values()) == {None}
     assert failures.describe(found).startswith("0 failures")
@@ -92,12 +131,19 @@ def test_each_rule_finds_its_kind_alone_and_says_why(tmp_path, kind):
 
 def test_a_mask_of_a_part_is_told_from_one_of_the_background(tmp_path):
     half = box(np.s_[8:24], np.s_[2:8])
-    (failure,) = failures.RULES["a poor mask"](run_of(tmp_path, {"true": [(LEFT, 1)], "masks": [record(half, CAT)]}), 0)
-    assert failure.heading == "01  a mask of a part" and "43% of its object (IoU 0.43)" in failure.words
+    (failure,) = failures.RULES["a poor mask"](
+        run_of(tmp_path, {"true": [(LEFT, 1)], "masks": [record(half, CAT)]}), 0
+    )
+    assert (
+        failure.heading == "01  a mask of a part"
+        and "43% of its object (IoU 0.43)" in failure.words
+    )
 
 
 def test_the_best_mask_of_a_picture_is_judged(tmp_path):
-    run = run_of(tmp_path, {"true": BOTH, "masks": [record(CORNER, CAT), record(LEFT | RIGHT, NOBODY)]})
+    run = run_of(
+        tmp_path, {"true": BOTH, "masks": [record(CORNER, CAT), record(LEFT | RIGHT, NOBODY)]}
+    )
     assert not list(failures.RULES["a poor mask"](run, 0))  # the second fits both objects together
 
 
@@ -107,25 +153,35 @@ def test_an_object_that_vanishes_is_no_thin_part(tmp_path):
 
 
 def test_a_prediction_that_the_filter_does_not_believe_is_not_sure(tmp_path):
-    run = run_of(tmp_path, {"true": [(LEFT, 1)], "said": [record(LEFT, CAT), record(CORNER, DOG, 0.4)]})
+    run = run_of(
+        tmp_path, {"true": [(LEFT, 1)], "said": [record(LEFT, CAT), record(CORNER, DOG, 0.4)]}
+    )
     assert not list(failures.RULES["sure and wrong"](run, 0))
 
 
 def test_an_overlapping_mask_can_push_a_true_object_out(tmp_path):
     said = [record(LEFT | RIGHT, NOBODY, 0.9), record(LEFT, CAT, 0.8)]
-    (failure,) = failures.RULES["a true object dropped"](run_of(tmp_path, {"true": [(LEFT, 1)], "said": said}), 0)
+    (failure,) = failures.RULES["a true object dropped"](
+        run_of(tmp_path, {"true": [(LEFT, 1)], "said": said}), 0
+    )
     assert "another mask overlaps it" in failure.words
 
 
 def test_an_object_found_twice_is_not_dropped(tmp_path):
-    run = run_of(tmp_path, {"true": [(LEFT, 1)], "said": [record(LEFT, CAT, 0.9), record(LEFT, CAT, 0.3)]})
+    run = run_of(
+        tmp_path, {"true": [(LEFT, 1)], "said": [record(LEFT, CAT, 0.9), record(LEFT, CAT, 0.3)]}
+    )
     assert not list(failures.RULES["a true object dropped"](run, 0))
 
 
 def test_the_clearest_case_is_taken_and_no_picture_twice(tmp_path):
     slight, clear = box(np.s_[8:24], np.s_[8:30]), CORNER
     first = {"true": [(LEFT, 1)], "masks": [record(slight, CAT)]}
-    both = {"true": [(LEFT, 1)], "masks": [record(clear, CAT)], "said": [record(LEFT, CAT), record(RIGHT, DOG, 0.95)]}
+    both = {
+        "true": [(LEFT, 1)],
+        "masks": [record(clear, CAT)],
+        "said": [record(LEFT, CAT), record(RIGHT, DOG, 0.95)],
+    }
     less = {"true": [(LEFT, 1)], "said": [record(LEFT, CAT), record(RIGHT, DOG, 0.6)]}
     found = failures.find(run_of(tmp_path, first, both, less))
     assert found["a poor mask"].measure == 1.0
@@ -133,7 +189,11 @@ def test_the_clearest_case_is_taken_and_no_picture_twice(tmp_path):
 
 
 def test_without_a_crf_nothing_is_smoothed(tmp_path):
-    planted = {key: value for key, value in PLANTED["a thin part smoothed away"][0].items() if key != "refined"}
+    planted = {
+        key: value
+        for key, value in PLANTED["a thin part smoothed away"][0].items()
+        if key != "refined"
+    }
     assert failures.find(run_of(tmp_path, planted))["a thin part smoothed away"] is None
 
 
@@ -147,7 +207,9 @@ def test_pictures_without_masks_or_predictions_are_passed_over(tmp_path):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return failures.find(run_of(tmp_path_factory.mktemp("run"), *(picture for picture, _ in PLANTED.values())))
+    return failures.find(
+        run_of(tmp_path_factory.mktemp("run"), *(picture for picture, _ in PLANTED.values()))
+    )
 
 
 def test_every_failure_stands_in_the_figure_with_stage_and_cause(found):
@@ -182,8 +244,12 @@ def test_what_was_not_found_is_said(found):
 
 def test_both_files_have_print_size_and_words(found, tmp_path):
     alt = failures.describe(found)
-    png, svg = overview.save(failures.failures_figure(found), tmp_path / "failures", alt=alt, label="a label")
+    png, svg = overview.save(
+        failures.failures_figure(found), tmp_path / "failures", alt=alt, label="a label"
+    )
     with Image.open(png) as image:
-        assert image.info["dpi"][0] >= 200 and image.width > 2600 and image.info["Description"] == alt
+        assert (
+            image.info["dpi"][0] >= 200 and image.width > 2600 and image.info["Description"] == alt
+        )
     text = svg.read_text(encoding="utf-8")
     assert found["sure and wrong"].words[:20] in text and len(text) < 4e6

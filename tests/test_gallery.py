@@ -1,4 +1,6 @@
-"""Names, order, thumbnails, the contact sheet, files to take away, and the choice of k, without a label anywhere."""
+"""Names, order, thumbnails, the contact sheet, files to take away, and the choice of k, without a
+label anywhere.
+"""
 
 import base64
 import io
@@ -73,7 +75,11 @@ def silhouette_spec(features, assigned):
         means = {}
         for c in set(assigned.tolist()):
             others = [j for j in range(len(features)) if assigned[j] == c and j != i]
-            means[c] = np.mean([np.linalg.norm(features[i] - features[j]) for j in others]) if others else None
+            means[c] = (
+                np.mean([np.linalg.norm(features[i] - features[j]) for j in others])
+                if others
+                else None
+            )
         a, b = means.pop(own), min(means.values())
         scores.append(0.0 if a is None else (b - a) / max(a, b))
     return np.mean(scores)
@@ -82,7 +88,9 @@ def silhouette_spec(features, assigned):
 def test_the_silhouette_is_its_definition(rng):
     features = rng.normal(size=(12, 3))
     assigned = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3])
-    assert gallery.silhouette(features, assigned, seed=0) == pytest.approx(silhouette_spec(features, assigned))
+    assert gallery.silhouette(features, assigned, seed=0) == pytest.approx(
+        silhouette_spec(features, assigned)
+    )
 
 
 def test_the_silhouette_of_many_masks_is_taken_from_some(rng, monkeypatch):
@@ -95,7 +103,11 @@ def test_the_silhouette_of_many_masks_is_taken_from_some(rng, monkeypatch):
 
 def test_the_silhouette_says_nothing_of_one_cluster_or_of_single_masks(rng):
     features = rng.normal(size=(4, 2))
-    assert gallery.silhouette(features, np.zeros(4, int), seed=0) == 0 == gallery.silhouette(features, np.arange(4), seed=0)
+    assert (
+        gallery.silhouette(features, np.zeros(4, int), seed=0)
+        == 0
+        == gallery.silhouette(features, np.arange(4), seed=0)
+    )
 
 
 def test_the_curve_has_its_top_at_the_true_number_of_heaps(rng):
@@ -103,15 +115,21 @@ def test_the_curve_has_its_top_at_the_true_number_of_heaps(rng):
     features = np.concatenate([corner + rng.normal(size=(30, 2)) for corner in corners])
     rows = gallery.try_k(features, [2, 4, 12], runs=3, seed=5, batch_size=200)
     assert [row["k"] for row in rows] == [2, 2, 2, 4, 4, 4, 12, 12, 12]
-    mean = {key: [np.mean([r[key] for r in rows if r["k"] == k]) for k in (2, 4, 12)] for key in ("inertia", "silhouette")}
+    mean = {
+        key: [np.mean([r[key] for r in rows if r["k"] == k]) for k in (2, 4, 12)]
+        for key in ("inertia", "silhouette")
+    }
     assert np.argmax(mean["silhouette"]) == 1
     assert mean["inertia"][0] > mean["inertia"][1] > mean["inertia"][2]
-    assert mean["inertia"][1] == pytest.approx(2 / (2 * 4**2 + 2), rel=0.3)  # within the heaps / all: variances of both axes
+    # within the heaps / all: variances of both axes
+    assert mean["inertia"][1] == pytest.approx(2 / (2 * 4**2 + 2), rel=0.3)
 
 
 @pytest.mark.parametrize("ks", [[2, 10], [2, 11], [1, 3]])
 def test_more_clusters_than_masks_are_refused(rng, ks):
-    with pytest.raises(ValueError, match="at least 2 and less than the number of masks, 10; asked for"):
+    with pytest.raises(
+        ValueError, match="at least 2 and less than the number of masks, 10; asked for"
+    ):
         gallery.try_k(rng.normal(size=(10, 2)), ks, runs=1, seed=0, batch_size=10)
 
 
@@ -140,7 +158,9 @@ def test_masks_of_any_shape_have_thumbnails(rng, box):
     x0, y0, x1, y1 = box
     mask = np.zeros((300, 400), bool)
     mask[y0:y1, x0:x1] = True
-    assert gallery.thumbnail(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8), mask, side=32).shape == (32, 32, 3)
+    assert gallery.thumbnail(
+        rng.integers(0, 256, (300, 400, 3), dtype=np.uint8), mask, side=32
+    ).shape == (32, 32, 3)
 
 
 class Pictures(list):
@@ -158,7 +178,10 @@ class Pictures(list):
 
 @pytest.fixture
 def pictures(rng):
-    data = Pictures(Sample(name, rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)) for i, name in enumerate(("a", "b__é", "c")))
+    data = Pictures(
+        Sample(name, rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8))
+        for i, name in enumerate(("a", "b__é", "c"))
+    )
     data.opened = []
     return data
 
@@ -177,7 +200,9 @@ def records():
 def test_each_picture_is_opened_once(pictures, records):
     thumbs = gallery.thumbnails(pictures, records, [2, 0, 1], side=16)
     assert sorted(thumbs) == [0, 1, 2] and pictures.opened == [0, 2]
-    np.testing.assert_array_equal(thumbs[1], gallery.thumbnail(pictures[0].image, records[1]["mask"], side=16))
+    np.testing.assert_array_equal(
+        thumbs[1], gallery.thumbnail(pictures[0].image, records[1]["mask"], side=16)
+    )
 
 
 class Page(HTMLParser):
@@ -205,14 +230,35 @@ class Page(HTMLParser):
 
 def test_the_contact_sheet_is_whole_in_itself(rng):
     thumbs = {i: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in (0, 1, 3)}
-    clusters = [gallery.Cluster(7, "cats & <dogs>", np.array([3, 0, 2])), gallery.Cluster(1, "cluster 1", np.array([1]))]
-    text = gallery.contact_sheet(clusters, thumbs, ["a.jpg", 'b "x".jpg', "c.jpg", "é/d.jpg"], title="T", note="N {x}")
+    clusters = [
+        gallery.Cluster(7, "cats & <dogs>", np.array([3, 0, 2])),
+        gallery.Cluster(1, "cluster 1", np.array([1])),
+    ]
+    text = gallery.contact_sheet(
+        clusters, thumbs, ["a.jpg", 'b "x".jpg', "c.jpg", "é/d.jpg"], title="T", note="N {x}"
+    )
     page = Page(text)
     assert not page.stack and page.links == ["#c7", "#c1"] and page.ids == ["c7", "c1"]
-    assert "cats & <dogs>" in page.text and "cluster 7, 3 masks" in page.text and page.text.count("cluster 1") == 2 and "1 mask" in page.text and "é/d.jpg" not in page.text and 'title="é/d.jpg"' in text and "d.jpg" in page.text and "N {x}" in page.text
+    assert (
+        "cats & <dogs>" in page.text
+        and "cluster 7, 3 masks" in page.text
+        and page.text.count("cluster 1") == 2
+        and "1 mask" in page.text
+        and "é/d.jpg" not in page.text
+        and 'title="é/d.jpg"' in text
+        and "d.jpg" in page.text
+        and "N {x}" in page.text
+    )
     assert "c.jpg" not in page.text  # no thumbnail, no cell
-    assert len(page.images) == 3 and not re.search(r"(src|href)=\"(?!data:|#)|url\(|<script|<link", text)
-    sizes = [Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/jpeg;base64,")))).size for source in page.images]
+    assert len(page.images) == 3 and not re.search(
+        r"(src|href)=\"(?!data:|#)|url\(|<script|<link", text
+    )
+    sizes = [
+        Image.open(
+            io.BytesIO(base64.b64decode(source.removeprefix("data:image/jpeg;base64,")))
+        ).size
+        for source in page.images
+    ]
     assert sizes == [(16, 16)] * 3
     assert 'name="viewport"' in text
 
@@ -231,20 +277,42 @@ def export(folder, pictures, records, assigned=(2, 0, 2), *, k=3, names=None):
 def test_the_masks_are_coco(tmp_path, pictures, records):
     export(tmp_path, pictures, records, names={2: "katt"})
     coco = COCO(tmp_path / "masks.json")
-    assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == ["a.jpg", "b/é.png", "c.jpg"]
-    assert [(c["id"], c["name"]) for c in coco.loadCats(coco.getCatIds())] == [(1, "cluster 0"), (2, "cluster 1"), (3, "katt")]
+    assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == [
+        "a.jpg",
+        "b/é.png",
+        "c.jpg",
+    ]
+    assert [(c["id"], c["name"]) for c in coco.loadCats(coco.getCatIds())] == [
+        (1, "cluster 0"),
+        (2, "cluster 1"),
+        (3, "katt"),
+    ]
     assert coco.getAnnIds(imgIds=[2]) == []
-    for annotation, record, category in zip(coco.loadAnns(coco.getAnnIds()), records, (3, 1, 3), strict=True):
+    for annotation, record, category in zip(
+        coco.loadAnns(coco.getAnnIds()), records, (3, 1, 3), strict=True
+    ):
         np.testing.assert_array_equal(coco.annToMask(annotation), record["mask"])
-        assert annotation["category_id"] == category and annotation["area"] == 64 and annotation["bbox"][2:] == [8, 8]
+        assert (
+            annotation["category_id"] == category
+            and annotation["area"] == 64
+            and annotation["bbox"][2:] == [8, 8]
+        )
     images = json.loads((tmp_path / "masks.json").read_text())["images"]
     assert all((tmp_path / image["label_map"]).is_file() for image in images)
 
 
-def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(tmp_path, pictures, records):
+def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(
+    tmp_path, pictures, records
+):
     export(tmp_path, pictures, records, names={0: "katt", 2: "katt"})
-    first, second = (store.read_label_map(tmp_path / "maps" / f"{name}.png") for name in ("a", "b__é"))
-    assert (first[:8, 4:12] == 3).all() and (first[10:18, 4:12] == 1).all() and (first > 0).sum() == 128
+    first, second = (
+        store.read_label_map(tmp_path / "maps" / f"{name}.png") for name in ("a", "b__é")
+    )
+    assert (
+        (first[:8, 4:12] == 3).all()
+        and (first[10:18, 4:12] == 1).all()
+        and (first > 0).sum() == 128
+    )
     assert second.shape == (21, 30) and not second.any()
     names = (tmp_path / "classes.txt").read_text(encoding="utf-8").splitlines()
     assert names == ["background", "katt", "cluster 1", "katt"]
@@ -254,7 +322,11 @@ def test_maps_of_other_pictures_do_not_stay(tmp_path, pictures, records):
     store.write_label_map(tmp_path / "maps" / "old.png", np.zeros((3, 3), np.uint8))
     (tmp_path / "mine.txt").write_text("kept")
     export(tmp_path, pictures, records)
-    assert {path.name for path in (tmp_path / "maps").iterdir()} == {"a.png", "b__é.png", "c.png"} and (tmp_path / "mine.txt").is_file()
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {
+        "a.png",
+        "b__é.png",
+        "c.png",
+    } and (tmp_path / "mine.txt").is_file()
 
 
 def test_more_clusters_than_a_palette_holds_are_refused(tmp_path, pictures, records):

@@ -13,14 +13,18 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NOTEBOOKS = sorted(
+    p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+)
 MODULES = sorted((ROOT / "mdlib").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 STAGES = [p for p in NOTEBOOKS if p.parent.name != "solutions"]  # those that the runner runs
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "notebooks").as_posix())
+each_notebook = pytest.mark.parametrize(
+    "path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "notebooks").as_posix()
+)
 each_stage = pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
@@ -52,7 +56,9 @@ FLOORS = [
     ["pipeline", "needs"],
     ["__main__"],
 ]
-UPWARD: set[tuple[str, str]] = set()  # (module, what it imports from a floor above), each with its reason: none so far
+UPWARD: set[tuple[str, str]] = (
+    set()
+)  # (module, what it imports from a floor above), each with its reason: none so far
 
 
 # ---------------------------------------------------------------- notebooks
@@ -63,7 +69,11 @@ def cells_of(path: Path) -> list:
 
 
 def parameters_cell(path: Path) -> tuple[int, str]:
-    tagged = [(i, c.source) for i, c in enumerate(cells_of(path)) if "parameters" in c.metadata.get("tags", [])]
+    tagged = [
+        (i, c.source)
+        for i, c in enumerate(cells_of(path))
+        if "parameters" in c.metadata.get("tags", [])
+    ]
     assert len(tagged) == 1, f"expected one cell tagged `parameters`, found {len(tagged)}"
     return tagged[0]
 
@@ -73,7 +83,9 @@ def test_notebook_is_stripped(path):
     notebook = nbformat.read(path, as_version=4)
     assert "papermill" not in notebook.metadata
     for number, cell in enumerate(notebook.cells):
-        assert not {"papermill", "execution"} & cell.metadata.keys(), f"cell {number} keeps traces of a run"
+        assert not {"papermill", "execution"} & cell.metadata.keys(), (
+            f"cell {number} keeps traces of a run"
+        )
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None, (
                 f"cell {number} has outputs: strip with nbstripout"
@@ -82,7 +94,9 @@ def test_notebook_is_stripped(path):
 
 @each_notebook
 def test_notebook_has_stable_ids(path):
-    raw = nbformat.reader.reads(path.read_text(encoding="utf-8"))  # as stored: read() would invent missing ids
+    raw = nbformat.reader.reads(
+        path.read_text(encoding="utf-8")
+    )  # as stored: read() would invent missing ids
     assert (raw.nbformat, raw.nbformat_minor) >= (4, 5), "cell ids need format 4.5"
     ids = [cell.get("id") for cell in raw.cells]
     assert all(isinstance(i, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", i) for i in ids), ids
@@ -98,7 +112,9 @@ def test_parameters_cell_is_flat(path):
         )
         ast.literal_eval(node.value)  # papermill does not compute derived values again
     for line in source.splitlines():
-        assert line.count("=") <= 1, f"papermill's inspection loses a line with a second `=`: {line}"
+        assert line.count("=") <= 1, (
+            f"papermill's inspection loses a line with a second `=`: {line}"
+        )
 
 
 @each_stage
@@ -106,15 +122,24 @@ def test_every_parameter_is_used(path):
     index, source = parameters_cell(path)
     names = {node.target.id for node in ast.parse(source).body}
     later = [ast.parse(c.source) for c in cells_of(path)[index + 1 :] if c.cell_type == "code"]
-    used = {n.id for tree in later for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    used = {
+        n.id
+        for tree in later
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    }
     unread = names - used - {"run_dir"}  # open_stage reads run_dir
     assert not unread, f"never read: {sorted(unread)}"
 
 
 @each_notebook
 def test_cells_are_short(path):
-    lengths = {i: sum(map(bool, map(str.strip, c.source.splitlines()))) for i, c in code_cells(path)}
-    assert not {i: n for i, n in lengths.items() if n > 36}, f"cells over 36 lines (cell: lines): {lengths}"
+    lengths = {
+        i: sum(map(bool, map(str.strip, c.source.splitlines()))) for i, c in code_cells(path)
+    }
+    assert not {i: n for i, n in lengths.items() if n > 36}, (
+        f"cells over 36 lines (cell: lines): {lengths}"
+    )
 
 
 @each_notebook
@@ -156,32 +181,61 @@ def test_layers(path):
         assert not targets & floor.keys(), "mdlib/__init__.py imports nothing of mdlib"
         return
     assert own in floor, f"{own} stands on no floor: give it one in FLOORS"
-    assert "mdlib" not in imports_of(path), "import the module that is meant, not the whole of mdlib"
+    assert "mdlib" not in imports_of(path), (
+        "import the module that is meant, not the whole of mdlib"
+    )
     above = {t for t in targets & floor.keys() if floor[t] > floor[own] and (own, t) not in UPWARD}
     assert not above, f"{own} imports from above: {sorted(above)}"
 
 
 @each_module
 def test_nothing_is_pickled(path):
-    assert not {name.split(".")[0] for name in imports_of(path)} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+    assert not {name.split(".")[0] for name in imports_of(path)} & {
+        "pickle",
+        "cloudpickle",
+        "dill",
+        "joblib",
+        "shelve",
+    }
     assert not {"torch.load", "torch.save"} & imports_of(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            called, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-            foreign = path.name == "checkpoints.py" and called == "torch.load" and options.get("weights_only") == "True"
-            assert foreign or called not in {"torch.load", "torch.save"}, f"line {node.lineno}: use store's safetensors"
-            allowed = [k for k in node.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"]
+            called, options = (
+                ast.unparse(node.func),
+                {k.arg: ast.unparse(k.value) for k in node.keywords},
+            )
+            foreign = (
+                path.name == "checkpoints.py"
+                and called == "torch.load"
+                and options.get("weights_only") == "True"
+            )
+            assert foreign or called not in {"torch.load", "torch.save"}, (
+                f"line {node.lineno}: use store's safetensors"
+            )
+            allowed = [
+                k
+                for k in node.keywords
+                if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"
+            ]
             assert not allowed, f"line {node.lineno}: allow_pickle"
 
 
 def test_imports_are_declared():
     owners = metadata.packages_distributions()
     declared = {plain(Requirement(line).name) for line in PROJECT["dependencies"]}
-    optional = {plain(Requirement(line).name) for line in PROJECT["optional-dependencies"]["crf"]} | {"pydensecrf"}
+    optional = {
+        plain(Requirement(line).name) for line in PROJECT["optional-dependencies"]["crf"]
+    } | {"pydensecrf"}
     for path in MODULES:
-        for top in {name.split(".")[0] for name in imports_of(path)} - set(sys.stdlib_module_names) - {"mdlib"}:
+        for top in (
+            {name.split(".")[0] for name in imports_of(path)}
+            - set(sys.stdlib_module_names)
+            - {"mdlib"}
+        ):
             packages = {plain(owner) for owner in owners.get(top, [top])}
-            assert packages & (declared | optional), f"{path.name} imports {top}: pyproject.toml does not list it"
+            assert packages & (declared | optional), (
+                f"{path.name} imports {top}: pyproject.toml does not list it"
+            )
 
 
 # ---------------------------------------------------------------- lists and links
@@ -204,7 +258,9 @@ def test_constraints_pin_every_dependency():
     for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
         needed = Requirement(line)
         assert plain(needed.name) in pins, f"{needed.name} is not pinned"
-        assert needed.specifier.contains(pins[plain(needed.name)]), f"{line}, pinned {pins[plain(needed.name)]}"
+        assert needed.specifier.contains(pins[plain(needed.name)]), (
+            f"{line}, pinned {pins[plain(needed.name)]}"
+        )
     system = [name for name in pins if name.startswith(("nvidia-", "cuda-", "triton"))]
     assert not system, f"these exist on some systems only: {system}"
 
@@ -212,7 +268,9 @@ def test_constraints_pin_every_dependency():
 def test_readme_lists_the_notebooks():
     rows = re.findall(r"^\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) \|", README, re.MULTILINE)
     assert all(shown == linked for shown, linked in rows), rows
-    assert [linked for _, linked in rows] == [p.stem for p in NOTEBOOKS if p.parent.name == "notebooks"]
+    assert [linked for _, linked in rows] == [
+        p.stem for p in NOTEBOOKS if p.parent.name == "notebooks"
+    ]
 
 
 def test_readme_links_exist():
@@ -225,7 +283,9 @@ def test_readme_links_exist():
 
 def test_readme_names_real_make_targets():
     named = set(re.findall(r"(?:^|`)make ([a-z0-9]+)", README, re.MULTILINE))
-    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     assert {"demo", "test"} <= named <= targets, f"not in the Makefile: {sorted(named - targets)}"
 
 

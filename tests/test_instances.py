@@ -1,4 +1,6 @@
-"""COCO's evaluation through faster_coco_eval: hand-made cases, pycocotools as an outside judge, and the "single" protocol."""
+"""COCO's evaluation through faster_coco_eval: hand-made cases, pycocotools as an outside judge, and
+the "single" protocol.
+"""
 
 import contextlib
 import io
@@ -41,14 +43,20 @@ def ap(hits, positives):
 
 def test_the_truth_scores_one_everywhere():
     values = coco_scores([[said(A, 0.9), said(B, 0.8)]], [truth(A, B)], class_aware=False).values
-    expected = dict.fromkeys(("AP", "AP50", "AP75", "AR10", "AR100", "AP_small", "AR_small", "AP_medium", "AR_medium"), 1.0)
-    assert values == pytest.approx(expected | {"AR1": 0.5})  # one prediction finds one of two; no object is large
+    expected = dict.fromkeys(
+        ("AP", "AP50", "AP75", "AR10", "AR100", "AP_small", "AR_small", "AP_medium", "AR_medium"),
+        1.0,
+    )
+    # one prediction finds one of two; no object is large
+    assert values == pytest.approx(expected | {"AR1": 0.5})
 
 
 def test_a_mask_of_iou_06_is_a_hit_at_three_thresholds_of_ten():
     result = coco_scores([[said(HALF, 0.9)]], [truth(A)], class_aware=False)
     assert result.values["AP"] == pytest.approx(0.3)  # 0.50, 0.55, 0.60
-    assert (result.values["AP50"], result.values["AP75"], result.values["AR100"]) == pytest.approx((1, 0, 0.3))
+    assert (result.values["AP50"], result.values["AP75"], result.values["AR100"]) == pytest.approx(
+        (1, 0, 0.3)
+    )
     np.testing.assert_allclose(result.precision.mean(1), [1] * 3 + [0] * 7)
 
 
@@ -68,11 +76,15 @@ def test_sizes_judge_the_objects_of_their_size_alone():
 
 def test_class_aware_asks_for_the_class_and_weighs_classes_alike():
     truths = [truth(A, B, labels=[3, 7])]
-    right, swapped = ([[said(A, 0.9, label=first), said(B, 0.8, label=second)]] for first, second in ((3, 7), (7, 3)))
+    right, swapped = (
+        [[said(A, 0.9, label=first), said(B, 0.8, label=second)]]
+        for first, second in ((3, 7), (7, 3))
+    )
     assert coco_scores(right, truths, class_aware=True).values["AP50"] == pytest.approx(1)
     assert coco_scores(swapped, truths, class_aware=True).values["AP50"] == 0
     assert coco_scores(swapped, truths, class_aware=False).values["AP50"] == pytest.approx(1)
-    one = [[said(A, 0.9, label=3), said(B, 0.8, label=9)]]  # 9 is no true class: it belongs to none that is averaged
+    # 9 is no true class: it belongs to none that is averaged
+    one = [[said(A, 0.9, label=3), said(B, 0.8, label=9)]]
     assert coco_scores(one, truths, class_aware=True).values["AP50"] == pytest.approx(0.5)
 
 
@@ -80,7 +92,9 @@ def test_a_prediction_in_a_crowd_is_ignored():
     crowd = Instances(masks=A[None], labels=np.array([1]), crowds=box(40, 0, 128, 40)[None])
     found = [[said(box(50, 5, 70, 25), 0.9), said(A, 0.5)]]
     for class_aware in (False, True):
-        assert coco_scores(found, [crowd], class_aware=class_aware).values["AP50"] == pytest.approx(1)
+        assert coco_scores(found, [crowd], class_aware=class_aware).values["AP50"] == pytest.approx(
+            1
+        )
     assert coco_scores(found, [truth(A)], class_aware=False).values["AP50"] == pytest.approx(0.5)
 
 
@@ -94,9 +108,22 @@ def random_case(rng, count=25):
         sides = rng.integers(8, 58, (len(corners), 2))
         masks = [box(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, sides)]
         true = truth(*masks, labels=rng.integers(1, 4, len(masks)).tolist())
-        near = [(np.roll(m, rng.integers(-5, 6, 2), (0, 1)), c) for m, c in zip(masks, true.labels) if rng.random() < 0.8]
-        near += [(box(x, y, x + 30, y + 20), 1) for x, y in rng.integers(0, 90, (rng.integers(0, 3), 2))]
-        images.append([said(m, round(rng.random(), 2), int(c if rng.random() < 0.8 else rng.integers(1, 4))) for m, c in near])
+        near = [
+            (np.roll(m, rng.integers(-5, 6, 2), (0, 1)), c)
+            for m, c in zip(masks, true.labels)
+            if rng.random() < 0.8
+        ]
+        near += [
+            (box(x, y, x + 30, y + 20), 1) for x, y in rng.integers(0, 90, (rng.integers(0, 3), 2))
+        ]
+        images.append(
+            [
+                said(
+                    m, round(rng.random(), 2), int(c if rng.random() < 0.8 else rng.integers(1, 4))
+                )
+                for m, c in near
+            ]
+        )
         truths.append(true)
     return images, truths
 
@@ -114,7 +141,20 @@ def pycocotools_stats(images, truths, class_aware):
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    order = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
+    order = [
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AP_medium",
+        "AP_large",
+        "AR1",
+        "AR10",
+        "AR100",
+        "AR_small",
+        "AR_medium",
+        "AR_large",
+    ]
     return {name: value for name, value in zip(order, judge.stats) if value > -1}
 
 
@@ -123,13 +163,20 @@ def test_all_numbers_equal_pycocotools(rng, class_aware):
     images, truths = random_case(rng)
     expected = pycocotools_stats(images, truths, class_aware)
     assert 0.05 < expected["AP"] < 0.95  # neither end, or the comparison says little
-    assert coco_scores(images, truths, class_aware=class_aware).values == pytest.approx(expected, abs=1e-6)
+    assert coco_scores(images, truths, class_aware=class_aware).values == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_ap50_equals_our_own(rng):
     images, truths = random_case(rng)
     pairs = [
-        (np.array([r["score"] for r in found]), metrics.mask_iou(np.stack([r["mask"] for r in found]) if found else A[None][:0], true.masks))
+        (
+            np.array([r["score"] for r in found]),
+            metrics.mask_iou(
+                np.stack([r["mask"] for r in found]) if found else A[None][:0], true.masks
+            ),
+        )
         for found, true in zip(images, truths)
     ]
     result = coco_scores(images, truths, class_aware=False)
@@ -192,7 +239,10 @@ def test_single_equals_the_library_s_own_form(rng):
     images, truths = random_case(rng)
     kept = [i for i, true in enumerate(truths) if len(true.labels)]
     one, reduced = one_each([images[i] for i in kept], [truths[i] for i in kept])
-    overlaps = [metrics.mask_iou(r[0]["mask"][None], t.masks)[0, 0] if r else 0.0 for r, t in zip(one, reduced)]
+    overlaps = [
+        metrics.mask_iou(r[0]["mask"][None], t.masks)[0, 0] if r else 0.0
+        for r, t in zip(one, reduced)
+    ]
     scores = np.array([r[0]["score"] if r else -np.inf for r in one])
     values = coco_scores(one, reduced, class_aware=False).values
     assert values["AP50"] == pytest.approx(metrics.mask_ap50_single(overlaps, scores), abs=1e-6)

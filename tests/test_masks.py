@@ -12,7 +12,9 @@ PATCHES = GRID[0] * GRID[1]
 
 
 def object_mask_spec(query, keys, *, top_k, cls_heads, mass):
-    """One image, in float64, as the paper writes it: query (heads, d), keys (heads, N, d) -> (h, w) bool."""
+    """One image, in float64, as the paper writes it: query (heads, d), keys (heads, N, d) -> (h, w)
+    bool.
+    """
     query, keys = query.double().numpy(), keys.double().numpy()
     g_cls = np.mean([keys[head] @ query[head] for head in range(cls_heads)], 0)
     if mass is not None:
@@ -33,11 +35,15 @@ def object_mask_spec(query, keys, *, top_k, cls_heads, mass):
 
 
 def random_tokens(*batch, offset=0.0):
-    return torch.randn(*batch, HEADS, DIM) + offset, torch.randn(*batch, HEADS, PATCHES, DIM) + offset
+    return torch.randn(*batch, HEADS, DIM) + offset, torch.randn(
+        *batch, HEADS, PATCHES, DIM
+    ) + offset
 
 
 def mask_of(query, keys, **changed):
-    return masks.object_mask(query, keys, **{"grid_hw": GRID, "top_k": 0.4, "cls_heads": HEADS, "mass": None} | changed)
+    return masks.object_mask(
+        query, keys, **{"grid_hw": GRID, "top_k": 0.4, "cls_heads": HEADS, "mass": None} | changed
+    )
 
 
 # ---------------------------------------------------------------- the whole
@@ -49,7 +55,8 @@ def mask_of(query, keys, **changed):
 def test_object_mask_equals_the_explicit_affinity(offset, mass, top_k, cls_heads):
     queries, keys = random_tokens(6, offset=offset)
     if mass is not None:
-        # Scores need a clear positive sum, or the rule has no meaning; keys still disagree in one dimension.
+        # Scores need a clear positive sum, or the rule has no meaning; keys still disagree in one
+        # dimension.
         queries, keys = queries.abs(), keys.abs() * torch.tensor([1.0, 1.0, 1.0, -1.0]) + 0.5
     settings = {"top_k": top_k, "cls_heads": cls_heads, "mass": mass}
     expected = [object_mask_spec(q, k, **settings) for q, k in zip(queries, keys)]
@@ -70,7 +77,8 @@ def test_object_mask_leaves_out_a_second_object_that_does_not_touch():
     direction = torch.randn(HEADS, 1, DIM)
     keys = torch.where(objects.flatten()[:, None], direction, -direction)
     mask = mask_of(direction[:, 0], keys)
-    assert mask[:, 0].all() and not mask[:, 6].any()  # the seed, on a tie, is the lower index: the left object
+    # the seed, on a tie, is the lower index: the left object
+    assert mask[:, 0].all() and not mask[:, 6].any()
 
 
 def test_object_mask_flips_with_the_picture():
@@ -110,10 +118,15 @@ def test_keys_as_trained_are_left_alone_and_an_unknown_center_is_refused():
 
 
 def test_balanced_keys_separate_a_small_object_where_the_mean_leaks():
-    """A one-dimensional world: 2 of 20 patches are the object at 1, a twilight of 3 lies at 0.3, the rest at 0."""
+    """A one-dimensional world: 2 of 20 patches are the object at 1, a twilight of 3 lies at 0.3,
+    the rest at 0.
+    """
     values = torch.tensor([1.0] * 2 + [0.3] * 3 + [0.0] * 15)
     keys, query = values.view(1, 1, 20, 1), torch.ones(1, 1, 1)
-    above = {c: (masks.center_keys(query, keys, cls_heads=1, center=c) > 0).sum().item() for c in ("mean", "balanced")}
+    above = {
+        c: (masks.center_keys(query, keys, cls_heads=1, center=c) > 0).sum().item()
+        for c in ("mean", "balanced")
+    }
     assert above == {"mean": 5, "balanced": 2}
 
 
@@ -123,12 +136,20 @@ def test_centred_keys_do_not_see_a_shift_of_each_picture(center):
     shifted = keys + 3 * torch.randn(8, HEADS, 1, DIM)
     expected = mask_of(queries, centred(queries, keys, center))
     assert torch.equal(mask_of(queries, centred(queries, shifted, center)), expected)
-    assert not torch.equal(mask_of(queries, shifted), expected)  # without centring they do: the test can fail
+    # without centring they do: the test can fail
+    assert not torch.equal(mask_of(queries, shifted), expected)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"top_k": 0.0}, {"top_k": 1.1}, {"cls_heads": 0}, {"cls_heads": 4}, {"mass": 0.0}, {"mass": 1.5}],
+    [
+        {"top_k": 0.0},
+        {"top_k": 1.1},
+        {"cls_heads": 0},
+        {"cls_heads": 4},
+        {"mass": 0.0},
+        {"mass": 1.5},
+    ],
 )
 def test_object_mask_refuses_wrong_settings(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -161,14 +182,17 @@ def test_top_patches_are_best_first_and_ties_go_to_the_lower_index():
     assert masks.top_patches(torch.zeros(1, 500), top_k=0.5).tolist() == [list(range(250))]
 
 
-@pytest.mark.parametrize(("top_k", "count"), [(0.001, 1), (0.4, 14), (0.45, 15), (1.0, 35)])  # of 35
+# of 35
+@pytest.mark.parametrize(("top_k", "count"), [(0.001, 1), (0.4, 14), (0.45, 15), (1.0, 35)])
 def test_top_patches_keep_the_whole_part_of_the_share_and_one_at_least(top_k, count):
     assert masks.top_patches(torch.randn(2, PATCHES), top_k=top_k).shape == (2, count)
 
 
 def test_mass_keeps_the_scores_that_hold_the_upper_share():
     scores = torch.tensor([[0.3, 0.1, 0.4, 0.2]])  # cumulated upwards: 0.1 0.3 0.6 1.0
-    torch.testing.assert_close(masks.apply_mass(scores, mass=0.5), torch.tensor([[0.3, 0.0, 0.4, 0.0]]))
+    torch.testing.assert_close(
+        masks.apply_mass(scores, mass=0.5), torch.tensor([[0.3, 0.0, 0.4, 0.0]])
+    )
     torch.testing.assert_close(masks.apply_mass(scores, mass=1.0), scores)
 
 
@@ -178,7 +202,9 @@ def test_diffusion_equals_the_sum_of_affinity_rows():
     g_diff, seed = masks.diffuse(keys, candidates)
     flat = keys[0].transpose(0, 1).flatten(1)
     affinity = flat @ flat.T
-    torch.testing.assert_close(g_diff[0], sum(affinity[p] for p in candidates[0] if affinity[4, p] > 0))
+    torch.testing.assert_close(
+        g_diff[0], sum(affinity[p] for p in candidates[0] if affinity[4, p] > 0)
+    )
     assert seed.tolist() == [4]
 
 
@@ -203,7 +229,9 @@ def test_seed_component_equals_scipy_and_does_not_touch_corners():
 def test_attention_inside_equals_the_softmax_summed_over_the_mask():
     queries, keys = random_tokens(3)
     mask = torch.rand(3, *GRID) < 0.4
-    for query, key, inside, share in zip(queries, keys, mask, masks.attention_inside(queries, keys, mask)):
+    for query, key, inside, share in zip(
+        queries, keys, mask, masks.attention_inside(queries, keys, mask)
+    ):
         heads = [(k @ q / DIM**0.5).softmax(0)[inside.flatten()].sum() for q, k in zip(query, key)]
         torch.testing.assert_close(share, sum(heads) / HEADS)
 

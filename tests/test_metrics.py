@@ -62,11 +62,14 @@ def test_confusion_adds_up_over_images(maps):
 
 
 def test_confusion_of_void_alone_is_zero():
-    assert not metrics.confusion(np.zeros((2, 2), int), np.full((2, 2), 255), num_preds=2, num_targets=3).any()
+    assert not metrics.confusion(
+        np.zeros((2, 2), int), np.full((2, 2), 255), num_preds=2, num_targets=3
+    ).any()
 
 
 @pytest.mark.parametrize(
-    ("pred", "target"), [([0, 1], [0, 1, 2]), ([0, 6], [0, 1]), ([-1, 0], [0, 1]), ([0, 1], [0, 4]), ([0, 1], [-1, 0])]
+    ("pred", "target"),
+    [([0, 1], [0, 1, 2]), ([0, 6], [0, 1]), ([-1, 0], [0, 1]), ([0, 1], [0, 4]), ([0, 1], [-1, 0])],
 )
 def test_confusion_refuses_wrong_shapes_and_values(pred, target):
     with pytest.raises(ValueError):
@@ -81,15 +84,19 @@ def test_iou_equals_its_definition_on_pixels(maps):
 
 def test_iou_of_the_truth_with_itself_is_one(maps):
     target = maps[1]
-    counts = metrics.confusion(np.where(target == 255, 0, target), target, num_preds=4, num_targets=4)
+    counts = metrics.confusion(
+        np.where(target == 255, 0, target), target, num_preds=4, num_targets=4
+    )
     np.testing.assert_array_equal(metrics.iou(counts, np.arange(4)), 1)
 
 
 def test_an_unmatched_prediction_is_a_false_negative_and_never_background():
-    # 10 pixels of background named rightly; 10 of class 1, of which 4 fall to a cluster without a name.
+    # 10 pixels of background named rightly; 10 of class 1, of which 4 fall to a cluster without a
+    # name.
     counts = np.array([[10, 0], [0, 6], [0, 4]])
     np.testing.assert_allclose(metrics.iou(counts, np.array([0, 1, -1])), [1.0, 0.6])
-    # Calling that cluster background would lower background's IoU: this is what must not happen by itself.
+    # Calling that cluster background would lower background's IoU: this is what must not happen by
+    # itself.
     np.testing.assert_allclose(metrics.iou(counts, np.array([0, 1, 0])), [10 / 14, 0.6])
 
 
@@ -144,7 +151,9 @@ def best_total_spec(values):
     """The best total over all one-to-one matchings, by trying every one."""
     values = values if values.shape[0] <= values.shape[1] else values.T
     n, m = values.shape
-    return max(sum(values[i, j] for i, j in enumerate(chosen)) for chosen in permutations(range(m), n))
+    return max(
+        sum(values[i, j] for i, j in enumerate(chosen)) for chosen in permutations(range(m), n)
+    )
 
 
 @pytest.mark.parametrize("score", ["iou", "count"])
@@ -156,11 +165,14 @@ def test_hungarian_equals_brute_force(rng, score, shape):
         matched = np.flatnonzero(mapping >= 0)
         assert len(matched) == len(set(mapping[matched])) == min(shape)
         values = pair_scores_spec(counts, score)
-        assert values[matched, mapping[matched]].sum() == pytest.approx(best_total_spec(values), rel=1e-6)
+        assert values[matched, mapping[matched]].sum() == pytest.approx(
+            best_total_spec(values), rel=1e-6
+        )
 
 
 def test_hungarian_by_iou_and_by_count_differ():
-    # By counts the large cluster 1 takes class 0 (40 + 0 > 10 + 25); by IoU it may not (0.53 < 0.2 + 0.38).
+    # By counts the large cluster 1 takes class 0 (40 + 0 > 10 + 25); by IoU it may not (0.53 < 0.2
+    # + 0.38).
     counts = np.array([[10, 0], [40, 25]])
     np.testing.assert_array_equal(metrics.match_hungarian(counts, score="count"), [1, 0])
     np.testing.assert_array_equal(metrics.match_hungarian(counts, score="iou"), [0, 1])
@@ -175,7 +187,9 @@ def test_hungarian_respects_pinned_pairs_and_is_best_for_the_rest(rng):
         assert (mapping[1:] != 3).all()
         rest = pair_scores_spec(counts, score)[1:, :3]
         matched = np.flatnonzero(mapping[1:] >= 0)
-        assert rest[matched, mapping[1:][matched]].sum() == pytest.approx(best_total_spec(rest), rel=1e-6)
+        assert rest[matched, mapping[1:][matched]].sum() == pytest.approx(
+            best_total_spec(rest), rel=1e-6
+        )
 
 
 def test_hungarian_leaves_surplus_predictions_unmatched():
@@ -192,7 +206,9 @@ def test_hungarian_ties_go_to_the_lower_predictions_and_classes():
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 21, 27])
 def test_hungarian_of_a_square_matrix_of_ties_is_the_identity(n, score):
     for value in (0, 7):
-        np.testing.assert_array_equal(metrics.match_hungarian(np.full((n, n), value), score=score), np.arange(n))
+        np.testing.assert_array_equal(
+            metrics.match_hungarian(np.full((n, n), value), score=score), np.arange(n)
+        )
 
 
 def test_hungarian_tie_break_never_outweighs_one_count():
@@ -228,7 +244,9 @@ def test_nearest_neighbours_equal_scikit_learn(rng):
     gallery, labels = rng.normal(size=(40, 6)), rng.integers(0, 4, 40)
     queries, truth = rng.normal(size=(30, 6)) * 10, rng.integers(0, 4, 30)
     judge = KNeighborsClassifier(1, metric="cosine").fit(gallery, labels)
-    assert metrics.nearest_neighbour_accuracy(gallery, labels, queries, truth) == judge.score(queries, truth)
+    assert metrics.nearest_neighbour_accuracy(gallery, labels, queries, truth) == judge.score(
+        queries, truth
+    )
     assert metrics.nearest_neighbour_accuracy(gallery, labels, 5 * gallery, labels) == 1
 
 
@@ -320,13 +338,19 @@ def coco_ap50(predictions, scores, truths):
     ]
     coco = COCO()
     categories = [{"id": 1, "name": "object"}]
-    coco.dataset = {"images": images, "annotations": annotations, "categories": categories, "info": {}}
+    coco.dataset = {
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+        "info": {},
+    }
     coco.createIndex()
     judge = COCOeval(coco, coco.loadRes(found), "segm")
     judge.params.iouThrs = np.array([0.5])
     judge.evaluate()
     judge.accumulate()
-    return judge.eval["precision"][0, :, 0, 0, -1].mean()  # threshold 0.5, all sizes, 100 detections
+    # threshold 0.5, all sizes, 100 detections
+    return judge.eval["precision"][0, :, 0, 0, -1].mean()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -336,7 +360,10 @@ def test_mask_ap50_single_equals_pycocotools(seed):
     predictions = [t if rng.random() < 0.3 else m for t, m in zip(truths, random_masks(rng, 40))]
     predictions = [None if rng.random() < 0.2 else p for p in predictions]
     scores = np.array([-np.inf if p is None else rng.random() for p in predictions])
-    overlaps = [0.0 if p is None else metrics.best_overlap(p, t[None])[0] for p, t in zip(predictions, truths)]
+    overlaps = [
+        0.0 if p is None else metrics.best_overlap(p, t[None])[0]
+        for p, t in zip(predictions, truths)
+    ]
     ours = metrics.mask_ap50_single(overlaps, scores)
     assert 0.05 < ours < 0.95  # neither end, or the comparison says little
     assert ours == pytest.approx(coco_ap50(predictions, scores, truths), abs=1e-9)
@@ -347,14 +374,20 @@ def test_average_precision_closed_forms():
     assert metrics.average_precision(np.array([0.9, 0.8]), np.array([False, False]), 2) == 0
     assert metrics.average_precision(np.array([]), np.array([], bool), 3) == 0
     # The one hit comes second: precision 1/2 at every recall.
-    assert metrics.average_precision(np.array([0.9, 0.8]), np.array([False, True]), 1) == pytest.approx(0.5)
+    assert metrics.average_precision(
+        np.array([0.9, 0.8]), np.array([False, True]), 1
+    ) == pytest.approx(0.5)
     # One of two found: precision 1 at the 51 recalls from 0 to 0.5, then 0.
-    assert metrics.average_precision(np.array([0.9]), np.array([True]), 2) == pytest.approx(51 / 101)
+    assert metrics.average_precision(np.array([0.9]), np.array([True]), 2) == pytest.approx(
+        51 / 101
+    )
 
 
 def test_average_precision_sees_only_the_order_of_scores(rng):
     scores, hits = rng.random(30), rng.random(30) < 0.5
-    assert metrics.average_precision(scores, hits, 20) == metrics.average_precision(scores**3 - 7, hits, 20)
+    assert metrics.average_precision(scores, hits, 20) == metrics.average_precision(
+        scores**3 - 7, hits, 20
+    )
 
 
 def test_average_precision_without_objects_is_nan():
@@ -365,22 +398,33 @@ def test_average_precision_without_objects_is_nan():
 
 
 def coco_ap(images, threshold):
-    """pycocotools' class-agnostic mask AP at one threshold; images: (predictions (n, H, W), scores (n,), truths (m, H, W)), and
-    perhaps crowds (c, H, W)."""
+    """pycocotools' class-agnostic mask AP at one threshold; images: (predictions (n, H, W), scores
+    (n,), truths (m, H, W)), and perhaps crowds (c, H, W).
+    """
     listed, true, found = [], [], []
     for number, (predictions, scores, truths, *crowds) in enumerate(images, 1):
         listed.append({"id": number, "height": 12, "width": 15})
         for t in truths:
             shape = {"area": float(t.sum()), "iscrowd": 0, "segmentation": to_rle(t)}
-            true.append({"id": len(true) + 1, "image_id": number, "category_id": 1 + len(true) % 3, **shape})
+            true.append(
+                {"id": len(true) + 1, "image_id": number, "category_id": 1 + len(true) % 3, **shape}
+            )
         for c in crowds[0] if crowds else ():
             shape = {"area": float(c.sum()), "iscrowd": 1, "segmentation": to_rle(c)}
             true.append({"id": len(true) + 1, "image_id": number, "category_id": 1, **shape})
         for p, s in zip(predictions, scores):
-            # One category: pycocotools lists an image's predictions by category, which would reorder equal scores.
-            found.append({"image_id": number, "category_id": 1, "score": float(s), "segmentation": to_rle(p)})
+            # One category: pycocotools lists an image's predictions by category, which would
+            # reorder equal scores.
+            found.append(
+                {"image_id": number, "category_id": 1, "score": float(s), "segmentation": to_rle(p)}
+            )
     coco = COCO()
-    coco.dataset = {"images": listed, "annotations": true, "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)], "info": {}}
+    coco.dataset = {
+        "images": listed,
+        "annotations": true,
+        "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)],
+        "info": {},
+    }
     coco.createIndex()
     judge = COCOeval(coco, coco.loadRes(found), "segm")
     judge.params.useCats, judge.params.iouThrs = 0, np.array([threshold])
@@ -391,11 +435,21 @@ def coco_ap(images, threshold):
 
 
 def crowd(rng, *, truths, predictions, levels=None):
-    """One image: disjoint-ish true masks and predictions near them. levels: that many different scores, so that they tie."""
+    """One image: disjoint-ish true masks and predictions near them. levels: that many different
+    scores, so that they tie.
+    """
     true = random_masks(rng, truths)
-    near = [true[rng.integers(truths)] ^ (rng.random((12, 15)) < rng.choice([0, 0.02, 0.1])) for _ in range(predictions * (truths > 0))]
-    found = np.array([n if rng.random() < 0.7 else m for n, m in zip(near, random_masks(rng, predictions))] or random_masks(rng, predictions))
-    scores = rng.random(predictions) if levels is None else rng.integers(0, levels, predictions) / levels
+    near = [
+        true[rng.integers(truths)] ^ (rng.random((12, 15)) < rng.choice([0, 0.02, 0.1]))
+        for _ in range(predictions * (truths > 0))
+    ]
+    found = np.array(
+        [n if rng.random() < 0.7 else m for n, m in zip(near, random_masks(rng, predictions))]
+        or random_masks(rng, predictions)
+    )
+    scores = (
+        rng.random(predictions) if levels is None else rng.integers(0, levels, predictions) / levels
+    )
     return found.reshape(-1, 12, 15), scores, np.reshape(true, (-1, 12, 15))
 
 
@@ -418,20 +472,29 @@ def test_mask_ap_equals_pycocotools(seed, levels, threshold):
 @pytest.mark.parametrize("seed", range(4))
 def test_mask_ap_forgives_what_lies_in_a_crowd_as_pycocotools_does(seed):
     rng = np.random.default_rng(seed)
-    images = [(*crowd(rng, truths=m, predictions=n), random_masks(rng, c)) for m, n, c in rng.integers(0, 5, (20, 3))]
+    images = [
+        (*crowd(rng, truths=m, predictions=n), random_masks(rng, c))
+        for m, n, c in rng.integers(0, 5, (20, 3))
+    ]
     for found, *_, regions in images:  # some predictions lie in a crowd, wholly or mostly
         for region in regions[: len(found)]:
             found[rng.integers(len(found))] = region & (rng.random((12, 15)) < 0.9)
-    pairs = [(s, metrics.mask_iou(p, t), metrics.share_inside(p, np.reshape(c, (-1, 12, 15)))) for p, s, t, c in images]
+    pairs = [
+        (s, metrics.mask_iou(p, t), metrics.share_inside(p, np.reshape(c, (-1, 12, 15))))
+        for p, s, t, c in images
+    ]
     ours = metrics.mask_ap(pairs)
     assert ours == pytest.approx(coco_ap(images, 0.5), abs=1e-9)
-    assert ours > ours_of([image[:3] for image in images], 0.5)  # without crowds these are false alarms
+    # without crowds these are false alarms
+    assert ours > ours_of([image[:3] for image in images], 0.5)
 
 
 def test_share_inside_a_region():
     masks = np.zeros((2, 1, 4), bool)
     masks[0, 0, :2] = True
-    assert metrics.share_inside(masks, np.array([[[1, 0, 0, 0]], [[1, 1, 1, 0]]], bool)).tolist() == [[0.5, 1.0], [0.0, 0.0]]
+    assert metrics.share_inside(
+        masks, np.array([[[1, 0, 0, 0]], [[1, 1, 1, 0]]], bool)
+    ).tolist() == [[0.5, 1.0], [0.0, 0.0]]
     assert metrics.share_inside(masks, np.zeros((0, 1, 4), bool)).shape == (2, 0)
 
 
@@ -445,7 +508,10 @@ def test_mask_ap_looks_at_100_predictions_an_image(rng):
 
 
 def test_mask_ap_without_predictions_is_zero():
-    assert metrics.mask_ap([(np.zeros(0), np.zeros((0, 3))), (np.zeros(0), np.zeros((0, 0)))]) == 0.0  # loadRes([]) crashes
+    # loadRes([]) crashes
+    assert (
+        metrics.mask_ap([(np.zeros(0), np.zeros((0, 3))), (np.zeros(0), np.zeros((0, 0)))]) == 0.0
+    )
 
 
 def test_mask_ap_without_objects_is_nan():
@@ -456,7 +522,8 @@ def test_mask_ap_without_objects_is_nan():
 def test_mask_ap_closed_forms():
     perfect, missed = (np.array([0.9, 0.8]), np.eye(2)), (np.zeros(0), np.zeros((0, 2)))
     assert metrics.mask_ap([perfect]) == 1
-    assert metrics.mask_ap([perfect, missed]) == pytest.approx(51 / 101)  # half the objects, all right
+    # half the objects, all right
+    assert metrics.mask_ap([perfect, missed]) == pytest.approx(51 / 101)
     assert metrics.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))]) == pytest.approx(0.5)
     assert metrics.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))], threshold=0.7) == 0
 
@@ -492,17 +559,26 @@ def test_detection_hits_equal_loops(seed):
 
 
 def test_detection_hits_are_greedy_and_in_the_given_order():
-    # The second is better scored and takes object 0; the first then settles for object 1; the third finds nothing free.
+    # The second is better scored and takes object 0; the first then settles for object 1; the third
+    # finds nothing free.
     overlaps = np.array([[0.9, 0.6], [0.7, 0.5], [0.8, 0.8]])
-    assert metrics.detection_hits([0.5, 0.9, 0.1], overlaps, threshold=0.5).tolist() == [True, True, False]
+    assert metrics.detection_hits([0.5, 0.9, 0.1], overlaps, threshold=0.5).tolist() == [
+        True,
+        True,
+        False,
+    ]
     # Greedy is not optimal: the best scored takes the only object that the other could have had.
-    assert metrics.detection_hits([0.9, 0.5], [[0.8, 0.7], [0.6, 0.0]], threshold=0.5).tolist() == [True, False]
+    assert metrics.detection_hits([0.9, 0.5], [[0.8, 0.7], [0.6, 0.0]], threshold=0.5).tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_detection_hits_reach_the_threshold():
     assert metrics.detection_hits([1.0], [[0.5]], threshold=0.5).tolist() == [True]
     assert metrics.detection_hits([1.0], [[0.4999]], threshold=0.5).tolist() == [False]
-    assert metrics.detection_hits([1.0], [[1 - 1e-11]], threshold=1.0).tolist() == [True]  # COCO's slack below 1
+    # COCO's slack below 1
+    assert metrics.detection_hits([1.0], [[1 - 1e-11]], threshold=1.0).tolist() == [True]
 
 
 def test_detection_hits_refuse_shapes_that_do_not_fit():
@@ -515,12 +591,14 @@ def test_reduce_to_best_box():
     boxes = np.array([[0, 0, 4, 4], [10, 10, 20, 20], [12, 12, 20, 20]], float)
     assert metrics.reduce_to_best_box([11, 11, 20, 20], boxes) == 1
     assert metrics.reduce_to_best_box([13, 13, 20, 20], boxes) == 2
-    assert metrics.reduce_to_best_box([50, 50, 60, 60], boxes) == 0  # touches none: still one object, and missed
+    # touches none: still one object, and missed
+    assert metrics.reduce_to_best_box([50, 50, 60, 60], boxes) == 0
     assert metrics.reduce_to_best_box([0, 0, 4, 4], np.zeros((0, 4))) == -1
 
 
 def test_object_agreement_looks_at_objects_alone_and_never_at_void():
     true = np.array([[0, 1, 1, 255], [0, 0, 2, 255]])
     assert metrics.object_agreement(np.where(true == 255, 7, true), true) == 1
-    assert metrics.object_agreement(np.array([[0, 1, 2, 0], [3, 0, -1, 0]]), true) == 0.25  # of four pixels that either calls an object
+    # of four pixels that either calls an object
+    assert metrics.object_agreement(np.array([[0, 1, 2, 0], [3, 0, -1, 0]]), true) == 0.25
     assert metrics.object_agreement(np.zeros((2, 2), int), np.zeros((2, 2), np.uint8)) == 1

@@ -1,4 +1,6 @@
-"""Every notebook through the runner on `smoke`, once; then what a run promises: report, skipping, resuming."""
+"""Every notebook through the runner on `smoke`, once; then what a run promises: report, skipping,
+resuming.
+"""
 
 import csv
 import os
@@ -51,7 +53,11 @@ def test_the_report_shows_every_metric_and_figure(smoke):
 
 def test_the_site_of_the_run_is_whole(smoke, tmp_path):
     pages = site.build(smoke, tmp_path)
-    assert [page.stem for page in pages] == ["index", "quickstart", *sorted(set(SMOKE) - {"quickstart"})]
+    assert [page.stem for page in pages] == [
+        "index",
+        "quickstart",
+        *sorted(set(SMOKE) - {"quickstart"}),
+    ]
     test_site.test_no_link_or_picture_is_broken(pages)
     test_site.test_pages_fetch_nothing_and_are_light(pages)
     assert (tmp_path / "figures" / "method.svg").is_file()
@@ -81,10 +87,14 @@ def test_a_changed_parameter_makes_its_stage_and_the_later_ones_run(smoke, tmp_p
 
     values = presets.resolve(presets.load_preset("smoke"), {})
     assert stale_reason(copy, "07_evaluate_clusters", values["07_evaluate_clusters"]) is None
-    assert "seed" in stale_reason(copy, "02_cluster_masks", {**values["02_cluster_masks"], "seed": 5})
+    assert "seed" in stale_reason(
+        copy, "02_cluster_masks", {**values["02_cluster_masks"], "seed": 5}
+    )
     manifest = copy / "artifacts" / "02_cluster_masks" / "manifest.json"
     store.write_json(manifest, {**store.read_json(manifest), "parameters": {"seed": 5}})
-    assert "02_cluster_masks" in stale_reason(copy, "07_evaluate_clusters", values["07_evaluate_clusters"])
+    assert "02_cluster_masks" in stale_reason(
+        copy, "07_evaluate_clusters", values["07_evaluate_clusters"]
+    )
 
 
 @pytest.mark.parametrize("victim", ["05_train_deeplab", "12_report"])
@@ -93,7 +103,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_metrics(smoke, tmp_path, vi
     for name in SMOKE[SMOKE.index(victim) :]:
         shutil.rmtree(copy / "artifacts" / name)
     (copy / "metrics.json").unlink()
-    process = subprocess.Popen([*COMMAND, copy], cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [*COMMAND, copy], cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not list((copy / "artifacts").glob(f".{victim}.*")):  # until the stage has begun
         assert process.poll() is None and time.monotonic() < deadline
@@ -106,5 +118,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_metrics(smoke, tmp_path, vi
     resumed = subprocess.run([*COMMAND, copy], cwd=ROOT, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stdout[-2000:]
     assert resumed.stdout.count("up to date, skipped") == SMOKE.index(victim)
-    assert store.read_json(copy / "metrics.json")["metrics"] == store.read_json(smoke / "metrics.json")["metrics"]
+    assert (
+        store.read_json(copy / "metrics.json")["metrics"]
+        == store.read_json(smoke / "metrics.json")["metrics"]
+    )
     assert not list((copy / "artifacts").glob(".*"))  # nothing half-written is left

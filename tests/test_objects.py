@@ -1,4 +1,6 @@
-"""Several objects: planted blobs come out one by one, touching ones are cut apart, and emptiness is refused."""
+"""Several objects: planted blobs come out one by one, touching ones are cut apart, and emptiness is
+refused.
+"""
 
 import pytest
 import torch
@@ -21,21 +23,32 @@ NECK = region(6, 7, 7, 10)  # ties them together
 
 
 def scene(*blobs, noise=0.1, common=2.0):
-    """(query, keys) of one picture: blobs share what CLS looks for, and each has a direction of its own.
+    """(query, keys) of one picture: blobs share what CLS looks for, and each has a direction of its
+    own.
 
     The background's keys point away from what CLS looks for; all keys carry a little noise.
     """
     directions = F.normalize(torch.randn(HEADS, 1 + len(blobs), DIM), dim=-1)
-    directions = torch.linalg.qr(directions.transpose(1, 2)).Q.transpose(1, 2)  # orthonormal in each head
+    # orthonormal in each head
+    directions = torch.linalg.qr(directions.transpose(1, 2)).Q.transpose(1, 2)
     keys = -common * directions[:, :1].expand(-1, PATCHES, -1).clone()
     for number, blob in enumerate(blobs):
-        own = common * directions[:, 0] + (1 - 0.1 * number) * directions[:, 1 + number]  # (heads, d)
+        # (heads, d)
+        own = common * directions[:, 0] + (1 - 0.1 * number) * directions[:, 1 + number]
         keys[:, blob.flatten()] = own[:, None]
     return directions[:, 0], keys + noise * torch.randn(HEADS, PATCHES, DIM)
 
 
 def masks_of(query, keys, **changed):
-    settings = {"grid_hw": GRID, "top_k": 0.4, "cls_heads": HEADS, "mass": None, "max_masks": 3, "min_contrast": 0.1, "max_seam": None}
+    settings = {
+        "grid_hw": GRID,
+        "top_k": 0.4,
+        "cls_heads": HEADS,
+        "mass": None,
+        "max_masks": 3,
+        "min_contrast": 0.1,
+        "max_seam": None,
+    }
     return objects.object_masks(query, keys, **settings | changed)
 
 
@@ -50,7 +63,9 @@ def test_one_mask_without_score_and_seams_is_object_mask():
     queries, keys = torch.randn(4, 2, HEADS, DIM), torch.randn(4, 2, HEADS, PATCHES, DIM) + 0.2
     shared = {"grid_hw": GRID, "top_k": 0.3, "cls_heads": 2}
     for mass, q, k in ((None, queries, keys), (0.5, queries.abs(), keys.abs())):
-        found, contrasts = objects.object_masks(q, k, **shared, mass=mass, max_masks=1, min_contrast=None, max_seam=None)
+        found, contrasts = objects.object_masks(
+            q, k, **shared, mass=mass, max_masks=1, min_contrast=None, max_seam=None
+        )
         assert found.shape == (4, 2, 1, *GRID) and contrasts.shape == (4, 2, 1)
         assert torch.equal(found[:, :, 0], masks.object_mask(q, k, **shared, mass=mass))
 
@@ -78,7 +93,8 @@ def test_masks_do_not_overlap_even_where_nothing_is_refused():
     found, _ = masks_of(queries, keys, max_masks=5, min_contrast=None)
     assert found.sum(1).max() == 1
     assert found.any((2, 3)).all()  # there are candidates left for all five
-    everything, _ = masks_of(queries, keys, max_masks=200, min_contrast=None)  # until all candidates are taken
+    # until all candidates are taken
+    everything, _ = masks_of(queries, keys, max_masks=200, min_contrast=None)
     assert not everything[:, -1].any()
 
 
@@ -105,7 +121,11 @@ def test_an_image_in_a_batch_is_as_it_is_alone():
 @pytest.mark.parametrize("center", ["none", "balanced"])
 def test_an_empty_scene_has_no_mask(center):
     queries = torch.randn(8, HEADS, DIM)
-    for keys in (torch.randn(8, HEADS, PATCHES, DIM), torch.zeros(8, HEADS, PATCHES, DIM), torch.ones(8, HEADS, PATCHES, DIM)):
+    for keys in (
+        torch.randn(8, HEADS, PATCHES, DIM),
+        torch.zeros(8, HEADS, PATCHES, DIM),
+        torch.ones(8, HEADS, PATCHES, DIM),
+    ):
         centred = masks.center_keys(queries, keys, cls_heads=HEADS, center=center)
         found, contrasts = masks_of(queries, centred, max_seam=0.03, min_contrast=0.25)
         assert not found.any() and not contrasts.any()
@@ -137,7 +157,8 @@ def test_blobs_that_touch_are_one_mask_without_seams_and_two_with():
 
 
 def test_a_neck_alone_is_a_seam_but_a_compact_blob_has_none():
-    query, keys = scene(LEFT | NECK | RIGHT, noise=0.0)  # one direction all over: only the outline can tell
+    # one direction all over: only the outline can tell
+    query, keys = scene(LEFT | NECK | RIGHT, noise=0.0)
     found, _ = masks_of(query, keys, max_seam=0.03)
     assert (found & RIGHT).sum((1, 2)).max() == RIGHT.sum() and found.any((1, 2)).sum() == 2
     query, keys = scene(RIGHT, noise=0.0)
@@ -157,7 +178,9 @@ def test_seed_part_keeps_the_seeds_side():
 
 
 def contrast_spec(query, keys, inside, outside):
-    """One image in float64: query (heads, d), keys (heads, N, d), inside and outside lists of patches."""
+    """One image in float64: query (heads, d), keys (heads, N, d), inside and outside lists of
+    patches.
+    """
     query, keys = query.double(), keys.double()
     attention = torch.stack([(k @ q / DIM**0.5).softmax(0) for q, k in zip(query, keys)]).mean(0)
     flat = torch.cat(list(keys), 1)
@@ -171,7 +194,8 @@ def test_contrast_equals_its_definition_and_is_blind_to_the_keys_origin():
     queries, keys = torch.randn(5, HEADS, DIM), torch.randn(5, HEADS, PATCHES, DIM)
     inside, among = torch.rand(5, PATCHES) < 0.3, torch.rand(5, PATCHES) < 0.8
     expected = [
-        contrast_spec(q, k, i.nonzero()[:, 0], (a & ~i).nonzero()[:, 0]) for q, k, i, a in zip(queries, keys, inside, among)
+        contrast_spec(q, k, i.nonzero()[:, 0], (a & ~i).nonzero()[:, 0])
+        for q, k, i, a in zip(queries, keys, inside, among)
     ]
     found = objects.contrast(queries, keys, inside, among)
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-4, atol=1e-6)
@@ -192,4 +216,9 @@ def test_contrast_of_a_side_without_two_patches_or_of_equal_keys_is_zero():
     one = torch.zeros(1, PATCHES, dtype=torch.bool).index_fill_(1, torch.tensor([40]), True)
     for inside in (everything, ~everything, one, ~one):
         assert objects.contrast(query[None], keys[None], inside, everything).item() == 0
-    assert objects.contrast(query[None], torch.ones_like(keys)[None], LEFT.flatten()[None], everything).item() == 0
+    assert (
+        objects.contrast(
+            query[None], torch.ones_like(keys)[None], LEFT.flatten()[None], everything
+        ).item()
+        == 0
+    )

@@ -1,4 +1,6 @@
-"""The method's figures: every step needed, print size, alternative text in both files, readable without colour."""
+"""The method's figures: every step needed, print size, alternative text in both files, readable
+without colour.
+"""
 
 import numpy as np
 import pytest
@@ -8,26 +10,42 @@ from mdlib import overview, store
 from mdlib.outcome import read_outcome
 
 CLASSES, LABEL = ["background", "cat", "dog"], "demo preset · zoo (composited)"
-FIGURES = {"method": (overview.method_figure, overview.ALT, 8), "life": (overview.life_figure, overview.LIFE_ALT, 9)}
+FIGURES = {
+    "method": (overview.method_figure, overview.ALT, 8),
+    "life": (overview.life_figure, overview.LIFE_ALT, 9),
+}
 each_figure = pytest.mark.parametrize("name", FIGURES)
 
 
 @pytest.fixture(scope="module")
 def panels() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    panels = {key: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for key, _, _ in overview.STEPS}
+    panels = {
+        key: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for key, _, _ in overview.STEPS
+    }
     labels = np.zeros((32, 32), np.uint8)
     labels[4:20, 2:18], labels[0, 0], labels[-1] = 1, 2, 255  # a cat, a speck of dog, void
     refined = labels.copy()
     refined[4] = 0
     maps = {"filter": labels, "segmenter": labels, "crf": refined, "truth": labels}
-    return panels | maps | {"attention": rng.random((7, 9)), "mask": (labels == 1).astype(np.uint8), "detector": np.zeros((32, 32), np.uint8)}
+    return (
+        panels
+        | maps
+        | {
+            "attention": rng.random((7, 9)),
+            "mask": (labels == 1).astype(np.uint8),
+            "detector": np.zeros((32, 32), np.uint8),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
 def saved(panels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
-    return {name: overview.save(draw(panels, CLASSES), folder / name, alt=alt, label=LABEL) for name, (draw, alt, _) in FIGURES.items()}
+    return {
+        name: overview.save(draw(panels, CLASSES), folder / name, alt=alt, label=LABEL)
+        for name, (draw, alt, _) in FIGURES.items()
+    }
 
 
 @each_figure
@@ -65,10 +83,17 @@ def test_every_step_is_written_out(panels, name):
         (" ".join(heading.split()), text) for _, heading, text in overview.STEPS[:count]
     ]
     for ax in figure.axes:  # dark on white, large enough for a slide
-        around = [words for words in ax.findobj(overview.plt.Text) if words.get_text() and words not in ax.texts]
+        around = [
+            words
+            for words in ax.findobj(overview.plt.Text)
+            if words.get_text() and words not in ax.texts
+        ]
         assert len(around) == 2  # the heading and what happens
         for words in around:
-            assert np.mean(overview.plt.matplotlib.colors.to_rgb(words.get_color())) < 0.4 and words.get_fontsize() >= 12
+            assert (
+                np.mean(overview.plt.matplotlib.colors.to_rgb(words.get_color())) < 0.4
+                and words.get_fontsize() >= 12
+            )
     overview.plt.close(figure)
 
 
@@ -76,16 +101,23 @@ def test_every_step_is_written_out(panels, name):
 def test_classes_are_written_into_their_regions(panels, name):
     draw, _, count = FIGURES[name]
     figure = draw(panels, CLASSES)
-    written = {key: [text.get_text() for text in ax.texts if text.get_text()] for (key, _, _), ax in zip(overview.STEPS, figure.axes)}
+    written = {
+        key: [text.get_text() for text in ax.texts if text.get_text()]
+        for (key, _, _), ax in zip(overview.STEPS, figure.axes)
+    }
     maps = {"filter", "segmenter", "crf", "truth"}
-    assert written == {key: ["cat"] * (key in maps) for key, _, _ in overview.STEPS[:count]}  # no word for a speck or void
+    # no word for a speck or void
+    assert written == {key: ["cat"] * (key in maps) for key, _, _ in overview.STEPS[:count]}
     overview.plt.close(figure)
 
 
 @each_figure
 def test_objects_have_a_border_that_is_seen_in_grey(panels, name):
     figure = FIGURES[name][0](panels, CLASSES)
-    drawn = {key: {tuple(c) for lines in ax.collections for c in lines.get_edgecolor()} for (key, _, _), ax in zip(overview.STEPS, figure.axes)}
+    drawn = {
+        key: {tuple(c) for lines in ax.collections for c in lines.get_edgecolor()}
+        for (key, _, _), ax in zip(overview.STEPS, figure.axes)
+    }
     assert {(0, 0, 0, 1), (1, 1, 1, 1)} <= drawn["mask"]
     assert not drawn["detector"]  # it saw nothing
     overview.plt.close(figure)
@@ -99,7 +131,9 @@ def test_a_crf_that_was_left_out_is_not_praised(panels):
 
 def test_the_same_panels_give_the_same_files(panels, saved, tmp_path):
     for name, (draw, alt, _) in FIGURES.items():
-        for first, second in zip(saved[name], overview.save(draw(panels, CLASSES), tmp_path / name, alt=alt, label=LABEL)):
+        for first, second in zip(
+            saved[name], overview.save(draw(panels, CLASSES), tmp_path / name, alt=alt, label=LABEL)
+        ):
             assert first.read_bytes() == second.read_bytes()
 
 

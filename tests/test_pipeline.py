@@ -9,7 +9,14 @@ import pytest
 from mdlib import pipeline, presets, stage, store
 from mdlib.__main__ import main
 
-QUICK = ["--only", "00_prepare_data", "--set", "00_prepare_data.train_images=4", "--set", "00_prepare_data.dev_images=4"]
+QUICK = [
+    "--only",
+    "00_prepare_data",
+    "--set",
+    "00_prepare_data.train_images=4",
+    "--set",
+    "00_prepare_data.dev_images=4",
+]
 
 
 def test_an_unknown_preset_names_the_known_ones(capsys):
@@ -47,7 +54,9 @@ def test_from_and_only_exclude_each_other(capsys):
     assert stopped.value.code == pipeline.WRONG and "not allowed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("0.5", 0.5), ("null", None), ("1", 1.0)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 0.001), ("0.5", 0.5), ("null", None), ("1", 1.0)]
+)
 def test_numbers_of_a_set_become_the_declared_type(text, value):
     overrides = presets.parse_sets([f"01_distill_masks.mass={text}"])
     resolved = presets.resolve(presets.load_preset("demo"), overrides)
@@ -55,7 +64,9 @@ def test_numbers_of_a_set_become_the_declared_type(text, value):
 
 
 def test_a_set_takes_a_list():
-    resolved = presets.resolve(presets.load_preset("demo"), presets.parse_sets(["03_train_mask_rcnn.lr_drops=[400, 600]"]))
+    resolved = presets.resolve(
+        presets.load_preset("demo"), presets.parse_sets(["03_train_mask_rcnn.lr_drops=[400, 600]"])
+    )
     assert resolved["03_train_mask_rcnn"]["lr_drops"] == [400, 600]
 
 
@@ -74,11 +85,15 @@ def test_every_preset_fits_its_notebooks(name):
 
 def test_a_failing_notebook_keeps_its_partial_copy_and_its_cost(tmp_path, capsys):
     # No stage 00 in this run: 01 must say so.
-    assert main(["run", "demo", "--out", str(tmp_path), "--only", "01_distill_masks"]) == pipeline.FAILED
+    assert (
+        main(["run", "demo", "--out", str(tmp_path), "--only", "01_distill_masks"])
+        == pipeline.FAILED
+    )
     assert "00_prepare_data has not run" in capsys.readouterr().out
     assert (tmp_path / "notebooks" / "01_distill_masks.partial.ipynb").is_file()
     assert "failed" in (tmp_path / "cost.csv").read_text()
-    assert not list(tmp_path.glob("artifacts/0*"))  # nor was 00 run in its place: that is for notebooks opened alone
+    # nor was 00 run in its place: that is for notebooks opened alone
+    assert not list(tmp_path.glob("artifacts/0*"))
 
 
 def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_path, monkeypatch):
@@ -88,17 +103,33 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         ran[name] = values
         assert stage.SMOKE_SIZE in os.environ
         store.write_json(stage.manifest_path(run_dir, name), {})
-        return pipeline.DONE, {"notebook": name, "status": "done", "seconds": 1.0, "peak_memory_mb": 1}
+        return pipeline.DONE, {
+            "notebook": name,
+            "status": "done",
+            "seconds": 1.0,
+            "peak_memory_mb": 1,
+        }
 
     monkeypatch.setattr(pipeline, "_run_one", run_one)
     own = stage.manifest_path(tmp_path, "01_distill_masks")
     store.write_json(own, {"made by": "the user"})
     assert main(["fill", str(tmp_path), "04_filter_masks"]) == pipeline.DONE
-    assert list(ran) == ["00_prepare_data", "02_cluster_masks", "03_train_mask_rcnn", "04_filter_masks"]
-    smoke, here = presets.resolve(presets.load_preset("smoke"), {}), {"run_dir": os.path.relpath(tmp_path, presets.ROOT)}
+    assert list(ran) == [
+        "00_prepare_data",
+        "02_cluster_masks",
+        "03_train_mask_rcnn",
+        "04_filter_masks",
+    ]
+    smoke, here = (
+        presets.resolve(presets.load_preset("smoke"), {}),
+        {"run_dir": os.path.relpath(tmp_path, presets.ROOT)},
+    )
     assert ran == {name: smoke[name] | here for name in ran}
     assert store.read_json(own) == {"made by": "the user"}
-    assert not (tmp_path / "artifacts" / "run.json").exists() and not (tmp_path / "index.html").exists()
+    assert (
+        not (tmp_path / "artifacts" / "run.json").exists()
+        and not (tmp_path / "index.html").exists()
+    )
     assert stage.SMOKE_SIZE not in os.environ
 
 

@@ -20,7 +20,9 @@ def test_info_nce_equals_its_definition():
     for i in range(5):
         similar = torch.stack([queries[i] @ keys[j] / 0.2 for j in range(5)])
         terms.append(-(similar[i].exp() / similar.exp().sum()).log())
-    torch.testing.assert_close(pretrain.info_nce(queries, keys, temperature=0.2), torch.stack(terms).mean())
+    torch.testing.assert_close(
+        pretrain.info_nce(queries, keys, temperature=0.2), torch.stack(terms).mean()
+    )
 
 
 def test_info_nce_at_its_limits():
@@ -34,7 +36,9 @@ def test_info_nce_does_not_see_the_order_of_the_clips():
     queries, keys = torch.randn(6, 8), torch.randn(6, 8)
     order = torch.randperm(6)
     before = pretrain.info_nce(queries, keys, temperature=0.5)
-    torch.testing.assert_close(pretrain.info_nce(queries[order], keys[order], temperature=0.5), before)
+    torch.testing.assert_close(
+        pretrain.info_nce(queries[order], keys[order], temperature=0.5), before
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,9 @@ def clips():
 
 
 def batches(clips, **changed):
-    return pretrain.ClipBatches(clips, **{"batch": 6, "seed": 0, "wide_every": 0, "device": "cpu"} | changed)
+    return pretrain.ClipBatches(
+        clips, **{"batch": 6, "seed": 0, "wide_every": 0, "device": "cpu"} | changed
+    )
 
 
 def test_a_few_steps_on_one_batch_lower_the_tracking_loss(clips):
@@ -81,7 +87,9 @@ def test_learners_start_equal_and_repeat_with_their_seed():
     again, _ = pretrain.build_learners(seed=3)
     other, _ = pretrain.build_learners(seed=4)
     first = next(student.parameters())
-    assert torch.equal(first, next(teacher.parameters())) and torch.equal(first, next(again.parameters()))
+    assert torch.equal(first, next(teacher.parameters())) and torch.equal(
+        first, next(again.parameters())
+    )
     assert not torch.equal(first, next(other.parameters()))
     assert not any(p.requires_grad for p in teacher.parameters())
 
@@ -116,7 +124,10 @@ def test_momentum_goes_from_its_base_to_one():
 
 def test_the_optimizer_holds_every_parameter_once_and_decays_matrices_only():
     student, _ = pretrain.build_learners(seed=0)
-    decayed, free = (group["params"] for group in pretrain.build_optimizer(student, weight_decay=0.1).param_groups)
+    decayed, free = (
+        group["params"]
+        for group in pretrain.build_optimizer(student, weight_decay=0.1).param_groups
+    )
     held = [id(p) for p in (*decayed, *free)]
     assert sorted(held) == sorted(id(p) for p in student.parameters())
     names = {id(p): name for name, p in student.named_parameters()}
@@ -168,7 +179,9 @@ def test_too_few_clips_for_a_batch_are_refused(clips):
 
 def test_crops_are_pictures_once_the_normalisation_is_undone():
     frames = torch.rand(7, 3, 40, 40)
-    crops = pretrain.crop_views(frames, size=24, scale=(0.2, 1.0), generator=torch.Generator().manual_seed(0))
+    crops = pretrain.crop_views(
+        frames, size=24, scale=(0.2, 1.0), generator=torch.Generator().manual_seed(0)
+    )
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = crops * std + mean
     assert crops.shape == (7, 3, 24, 24)
@@ -178,4 +191,6 @@ def test_crops_are_pictures_once_the_normalisation_is_undone():
 def test_colour_jitter_keeps_grey_grey():
     grey = torch.rand(20, 1, 8, 8).expand(-1, 3, -1, -1)
     jittered = pretrain.jitter_colour(grey, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(jittered, jittered.mean(1, keepdim=True).expand_as(jittered), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        jittered, jittered.mean(1, keepdim=True).expand_as(jittered), atol=1e-5, rtol=0
+    )

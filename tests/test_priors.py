@@ -1,4 +1,6 @@
-"""Every baseline against a slow version written from its paper, planted objects, flips and images without a cut."""
+"""Every baseline against a slow version written from its paper, planted objects, flips and images
+without a cut.
+"""
 
 import numpy as np
 import pytest
@@ -80,11 +82,14 @@ def test_attention_mask_equals_its_spec(mass):
 def test_attention_mask_by_hand():
     attention = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.4, 0.1, 0.4], [0.25, 0.25, 0.25, 0.25]])
     found = priors.attention_mask(attention, grid_hw=(1, 4), mass=0.5)[:, 0]
-    assert found.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]]  # 2nd: one of two maxima that do not touch
+    # 2nd: one of two maxima that do not touch
+    assert found.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]]
 
 
 def test_equal_attention_gives_the_whole_image():
-    assert priors.attention_mask(torch.full((2, PATCHES), 1 / PATCHES), grid_hw=GRID, mass=0.1).all()
+    assert priors.attention_mask(
+        torch.full((2, PATCHES), 1 / PATCHES), grid_hw=GRID, mass=0.1
+    ).all()
 
 
 def test_attention_mask_refuses_raw_scores_and_wrong_shapes():
@@ -116,7 +121,9 @@ def test_lost_equals_its_spec(expansion):
 
 
 def test_lost_finds_the_smaller_side():
-    """Two kinds of patches that point apart: the seed is of the kind that is rarer, whatever CLS thinks."""
+    """Two kinds of patches that point apart: the seed is of the kind that is rarer, whatever CLS
+    thinks.
+    """
     for inside in (LARGE, ~LARGE):
         keys = torch.where(inside.flatten()[:, None], 1.0, -1.0) * torch.rand(HEADS, PATCHES, DIM)
         assert torch.equal(lost(keys), LARGE)
@@ -139,7 +146,9 @@ def token_cut_spec(keys):
 
 def test_token_cut_equals_its_spec():
     keys = torch.randn(6, HEADS, PATCHES, DIM) + 0.3
-    np.testing.assert_array_equal(cut_token(keys).numpy(), np.stack([token_cut_spec(image) for image in keys]))
+    np.testing.assert_array_equal(
+        cut_token(keys).numpy(), np.stack([token_cut_spec(image) for image in keys])
+    )
 
 
 def test_token_cut_cuts_out_an_object_and_leaves_the_second_one():
@@ -161,7 +170,8 @@ def test_mask_cut_begins_as_token_cut_where_no_corner_speaks_against_it():
 
 
 def test_a_side_with_two_corners_is_background():
-    sky = region(0, 0, 2, 9)  # smaller than the rest, so TokenCut takes it; but it holds two corners
+    # smaller than the rest, so TokenCut takes it; but it holds two corners
+    sky = region(0, 0, 2, 9)
     assert torch.equal(cut_token(keys_of(sky)), sky)
     assert torch.equal(cut_mask(keys_of(sky))[0], ~sky)
 
@@ -174,7 +184,8 @@ def test_mask_cuts_do_not_overlap():
 
 def test_mask_cut_ends_when_every_patch_is_taken():
     columns = torch.arange(PATCHES) % GRID[1]
-    keys = torch.eye(GRID[1])[columns].expand(HEADS, -1, -1)  # nine columns, each alike to itself alone
+    # nine columns, each alike to itself alone
+    keys = torch.eye(GRID[1])[columns].expand(HEADS, -1, -1)
     found = cut_mask(keys, max_masks=12)
     assert found.any(0).sum() >= 7 * 8 and not found[-1].any()
 
@@ -187,7 +198,8 @@ GRAPHS = [lost, cut_token, cut_mask]
 @pytest.mark.parametrize("prior", GRAPHS)
 def test_masks_flip_with_the_picture(prior):
     keys = torch.randn(4, HEADS, PATCHES, DIM) + 0.3
-    if prior is lost:  # integer degrees tie, and ties go to the lower index: make one patch the only seed
+    # integer degrees tie, and ties go to the lower index: make one patch the only seed
+    if prior is lost:
         keys[:, :, 30] = -5.0
     assert torch.equal(prior(flipped(keys)), prior(keys).flip(-1))
 
@@ -214,7 +226,10 @@ def test_of_two_equal_objects_the_one_with_the_lower_index_is_taken(prior):
 def test_any_leading_dimensions(prior):
     keys = torch.randn(2, 3, HEADS, PATCHES, DIM)
     found = prior(keys)
-    assert found.shape == (2, 3, *([3] if prior is cut_mask else []), *GRID) and found.dtype == torch.bool
+    assert (
+        found.shape == (2, 3, *([3] if prior is cut_mask else []), *GRID)
+        and found.dtype == torch.bool
+    )
     assert torch.equal(found[1, 2], prior(keys[1, 2]))
 
 
@@ -268,7 +283,14 @@ SQUARE = (slice(10, 22), slice(15, 30))
 def test_lab_of_colours_whose_values_are_known():
     """sRGB's primaries, white, black and grey in CIE Lab at D65."""
     colours = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 128, 128]]
-    expected = [[53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [32.30, 79.19, -107.86], [100, 0, 0], [0, 0, 0], [53.59, 0, 0]]
+    expected = [
+        [53.24, 80.09, 67.20],
+        [87.73, -86.18, 83.18],
+        [32.30, 79.19, -107.86],
+        [100, 0, 0],
+        [0, 0, 0],
+        [53.59, 0, 0],
+    ]
     np.testing.assert_allclose(priors.to_lab(np.array([colours], np.uint8))[0], expected, atol=0.03)
 
 
@@ -291,7 +313,10 @@ def geodesic_spec(image):
     """Relax every edge until nothing changes (Bellman and Ford)."""
     lab = priors.to_lab(image)
     height, width = lab.shape[:2]
-    edges = [(a, b, axis) for axis, (a, b) in enumerate([(np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])])]
+    edges = [
+        (a, b, axis)
+        for axis, (a, b) in enumerate([(np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])])
+    ]
     cost = {axis: np.linalg.norm(lab[a] - lab[b], axis=2) for a, b, axis in edges}
     smallest = np.full((height, width), np.inf)
     for a, b, axis in edges:
@@ -331,7 +356,9 @@ def test_geodesic_saliency_misses_what_touches_the_border():
 def test_salient_mask_is_the_square():
     image, expected = picture(square=SQUARE), np.zeros((32, 40), bool)
     expected[SQUARE] = True
-    np.testing.assert_array_equal(priors.salient_mask(priors.geodesic_saliency(image), factor=2), expected)
+    np.testing.assert_array_equal(
+        priors.salient_mask(priors.geodesic_saliency(image), factor=2), expected
+    )
 
 
 def test_salient_mask_keeps_the_component_of_the_maximum():

@@ -1,4 +1,6 @@
-"""What is probed linearly: the encoder's tokens as features, and shares of the labels that are drawn fairly."""
+"""What is probed linearly: the encoder's tokens as features, and shares of the labels that are
+drawn fairly.
+"""
 
 import numpy as np
 import pytest
@@ -42,15 +44,24 @@ def test_features_are_the_patch_tokens_whitened(encoder):
     probe, images = TokenProbe(encoder, outputs=3).eval(), torch.rand(2, 3, 32, 40)
     tokens = encoder.tokens((images * 255).round().byte())
     expected = tokens.patches.transpose(1, 2).reshape(2, encoder.width, 4, 5)
-    torch.testing.assert_close(probe.features(images), expected / np.sqrt(1 + 1e-5))  # running statistics: mean 0, variance 1
+    # running statistics: mean 0, variance 1
+    torch.testing.assert_close(probe.features(images), expected / np.sqrt(1 + 1e-5))
     probe.train()(images)
     assert not torch.allclose(probe.whiten.running_mean, torch.zeros(encoder.width))
-    assert probe(images).shape == (2, 3, 32, 40) and probe(images, size=(8, 10)).shape == (2, 3, 8, 10)
+    assert probe(images).shape == (2, 3, 32, 40) and probe(images, size=(8, 10)).shape == (
+        2,
+        3,
+        8,
+        10,
+    )
 
 
 def test_only_the_layer_learns_and_is_saved(encoder):
     probe = TokenProbe(encoder, outputs=3)
-    assert {name for name, p in probe.named_parameters() if p.requires_grad} == {"classifier.weight", "classifier.bias"}
+    assert {name for name, p in probe.named_parameters() if p.requires_grad} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert all(name.startswith(("classifier", "whiten")) for name in probe.state_dict())
 
 
@@ -66,7 +77,10 @@ def test_a_probe_learns_what_tokens_tell(encoder):
         steps=60, lr_of=lambda step: 0.1, seed=0, settings={}, log_every=20, log=lambda line: None,
     )  # fmt: skip
     assert history[-1]["loss"] < 0.5 * np.log(3)
-    assert all(value.equal(before) for value, before in zip(encoder.model.state_dict().values(), load_again().values()))
+    assert all(
+        value.equal(before)
+        for value, before in zip(encoder.model.state_dict().values(), load_again().values())
+    )
 
 
 def load_again():

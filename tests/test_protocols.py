@@ -20,7 +20,8 @@ def test_each_protocol_names_as_it_says():
 
 
 def test_names_chosen_on_val_are_never_worse_there(rng):
-    for _ in range(20):  # as many rows as classes: one-to-one names, all free, are then the best of all one-to-one names
+    # as many rows as classes: one-to-one names, all free, are then the best of all one-to-one names
+    for _ in range(20):
         counts, confusion = rng.integers(0, 20, (4, 5)), rng.integers(1, 50, (5, 5))
         names = protocols.name_rows(counts, confusion)
         mious = {name: metrics.mean_iou(confusion, mapping) for name, mapping in names.items()}
@@ -49,24 +50,42 @@ def test_missing_classes_cost_their_share():
     confusion = np.diag([10, 10, 10, 10])
     found = protocols.score_names(confusion, np.array([0, 1, 2, -1]))
     assert found == {"miou": 0.75, "missing": [3], "miou_named": 1.0, "cost": 0.25}
-    assert protocols.score_names(confusion, np.arange(4)) == {"miou": 1.0, "missing": [], "miou_named": 1.0, "cost": 0.0}
+    assert protocols.score_names(confusion, np.arange(4)) == {
+        "miou": 1.0,
+        "missing": [],
+        "miou_named": 1.0,
+        "cost": 0.0,
+    }
 
 
 def test_a_class_that_does_not_occur_is_not_missing():
-    assert protocols.score_names(np.array([[5, 0, 0], [0, 5, 0]]), np.array([0, 1]))["missing"] == []
+    assert (
+        protocols.score_names(np.array([[5, 0, 0], [0, 5, 0]]), np.array([0, 1]))["missing"] == []
+    )
 
 
 def test_where_nothing_has_a_name_all_is_missing():
-    assert protocols.score_names(np.diag([5, 5]), np.array([-1, -1])) == {"miou": 0.0, "missing": [0, 1], "miou_named": 0.0, "cost": 0.0}
+    assert protocols.score_names(np.diag([5, 5]), np.array([-1, -1])) == {
+        "miou": 0.0,
+        "missing": [0, 1],
+        "miou_named": 0.0,
+        "cost": 0.0,
+    }
 
 
 def test_agreement_at_its_limits(rng):
     classes = rng.integers(0, 5, 2000)
-    assert protocols.agreement(classes + 7, classes) == pytest.approx({"nmi": 1, "ari": 1, "purity": 1})
-    alone = protocols.agreement(np.arange(2000), classes)  # a cluster a mask: pure, and no cluster at all
+    assert protocols.agreement(classes + 7, classes) == pytest.approx(
+        {"nmi": 1, "ari": 1, "purity": 1}
+    )
+    # a cluster a mask: pure, and no cluster at all
+    alone = protocols.agreement(np.arange(2000), classes)
     assert alone["purity"] == 1 and alone["ari"] == pytest.approx(0) and alone["nmi"] < 0.5
     together = protocols.agreement(np.zeros(2000, int), classes)
-    assert together["nmi"] == pytest.approx(0, abs=1e-9) and together["purity"] == np.bincount(classes).max() / 2000
+    assert (
+        together["nmi"] == pytest.approx(0, abs=1e-9)
+        and together["purity"] == np.bincount(classes).max() / 2000
+    )
     shuffled = protocols.agreement(rng.permutation(classes), classes)
     assert abs(shuffled["ari"]) < 0.02 and shuffled["nmi"] < 0.02
 

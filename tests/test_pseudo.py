@@ -38,7 +38,9 @@ def squares(*corners, side=2, size=(6, 8)):
 
 
 def pasted(masks, clusters, scores, *, threshold=0.5, overlap="skip"):
-    return label_map(masks, np.array(clusters), np.array(scores), threshold=threshold, overlap=overlap)
+    return label_map(
+        masks, np.array(clusters), np.array(scores), threshold=threshold, overlap=overlap
+    )
 
 
 # ---------------------------------------------------------------- the rule
@@ -60,7 +62,9 @@ def test_label_maps_equal_the_slow_rule(overlap, seed):
 
 def test_skip_leaves_out_what_touches_and_overwrite_pastes_it_over():
     masks = squares((0, 0), (1, 1))  # they share one pixel
-    skipped, overwritten = (pasted(masks, [4, 7], [0.9, 0.8], overlap=overlap) for overlap in OVERLAPS)
+    skipped, overwritten = (
+        pasted(masks, [4, 7], [0.9, 0.8], overlap=overlap) for overlap in OVERLAPS
+    )
     assert set(np.unique(skipped)) == {0, 5} and set(np.unique(overwritten)) == {0, 5, 8}
     assert (skipped[masks[0]] == 5).all() and (overwritten[masks[1]] == 8).all()
     assert (overwritten == 5).sum() == 3
@@ -84,7 +88,10 @@ def test_the_map_does_not_depend_on_the_order_of_the_predictions(rng, overlap):
     masks = squares(*rng.integers(0, 5, (5, 2)), side=3)
     clusters, scores = np.arange(5), rng.permutation(5) / 5
     turned = rng.permutation(5)
-    labels = [pasted(masks[i], clusters[i], scores[i], threshold=0.3, overlap=overlap) for i in (np.arange(5), turned)]
+    labels = [
+        pasted(masks[i], clusters[i], scores[i], threshold=0.3, overlap=overlap)
+        for i in (np.arange(5), turned)
+    ]
     np.testing.assert_array_equal(*labels)
 
 
@@ -110,12 +117,15 @@ def test_ties_go_to_the_lower_index():
     assert confident(np.array([0.7, 0.9, 0.9, 0.7]), threshold=0.5).tolist() == [1, 2, 0, 3]
     assert confident(np.array([0.2, 0.2]), threshold=0.5).tolist() == [0]
     masks = squares((0, 0), (0, 0))
-    assert pasted(masks, [5, 6], [0.9, 0.9]).max() == 6  # cluster 5 is first, so the other is skipped
+    # cluster 5 is first, so the other is skipped
+    assert pasted(masks, [5, 6], [0.9, 0.9]).max() == 6
 
 
 @each_overlap
 def test_without_a_prediction_all_is_background(overlap):
-    labels = label_map(np.zeros((0, 4, 5), bool), np.zeros(0, int), np.zeros(0), threshold=0.5, overlap=overlap)
+    labels = label_map(
+        np.zeros((0, 4, 5), bool), np.zeros(0, int), np.zeros(0), threshold=0.5, overlap=overlap
+    )
     assert labels.shape == (4, 5) and not labels.any()
     assert label_map(np.zeros((0, 4, 5)), [], [], threshold=0.5, overlap=overlap).shape == (4, 5)
     assert confident(np.zeros(0), threshold=0.5).size == 0
@@ -159,7 +169,9 @@ def test_an_unknown_overlap_names_the_known_ones():
 def test_a_clustered_map_holds_every_mask_with_its_cluster():
     masks = np.zeros((2, 4, 5), bool)
     masks[0, :2, :2], masks[1, 3, 4] = True, True
-    labels = clustered_map([{"mask": masks[0], "cluster": 0}, {"mask": masks[1], "cluster": 59}], image_hw=(4, 5))
+    labels = clustered_map(
+        [{"mask": masks[0], "cluster": 0}, {"mask": masks[1], "cluster": 59}], image_hw=(4, 5)
+    )
     assert labels.dtype == np.uint16 and labels.tolist() == (masks[0] * 1 + masks[1] * 60).tolist()
 
 

@@ -11,7 +11,10 @@ def table(dataset, split):
     return published.beside_published({(dataset, split): EVERY}, profile="tiny")
 
 
-@pytest.mark.parametrize(("dataset", "split"), [("zoo", "val"), ("voc2007", "val"), ("voc2012", "train"), ("coco", "val"), ("folder", "val")])
+@pytest.mark.parametrize(
+    ("dataset", "split"),
+    [("zoo", "val"), ("voc2007", "val"), ("voc2012", "train"), ("coco", "val"), ("folder", "val")],
+)
 def test_a_number_of_another_data_set_stands_nowhere(dataset, split):
     shown = table(dataset, split)
     assert "12.3" not in shown and "tiny" not in shown

@@ -1,6 +1,8 @@
-"""The site of a tiny executed notebook: no broken link, no missing picture, nothing fetched, nothing inlined.
+"""The site of a tiny executed notebook: no broken link, no missing picture, nothing fetched,
+nothing inlined.
 
-Where Chromium is installed, each page is also opened in it: a quiet console, every picture there, nothing wider than a phone.
+Where Chromium is installed, each page is also opened in it: a quiet console, every picture there,
+nothing wider than a phone.
 """
 
 import base64
@@ -20,8 +22,12 @@ from PIL import Image
 from mdlib import site, store
 from mdlib.presets import NOTEBOOKS
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here, so nobody opens the pages")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here, so nobody opens the pages"
+)
 
 
 class Reader(HTMLParser):
@@ -58,18 +64,25 @@ def picture() -> str:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> list[Path]:
-    """The site of two notebooks: one made here with every kind of cell, and a stripped one of the course."""
+    """The site of two notebooks: one made here with every kind of cell, and a stripped one of the
+    course.
+    """
     run = tmp_path_factory.mktemp("run")
     drawn = new_code_cell(
         'stage.figure(figure, "x", caption="A red \\"square\\".")\nplt.show()',
-        outputs=[new_output("display_data", {"image/png": picture(), "text/plain": "<Figure>"}), new_output("stream", name="stderr", text="warning\n")],
+        outputs=[
+            new_output("display_data", {"image/png": picture(), "text/plain": "<Figure>"}),
+            new_output("stream", name="stderr", text="warning\n"),
+        ],
     )
     text = "# First page\n\n$$ a < b_{p} $$ and $x^2$, [next](01_distill_masks.ipynb#the-idea), [gone](../LICENSE), [out](https://arxiv.org)"
     made = new_notebook(cells=[new_markdown_cell(text), drawn])
     (run / "notebooks").mkdir()
     nbformat.write(made, run / "notebooks" / "00_prepare_data.ipynb")
     nbformat.write(made, run / "notebooks" / "05_train_deeplab.partial.ipynb")
-    (run / "notebooks" / "01_distill_masks.ipynb").write_bytes((NOTEBOOKS / "01_distill_masks.ipynb").read_bytes())
+    (run / "notebooks" / "01_distill_masks.ipynb").write_bytes(
+        (NOTEBOOKS / "01_distill_masks.ipynb").read_bytes()
+    )
     return site.build(run, tmp_path_factory.mktemp("site"))
 
 
@@ -106,11 +119,16 @@ def test_pages_fetch_nothing_and_are_light(pages):
         assert re.findall(r"<script[^>]*>[^<]*", text) == ['<script src="search.js">']
         assert "base64" not in text and "@import" not in text
         assert len(text) < 5e6
-    assert not any("http" in (pages[0].parent / name).read_text(encoding="utf-8") for name in ("style.css", "search.js"))
+    assert not any(
+        "http" in (pages[0].parent / name).read_text(encoding="utf-8")
+        for name in ("style.css", "search.js")
+    )
 
 
 def test_the_search_knows_every_page_and_heading(pages):
-    found = re.search(r"const entries = (.*);\n", (pages[0].parent / "search.js").read_text(encoding="utf-8"))
+    found = re.search(
+        r"const entries = (.*);\n", (pages[0].parent / "search.js").read_text(encoding="utf-8")
+    )
     entries = dict(json.loads(found[1]))
     readers = {page.name: Reader(page.read_text(encoding="utf-8")) for page in pages}
     assert readers.keys() <= entries.keys()
@@ -121,7 +139,8 @@ def test_the_search_knows_every_page_and_heading(pages):
         assert not anchor or anchor in readers[name].ids, address
 
 
-# What a page says of itself once it is loaded, written into its title: a search, what is broken, what is too wide.
+# What a page says of itself once it is loaded, written into its title: a search, what is broken,
+# what is too wide.
 PROBE = """<script>addEventListener("load", () => {
   const box = document.getElementById("search");
   box.value = "lab HOURS";
@@ -136,14 +155,30 @@ PROBE = """<script>addEventListener("load", () => {
 
 def in_chromium(page: Path) -> tuple[str, list[str]]:
     """(title of a page after loading it from its file on a phone's screen, lines of the console)."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=390,30000", "--dump-dom"]
-    done = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
-    return re.search(r"<title>(.*?)</title>", done.stdout)[1], [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--window-size=390,30000",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=300, check=True
+    )
+    return re.search(r"<title>(.*?)</title>", done.stdout)[1], [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    ]
 
 
 def probe(page: Path) -> tuple[dict, list[str]]:
     copy = page.with_name(f"probe_{page.name}")
-    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE.replace('loading="lazy"', "") + "</body>"), encoding="utf-8")
+    copy.write_text(
+        page.read_text(encoding="utf-8").replace(
+            "</body>", PROBE.replace('loading="lazy"', "") + "</body>"
+        ),
+        encoding="utf-8",
+    )
     title, console = in_chromium(copy)
     copy.unlink()
     return json.loads(title), console
@@ -153,14 +188,18 @@ def probe(page: Path) -> tuple[dict, list[str]]:
 def test_every_page_opens_from_a_file_without_complaint(pages):
     for page in pages:
         said, console = probe(page)
-        assert said == {"hits": ["The course: Two hours in a lab"], "broken": [], "wide": False}, page.name
+        assert said == {"hits": ["The course: Two hours in a lab"], "broken": [], "wide": False}, (
+            page.name
+        )
         assert not console, page.name
 
 
 @needs_chromium
 def test_a_missing_picture_and_an_error_would_be_seen(pages):
     page = pages[0].with_name("broken.html")
-    page.write_text('<body style="width: 999px"><input id="search"><ul id="found"></ul><img src="gone.png"><script>nobody()</script></body>')
+    page.write_text(
+        '<body style="width: 999px"><input id="search"><ul id="found"></ul><img src="gone.png"><script>nobody()</script></body>'
+    )
     said, console = probe(page)
     page.unlink()
     assert said["broken"] and said["wide"]

@@ -1,4 +1,6 @@
-"""Solutions of the exercises: every cell runs, without a run of the course, and each checked function is right."""
+"""Solutions of the exercises: every cell runs, without a run of the course, and each checked
+function is right.
+"""
 
 import re
 from contextlib import redirect_stdout
@@ -27,7 +29,8 @@ def test_the_solution_runs_and_is_right(path):
     said, space = StringIO(), {}
     with redirect_stdout(said):
         for number, source in enumerate(code_of(path), 1):
-            exec(compile(source, f"{path.stem}, code cell {number}", "exec"), space)  # cells of this repository alone
+            # cells of this repository alone
+            exec(compile(source, f"{path.stem}, code cell {number}", "exec"), space)
     (name,) = checks_in(code_of(path))
     assert f"{name.removeprefix('check_')}: right, " in said.getvalue()
 
@@ -47,12 +50,19 @@ def cell_of(path: Path, cell_id: str) -> str:
 def test_every_notebook_but_the_quickstart_has_exercises_in_three_grades():
     assert [p.name for p in WITH_EXERCISES] == [p.name for p in SOLUTIONS]
     for path in WITH_EXERCISES:
-        assert re.findall(r"^\*\*(★+)\*\*", cell_of(path, "exercises"), re.MULTILINE) == ["★", "★★", "★★★"], path.stem
+        assert re.findall(r"^\*\*(★+)\*\*", cell_of(path, "exercises"), re.MULTILINE) == [
+            "★",
+            "★★",
+            "★★★",
+        ], path.stem
 
 
-@pytest.mark.parametrize("path", [*WITH_EXERCISES, NOTEBOOKS / "quickstart.ipynb"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [*WITH_EXERCISES, NOTEBOOKS / "quickstart.ipynb"], ids=lambda p: p.stem
+)
 def test_every_notebook_has_a_quiz(path):
-    folded = r"^\d\. .+\n   <details><summary>answer</summary>\n\n   .+\n   </details>$"  # Markdown between blank lines is rendered
+    # Markdown between blank lines is rendered
+    folded = r"^\d\. .+\n   <details><summary>answer</summary>\n\n   .+\n   </details>$"
     assert 3 <= len(re.findall(folded, cell_of(path, "quiz"), re.MULTILINE)) <= 5
 
 

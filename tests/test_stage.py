@@ -47,9 +47,12 @@ def test_under_the_runner_a_stage_that_has_not_run_is_an_error(tmp_path, monkeyp
 
 
 def test_a_stage_made_from_another_version_of_its_own_input_is_refused(chain):
-    made(chain, FIRST, count=5)  # the first stage ran again, with other parameters; the second did not
+    # the first stage ran again, with other parameters; the second did not
+    made(chain, FIRST, count=5)
     third = opened(chain, THIRD)
-    with pytest.raises(store.StoreError, match=f"{SECOND} was made from another {FIRST} .* run {SECOND} again"):
+    with pytest.raises(
+        store.StoreError, match=f"{SECOND} was made from another {FIRST} .* run {SECOND} again"
+    ):
         third.read(SECOND)
     assert third.inputs == {}
     assert third.read(FIRST)  # which itself is sound
@@ -76,9 +79,14 @@ def test_what_read_refuses_the_runner_calls_stale(chain):
 
 def test_every_training_of_a_stage_has_a_checkpoint_of_its_own_outside_its_folder(chain):
     third = opened(chain, THIRD)
-    paths = {third.checkpoint("detector"), third.checkpoint("probe"), opened(chain, SECOND).checkpoint("probe")}
+    paths = {
+        third.checkpoint("detector"),
+        third.checkpoint("probe"),
+        opened(chain, SECOND).checkpoint("probe"),
+    }
     assert len(paths) == 3
-    assert not any(third.folder in path.parents for path in paths)  # a killed stage's folder is removed
+    # a killed stage's folder is removed
+    assert not any(third.folder in path.parents for path in paths)
 
 
 def test_changed_parameters_or_inputs_start_from_another_checkpoint(chain):
@@ -91,7 +99,10 @@ def test_changed_parameters_or_inputs_start_from_another_checkpoint(chain):
 
 
 def test_a_finished_stage_leaves_no_checkpoint_and_touches_no_other_stages(chain):
-    third, other = opened(chain, THIRD), chain / "artifacts" / "checkpoints" / "03_train_mask_rcnn-detector-0.safetensors"
+    third, other = (
+        opened(chain, THIRD),
+        chain / "artifacts" / "checkpoints" / "03_train_mask_rcnn-detector-0.safetensors",
+    )
     for path in (third.checkpoint("detector"), other):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
@@ -153,15 +164,24 @@ def test_a_stage_filled_in_is_labelled_smoke_whatever_the_run_is_called(tmp_path
     assert stage.run_label(tmp_path, {}).startswith("smoke preset")
 
 
-def test_a_stage_that_cannot_be_filled_in_is_a_clear_error_and_what_was_whole_stays(tmp_path, monkeypatch, capsys):
+def test_a_stage_that_cannot_be_filled_in_is_a_clear_error_and_what_was_whole_stays(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.delenv("MDLIB_BATCH", raising=False)
     first = made(tmp_path, FIRST)  # without the index that the second one reads
-    with pytest.raises(store.StoreError, match=f"{THIRD} has not run .* nor could it be run at smoke size"):
+    with pytest.raises(
+        store.StoreError, match=f"{THIRD} has not run .* nor could it be run at smoke size"
+    ):
         opened(tmp_path, "03_train_mask_rcnn").read(THIRD)
     said = capsys.readouterr().out
-    assert f"{THIRD} has not run in" in said and f"of {SECOND} failed" in said and "index.json" in said
+    assert (
+        f"{THIRD} has not run in" in said and f"of {SECOND} failed" in said and "index.json" in said
+    )
     assert stage.identity(stage.read_manifest(tmp_path, FIRST)) == first
-    assert not stage.manifest_path(tmp_path, SECOND).exists() and not stage.manifest_path(tmp_path, THIRD).exists()
+    assert (
+        not stage.manifest_path(tmp_path, SECOND).exists()
+        and not stage.manifest_path(tmp_path, THIRD).exists()
+    )
     assert not (tmp_path / "artifacts" / "lock").exists()
 
 
@@ -205,7 +225,10 @@ def test_weights_in_a_file_are_recorded_by_their_content(tmp_path, monkeypatch):
 
 
 def test_weights_that_are_not_there_are_an_error_that_says_what_is_expected(tmp_path):
-    with pytest.raises(store.StoreError, match="'dino_resnet5': no file .*; expected a file, random, dino_resnet50 or null"):
+    with pytest.raises(
+        store.StoreError,
+        match="'dino_resnet5': no file .*; expected a file, random, dino_resnet50 or null",
+    ):
         opened(tmp_path, FIRST).weights("dino_resnet5", known=("dino_resnet50",))
 
 

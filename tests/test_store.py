@@ -100,7 +100,11 @@ def test_missing_and_broken_json_name_the_file(tmp_path):
 
 
 def test_digests_see_content_and_the_borders_between_parts(tmp_path):
-    assert store.digest_bytes(b"ab", b"c") == store.digest_bytes(b"ab", b"c") != store.digest_bytes(b"a", b"bc")
+    assert (
+        store.digest_bytes(b"ab", b"c")
+        == store.digest_bytes(b"ab", b"c")
+        != store.digest_bytes(b"a", b"bc")
+    )
     (tmp_path / "file").write_bytes(b"abc")
     assert store.digest_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
 
@@ -113,7 +117,10 @@ def test_weights_and_header_come_back(tmp_path):
     store.save_weights(tmp_path / "w", state, header={"architecture": {"depth": 6}, "step": 3})
     tensors, header = store.read_weights(tmp_path / "w")
     assert header == {"architecture": {"depth": 6}, "step": 3}
-    assert all(torch.equal(tensors[name], state[name]) for name in state) and tensors.keys() == state.keys()
+    assert (
+        all(torch.equal(tensors[name], state[name]) for name in state)
+        and tensors.keys() == state.keys()
+    )
 
 
 def test_load_weights_looks_at_the_architecture(tmp_path):
@@ -130,7 +137,8 @@ def test_a_pickle_is_not_weights(tmp_path):
 
 
 def test_safetensors_of_others_are_not_called_broken(tmp_path):
-    # Hugging Face and timm write {"format": "pt"} into the header, which is no JSON; the file is whole.
+    # Hugging Face and timm write {"format": "pt"} into the header, which is no JSON; the file is
+    # whole.
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "w", metadata={"format": "pt"})
     with pytest.raises(store.WeightsError, match="expected"):
         store.load_weights(tmp_path / "w", architecture={"depth": 6})
@@ -138,7 +146,15 @@ def test_safetensors_of_others_are_not_called_broken(tmp_path):
 
 def test_the_architecture_of_a_header_is_given_back():
     made = {"network": "mask_rcnn", "backbone": "vit", "num_clusters": 8, "note": "more is allowed"}
-    assert store.check_architecture({"architecture": made}, network="mask_rcnn", keys=("backbone", "num_clusters"), source="w") == made
+    assert (
+        store.check_architecture(
+            {"architecture": made},
+            network="mask_rcnn",
+            keys=("backbone", "num_clusters"),
+            source="w",
+        )
+        == made
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,8 +169,12 @@ def test_the_architecture_of_a_header_is_given_back():
     ],
 )
 def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
-    with pytest.raises(store.WeightsError, match="w.safetensors holds .*, expected a mask_rcnn with backbone"):
-        store.check_architecture(header, network="mask_rcnn", keys=("backbone",), source="w.safetensors")
+    with pytest.raises(
+        store.WeightsError, match="w.safetensors holds .*, expected a mask_rcnn with backbone"
+    ):
+        store.check_architecture(
+            header, network="mask_rcnn", keys=("backbone",), source="w.safetensors"
+        )
 
 
 # ---------------------------------------------------------------- masks and maps
@@ -173,7 +193,10 @@ def test_rle_equals_pycocotools_and_comes_back(rng, density):
 
 def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
     masks = rng.random((3, 9, 11)) < 0.4
-    records = [{"image_id": f"val_{i}", "mask": m, "score": i / 7, "box": [1, 2, 3, 4]} for i, m in enumerate(masks)]
+    records = [
+        {"image_id": f"val_{i}", "mask": m, "score": i / 7, "box": [1, 2, 3, 4]}
+        for i, m in enumerate(masks)
+    ]
     store.write_masks(tmp_path / "masks.json", records)
     for ours, read in zip(records, store.read_masks(tmp_path / "masks.json"), strict=True):
         assert read.keys() == ours.keys()
@@ -181,8 +204,11 @@ def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
         assert all(read[key] == ours[key] for key in ours if key != "mask")
     # Other tools read it: pycocotools agrees on the area that was written.
     annotation = json.loads((tmp_path / "masks.json").read_text())["annotations"][0]
-    assert coco_mask.area(annotation["segmentation"]) == annotation["area"] == records[0]["mask"].sum()
-    store.write_masks(tmp_path / "again.json", store.read_masks(tmp_path / "masks.json"))  # as they are, still encoded
+    assert (
+        coco_mask.area(annotation["segmentation"]) == annotation["area"] == records[0]["mask"].sum()
+    )
+    # as they are, still encoded
+    store.write_masks(tmp_path / "again.json", store.read_masks(tmp_path / "masks.json"))
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "masks.json").read_bytes()
 
 
@@ -211,8 +237,13 @@ def test_masks_are_written_one_by_one_and_read_without_their_pixels(tmp_path):
     assert read[7]["mask"].sum() == 14 * 7 and read[7]["cluster"] == 1
 
 
-def test_a_file_of_masks_that_breaks_off_is_refused_and_none_is_left_by_a_writer_that_fails(rng, tmp_path):
-    records = [{"image_id": "a", "mask": rng.random((5, 5)) < 0.5, "score": score} for score in (0.5, float("nan"))]
+def test_a_file_of_masks_that_breaks_off_is_refused_and_none_is_left_by_a_writer_that_fails(
+    rng, tmp_path
+):
+    records = [
+        {"image_id": "a", "mask": rng.random((5, 5)) < 0.5, "score": score}
+        for score in (0.5, float("nan"))
+    ]
     with pytest.raises(ValueError):
         store.write_masks(tmp_path / "masks.json", records)
     assert not list(tmp_path.iterdir())
@@ -230,7 +261,9 @@ def test_label_maps_come_back_by_index_with_vocs_colours(rng, tmp_path):
     np.testing.assert_array_equal(np.asarray(image), labels)
     # Colours of VOC's devkit: aeroplane, person, void.
     colours = {1: (128, 0, 0), 15: (192, 128, 128), 255: (224, 224, 192), 0: (0, 0, 0)}
-    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), [[colours[v] for v in row] for row in labels])
+    np.testing.assert_array_equal(
+        np.asarray(image.convert("RGB")), [[colours[v] for v in row] for row in labels]
+    )
 
 
 @pytest.mark.parametrize("labels", [[[256]], [[-1]], [[0.5]]])

@@ -1,4 +1,6 @@
-"""The training loop: a resumed run is the run that was never stopped, and a run that cannot go on says where."""
+"""The training loop: a resumed run is the run that was never stopped, and a run that cannot go on
+says where.
+"""
 
 import copy
 import math
@@ -13,11 +15,15 @@ STEPS = 6
 
 
 class Run:
-    """A tiny network with dropout, so that the random state of every step matters, on random batches by step."""
+    """A tiny network with dropout, so that the random state of every step matters, on random
+    batches by step.
+    """
 
     def __init__(self):
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.model = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)
+        )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
 
     def loss_of(self, batch, step):
@@ -31,12 +37,15 @@ class Run:
             "steps": steps,
             "lr_of": lambda step: training.learning_rate(step, steps=STEPS, warmup=2, peak=0.1),
             "seed": 1,
-            "settings": {"width": 8, "shape": (4, 8)},  # a tuple becomes a list in JSON: must still be the same
+            # a tuple becomes a list in JSON: must still be the same
+            "settings": {"width": 8, "shape": (4, 8)},
             "log": lambda line: None,
         }
         batch_of = changed.pop("batch_of", self.batch_of)
         loss_of = changed.pop("loss_of", self.loss_of)
-        return training.fit({"model": self.model}, self.optimizer, loss_of, batch_of, **settings | changed)
+        return training.fit(
+            {"model": self.model}, self.optimizer, loss_of, batch_of, **settings | changed
+        )
 
     def weights(self):
         return copy.deepcopy(self.model.state_dict())
@@ -66,7 +75,10 @@ def test_without_a_warm_up_the_rate_starts_at_the_peak():
 
 
 def test_the_rate_falls_to_a_tenth_at_each_drop_and_nowhere_else():
-    rates = [training.learning_rate(step, steps=12, warmup=2, peak=2.0, drops=[5, 9]) for step in range(12)]
+    rates = [
+        training.learning_rate(step, steps=12, warmup=2, peak=2.0, drops=[5, 9])
+        for step in range(12)
+    ]
     assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0, 0.2, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02])
 
 
@@ -86,8 +98,13 @@ class WithBody(nn.Module):
 def groups_of(model, **changed):
     """{names of the parameters: (share of the rate, decay)}, a group each."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = training.make_optimizer(model, **{"kind": "adamw", "weight_decay": 0.1, "body_scale": 0.3} | changed)
-    return {frozenset(names[id(p)] for p in g["params"]): (g["lr_scale"], g["weight_decay"]) for g in optimizer.param_groups}
+    optimizer = training.make_optimizer(
+        model, **{"kind": "adamw", "weight_decay": 0.1, "body_scale": 0.3} | changed
+    )
+    return {
+        frozenset(names[id(p)] for p in g["params"]): (g["lr_scale"], g["weight_decay"])
+        for g in optimizer.param_groups
+    }
 
 
 def test_adamw_decays_matrices_alone_and_the_body_learns_more_slowly():
@@ -104,11 +121,18 @@ def test_sgd_decays_all_that_learns_as_the_reference_does():
         frozenset({"body.2.weight", "body.1.weight", "body.1.bias", "body.2.bias"}): (0.3, 0.1),
         frozenset({"head.weight", "head.bias"}): (1.0, 0.1),
     }
-    assert training.make_optimizer(WithBody(), kind="sgd", weight_decay=0.1, body_scale=1.0).param_groups[0]["momentum"] == 0.9
+    assert (
+        training.make_optimizer(
+            WithBody(), kind="sgd", weight_decay=0.1, body_scale=1.0
+        ).param_groups[0]["momentum"]
+        == 0.9
+    )
 
 
 def test_the_body_of_a_detectors_backbone_is_a_body_too_and_what_stands_beside_it_is_not():
-    model = nn.ModuleDict({"backbone": nn.ModuleDict({"body": nn.Linear(2, 2), "fpn": nn.Linear(2, 2)})})
+    model = nn.ModuleDict(
+        {"backbone": nn.ModuleDict({"body": nn.Linear(2, 2), "fpn": nn.Linear(2, 2)})}
+    )
     scales = {name: scale for names, (scale, _) in groups_of(model).items() for name in names}
     assert scales == {
         "backbone.body.weight": 0.3, "backbone.body.bias": 0.3, "backbone.fpn.weight": 1.0, "backbone.fpn.bias": 1.0,
@@ -123,9 +147,13 @@ def test_an_optimizer_takes_steps_of_its_rate_in_fit():
         lambda x, step: (model.head(model.body(x)).square().sum(), {}), lambda step: torch.randn(5, 3),
         steps=1, lr_of=lambda step: 0.01, seed=0, settings={}, log=lambda line: None,
     )  # fmt: skip
-    moved = {name: (value - before[name]).abs().max().item() for name, value in model.state_dict().items()}
+    moved = {
+        name: (value - before[name]).abs().max().item()
+        for name, value in model.state_dict().items()
+    }
     assert moved["body.0.weight"] == moved["body.0.bias"] == 0
-    assert moved["head.weight"] == pytest.approx(0.01, rel=1e-3)  # AdamW's first step is the rate itself
+    # AdamW's first step is the rate itself
+    assert moved["head.weight"] == pytest.approx(0.01, rel=1e-3)
     assert moved["body.2.weight"] == pytest.approx(0.001, rel=1e-3)
 
 
@@ -144,7 +172,8 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_not_stopped(tmp_path):
     first.fit(steps=3, checkpoint=tmp_path / "run")
     second.fit(checkpoint=tmp_path / "run")
     assert_bit_equal(second.weights(), whole.weights())
-    assert not torch.equal(whole.weights()["0.weight"], Run().weights()["0.weight"])  # and something was learnt
+    # and something was learnt
+    assert not torch.equal(whole.weights()["0.weight"], Run().weights()["0.weight"])
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
@@ -158,14 +187,18 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
         return killed.batch_of(step)
 
     with pytest.raises(KeyboardInterrupt):
-        killed.fit(batch_of=dies_at_step_five, checkpoint=tmp_path / "run", checkpoint_every=2, log_every=1)
+        killed.fit(
+            batch_of=dies_at_step_five, checkpoint=tmp_path / "run", checkpoint_every=2, log_every=1
+        )
     history = resumed.fit(
         batch_of=lambda step: seen.append(step) or resumed.batch_of(step),
         checkpoint=tmp_path / "run",
         log_every=1,
     )
     assert seen == [4, 5]
-    assert [(row["step"], row["loss"]) for row in history] == [(row["step"], row["loss"]) for row in expected]
+    assert [(row["step"], row["loss"]) for row in history] == [
+        (row["step"], row["loss"]) for row in expected
+    ]
     assert_bit_equal(resumed.weights(), whole.weights())
 
 
@@ -173,7 +206,10 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     done = Run()
     history = done.fit(checkpoint=tmp_path / "run")
     again = Run()
-    assert again.fit(checkpoint=tmp_path / "run", batch_of=lambda step: pytest.fail("trained again")) == history
+    assert (
+        again.fit(checkpoint=tmp_path / "run", batch_of=lambda step: pytest.fail("trained again"))
+        == history
+    )
     assert_bit_equal(again.weights(), done.weights())
 
 
@@ -197,17 +233,25 @@ def test_weights_that_are_no_checkpoint_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_batches_made_ahead_change_nothing_and_neither_does_a_resume_among_them(accumulate, tmp_path, monkeypatch):
+def test_batches_made_ahead_change_nothing_and_neither_does_a_resume_among_them(
+    accumulate, tmp_path, monkeypatch
+):
     def batch_of(step, part=0, parts=1):
         return torch.randn(5, 4, generator=torch.Generator().manual_seed(100 * step + part))
 
     whole, first, second = Run(), Run(), Run()
     expected = whole.fit(batch_of=batch_of, accumulate=accumulate, log_every=1)
     monkeypatch.setitem(ahead.THREADS, "cpu", 3)
-    first.fit(batch_of=batch_of, accumulate=accumulate, log_every=1, steps=3, checkpoint=tmp_path / "run")
-    found = second.fit(batch_of=batch_of, accumulate=accumulate, log_every=1, checkpoint=tmp_path / "run")
+    first.fit(
+        batch_of=batch_of, accumulate=accumulate, log_every=1, steps=3, checkpoint=tmp_path / "run"
+    )
+    found = second.fit(
+        batch_of=batch_of, accumulate=accumulate, log_every=1, checkpoint=tmp_path / "run"
+    )
     assert_bit_equal(second.weights(), whole.weights())
-    assert [(row["step"], row["loss"]) for row in found] == [(row["step"], row["loss"]) for row in expected]
+    assert [(row["step"], row["loss"]) for row in found] == [
+        (row["step"], row["loss"]) for row in expected
+    ]
 
 
 # ---------------------------------------------------------------- stops
@@ -229,7 +273,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
-    # The loss is 0 and finite, but the root's slope at 0 is not: the weights would turn to NaN unseen.
+    # The loss is 0 and finite, but the root's slope at 0 is not: the weights would turn to NaN
+    # unseen.
     run = Run()
 
     def loss_of(batch, step):

@@ -1,4 +1,7 @@
-"""Is a data set whole and right? Everything that is missing or wrong, at once, before a run of hours begins."""
+"""Is a data set whole and right?
+
+Everything that is missing or wrong, at once, before a run of hours begins.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +16,12 @@ from mdlib.progress import track
 
 
 def check_dataset(name: str, root: str | Path, *, splits: Iterable[str]) -> list[str]:
-    """What is missing or wrong with these splits of a data set, one sentence each; [] for a data set as published.
+    """What is missing or wrong with these splits of a data set, one sentence each; [] for a data
+    set as published.
 
-    Lists, counts, files, the size of every image (from its header) and every label of VOC are looked at; the pixels of the
-    images are not. A miniature opens all the same: here it is told that its counts are not the publisher's.
-    Raises ValueError for an unknown name.
+    Lists, counts, files, the size of every image (from its header) and every label of VOC are
+    looked at; the pixels of the images are not. A miniature opens all the same: here it is told
+    that its counts are not the publisher's. Raises ValueError for an unknown name.
     """
     if name in ("voc2012", "voc2007"):
         return _check_voc(root, splits, year=int(name[3:]))
@@ -37,28 +41,45 @@ def _open_all(splits: Iterable[str], opener) -> tuple[list, list[str]]:
         try:
             opened.append(opener(split))
         except (OSError, ValueError) as error:
-            if str(error) not in problems:  # a missing folder is one problem, however many splits want it
+            # a missing folder is one problem, however many splits want it
+            if str(error) not in problems:
                 problems.append(str(error))
     return opened, problems
 
 
 def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[str]:
-    opened, problems = _open_all(splits, lambda split: VocDataset(root, split, year=year, whole=False))
-    todo = {}  # label files -> (split, image): an image that stands in several splits is looked at once
+    opened, problems = _open_all(
+        splits, lambda split: VocDataset(root, split, year=year, whole=False)
+    )
+    # label files -> (split, image): an image that stands in several splits is looked at once
+    todo = {}
     for data in opened:
         problems += _count(data.name, data.split, len(data), voc.COUNTS[year][data.split])
         todo |= {data.label_paths(name): (data, name) for name in data.names}
     if not opened:
         return problems
     folder = opened[0].folder
-    problems += _absent({data.image_path(name) for data, name in todo.values()}, "images are missing")
-    problems += _absent({path for paths in todo for path in paths}, "label files are missing, their images have no labels")
+    problems += _absent(
+        {data.image_path(name) for data, name in todo.values()}, "images are missing"
+    )
+    problems += _absent(
+        {path for paths in todo for path in paths},
+        "label files are missing, their images have no labels",
+    )
     images = {path.stem for path in (folder / "JPEGImages").glob("*.jpg")}
     for labels in ("SegmentationClass", "SegmentationObject", "Annotations"):
-        strays = sorted(path.name for path in (folder / labels).glob("*.*") if path.stem not in images)
-        problems += [f"{folder / labels}: {len(strays)} label files have no image: {some(strays)}"] if strays else []
+        strays = sorted(
+            path.name for path in (folder / labels).glob("*.*") if path.stem not in images
+        )
+        problems += (
+            [f"{folder / labels}: {len(strays)} label files have no image: {some(strays)}"]
+            if strays
+            else []
+        )
     faults = []
-    for paths, (data, name) in track(todo.items(), total=len(todo), what=f"checking the labels of voc{year}"):
+    for paths, (data, name) in track(
+        todo.items(), total=len(todo), what=f"checking the labels of voc{year}"
+    ):
         if data.image_path(name).is_file() and all(path.is_file() for path in paths):
             try:
                 data.labels(name, image_size(data.image_path(name)))
@@ -73,11 +94,23 @@ def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
     for data in opened:
         problems += _count("coco", data.split, len(data), coco.COUNTS.get(data.split))
         if len(data.classes) != 1 + coco.THINGS:
-            problems.append(f"coco {data.split}: {len(data.classes) - 1} categories, {coco.THINGS} are published")
-        sizes |= {data.folder / image["file_name"]: (image["height"], image["width"]) for image in data.images}
+            problems.append(
+                f"coco {data.split}: {len(data.classes) - 1} categories, {coco.THINGS} are published"
+            )
+        sizes |= {
+            data.folder / image["file_name"]: (image["height"], image["width"])
+            for image in data.images
+        }
         if data.split in ("train2014", "val2017"):
-            strays = sorted({path.name for path in data.folder.glob("*.jpg")} - {image["file_name"] for image in data.images})
-            problems += [f"{data.folder}: {len(strays)} images are in no annotation file: {some(strays)}"] if strays else []
+            strays = sorted(
+                {path.name for path in data.folder.glob("*.jpg")}
+                - {image["file_name"] for image in data.images}
+            )
+            problems += (
+                [f"{data.folder}: {len(strays)} images are in no annotation file: {some(strays)}"]
+                if strays
+                else []
+            )
     problems += _absent(sizes, "images are missing")
     faults = []
     for path, size in track(sizes.items(), total=len(sizes), what="checking the images of coco"):
@@ -93,11 +126,15 @@ def _check_folder(root: str | Path, splits: Iterable[str]) -> list[str]:
     opened, problems = _open_all(splits, lambda split: FolderDataset(root, split))
     faults = []
     for data in opened:
-        for index in track(range(len(data)), total=len(data), what=f"checking the pictures in {data.folder}"):
+        for index in track(
+            range(len(data)), total=len(data), what=f"checking the pictures in {data.folder}"
+        ):
             try:
                 size = image_size(data.folder / data.files[index])
                 if data.masks is not None:
-                    read_label_map(data.mask_path(index), image_hw=size, num_classes=len(data.classes))
+                    read_label_map(
+                        data.mask_path(index), image_hw=size, num_classes=len(data.classes)
+                    )
             except ImageError as error:
                 faults.append(str(error))
     return problems + _few(faults, "pictures or label maps")
@@ -106,7 +143,9 @@ def _check_folder(root: str | Path, splits: Iterable[str]) -> list[str]:
 def _count(name: str, split: str, have: int, published: int | None) -> list[str]:
     if published is None or have == published:
         return []
-    return [f"{name} {split}: {have:,} images are listed, {published:,} are published (a miniature, or a broken list?)"]
+    return [
+        f"{name} {split}: {have:,} images are listed, {published:,} are published (a miniature, or a broken list?)"
+    ]
 
 
 def _absent(paths: Iterable[Path], what: str) -> list[str]:
@@ -118,4 +157,6 @@ def _absent(paths: Iterable[Path], what: str) -> list[str]:
 
 
 def _few(faults: list[str], what: str, *, limit: int = 5) -> list[str]:
-    return faults[:limit] + ([f"and {len(faults) - limit} more {what} are wrong"] if len(faults) > limit else [])
+    return faults[:limit] + (
+        [f"and {len(faults) - limit} more {what} are wrong"] if len(faults) > limit else []
+    )

@@ -1,9 +1,11 @@
-"""Fetching the archives of VOC and COCO from their publishers or mirrors, and unpacking them safely.
+"""Fetching the archives of VOC and COCO from their publishers or mirrors, and unpacking them
+safely.
 
-A file that is whole is not fetched again. A download that broke off is kept under another name (.NAME.<mirror>.part) and
-goes on from there, where the server can do that. An archive is unpacked beside its place and moved there when it is whole;
-names or links that lead out of the folder are refused. Where no checksum is known, an archive must be whole by its own
-structure, and a zip file by its own CRCs.
+A file that is whole is not fetched again. A download that broke off is kept under another name
+(.NAME.<mirror>.part) and goes on from there, where the server can do that. An archive is unpacked
+beside its place and moved there when it is whole; names or links that lead out of the folder are
+refused. Where no checksum is known, an archive must be whole by its own structure, and a zip file
+by its own CRCs.
 """
 
 import hashlib
@@ -29,40 +31,58 @@ TIMEOUT = 30  # seconds without an answer
 
 
 class DownloadError(StoreError):
-    """A file could not be fetched or is not what it should be; the message says what was tried and what to do."""
+    """A file could not be fetched or is not what it should be; the message says what was tried and
+    what to do.
+    """
 
 
 def fetch_dataset(name: str, root: str | Path) -> None:
-    """Fetch and unpack all that a data set needs into `root`, and print its licence and terms. What was fetched before is left as it is.
+    """Fetch and unpack all that a data set needs into `root`, and print its licence and terms.
+
+    What was fetched before is left as it is.
 
     Raises ValueError for an unknown name, DownloadError for what cannot be fetched.
     """
     if name not in SOURCES:
-        raise ValueError(f"no source is known for data set {name!r}; expected one of {sorted(SOURCES)}")
+        raise ValueError(
+            f"no source is known for data set {name!r}; expected one of {sorted(SOURCES)}"
+        )
     print(TERMS[name])
     for source in SOURCES[name]:
         fetch(source, root)
 
 
 def fetch(source: Source, root: str | Path) -> Path:
-    """Fetch a file from the first mirror that has it whole, and unpack it. Returns the file, or the folder it filled.
+    """Fetch a file from the first mirror that has it whole, and unpack it.
 
-    Raises DownloadError with what each mirror said. An archive that was put at root by hand is taken as it is.
+    Returns the file, or the folder it filled.
+
+    Raises DownloadError with what each mirror said. An archive that was put at root by hand is
+    taken as it is.
     """
     root = Path(root).absolute()
     if source.folder is not None and _mark(root, source).is_file():
         return root / source.folder
     root.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(root).free / 1e9, source.gigabytes * (2 if source.folder else 1)
+    free, needed = (
+        shutil.disk_usage(root).free / 1e9,
+        source.gigabytes * (2 if source.folder else 1),
+    )
     if free < needed:
-        raise DownloadError(f"{source.file} needs about {needed:.1f} GB in {root}, {free:.1f} GB are free")
+        raise DownloadError(
+            f"{source.file} needs about {needed:.1f} GB in {root}, {free:.1f} GB are free"
+        )
     pooch.get_logger().setLevel("WARNING")
     said = []
     for url in source.urls:
         part = root / f".{source.file}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part"
         try:
             checksum = f"md5:{source.md5}" if source.md5 else None
-            path = Path(pooch.retrieve(url, checksum, source.file, root, downloader=partial(_download, part=part)))
+            path = Path(
+                pooch.retrieve(
+                    url, checksum, source.file, root, downloader=partial(_download, part=part)
+                )
+            )
             break
         except DownloadError as error:
             said.append(f"{url}: {error}")
@@ -72,23 +92,39 @@ def fetch(source: Source, root: str | Path) -> Path:
             if error.errno is not None:  # of this machine's disk, not of the network
                 raise
             answer = getattr(error, "response", None)
-            reason = f"HTTP {answer.status_code}" if answer is not None else f"no connection, or it broke off ({type(error).__name__})"
+            reason = (
+                f"HTTP {answer.status_code}"
+                if answer is not None
+                else f"no connection, or it broke off ({type(error).__name__})"
+            )
             said.append(f"{url}: {reason}")
     else:
         raise DownloadError(
-            f"{source.file} could not be fetched:\n  " + "\n  ".join(said) + f"\nTry again later, or fetch it another way and put it at "
-            f"{root / source.file}" + ("; or give the folder of a data set that is unpacked already" if source.folder else "")
+            f"{source.file} could not be fetched:\n  "
+            + "\n  ".join(said)
+            + f"\nTry again later, or fetch it another way and put it at "
+            f"{root / source.file}"
+            + (
+                "; or give the folder of a data set that is unpacked already"
+                if source.folder
+                else ""
+            )
         )
     return unpack(path, root, source=source) if source.folder is not None else path
 
 
 def _download(url: str, to: str, _, *, part: Path) -> None:
-    """A downloader for pooch: into `part`, from where it broke off, then to `to`. Raises DownloadError for what is no whole file."""
+    """A downloader for pooch: into `part`, from where it broke off, then to `to`.
+
+    Raises DownloadError for what is no whole file.
+    """
 
     def look(answer, **_) -> None:  # called when the header is there
         if answer.status_code == 416:
             file.truncate(0)
-            raise DownloadError("what was kept of an earlier try does not fit; the next try begins anew")
+            raise DownloadError(
+                "what was kept of an earlier try does not fit; the next try begins anew"
+            )
         if answer.is_redirect or not answer.ok:
             return  # pooch follows, or raises
         if "html" in answer.headers.get("Content-Type", ""):
@@ -99,10 +135,16 @@ def _download(url: str, to: str, _, *, part: Path) -> None:
     try:
         with open(part, "ab") as file:
             begun = file.tell()
-            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begun}-"} if begun else {})
+            headers = {"Accept-Encoding": "identity"} | (
+                {"Range": f"bytes={begun}-"} if begun else {}
+            )
             every = 0.1 if sys.stderr.isatty() else 10.0  # seconds
-            with tqdm(total=1, unit="B", unit_scale=True, desc=url.rpartition("/")[2], mininterval=every) as bar:
-                pooch.HTTPDownloader(bar, 1 << 16, timeout=TIMEOUT, headers=headers, hooks={"response": look})(url, file, None)
+            with tqdm(
+                total=1, unit="B", unit_scale=True, desc=url.rpartition("/")[2], mininterval=every
+            ) as bar:
+                pooch.HTTPDownloader(
+                    bar, 1 << 16, timeout=TIMEOUT, headers=headers, hooks={"response": look}
+                )(url, file, None)
         problem = _what_is_wrong(part, Path(url).suffix)
         if problem:
             part.write_bytes(b"")
@@ -131,10 +173,12 @@ def _what_is_wrong(path: Path, suffix: str) -> str | None:
 
 
 def unpack(archive: Path, root: Path, *, source: Source) -> Path:
-    """Unpack root/source.folder out of a tar or zip file: whole or not at all, over what is there. Returns the folder.
+    """Unpack root/source.folder out of a tar or zip file: whole or not at all, over what is there.
 
-    Raises DownloadError for an archive that is truncated or damaged, that holds something else, or whose names or links
-    lead out of its folder.
+    Returns the folder.
+
+    Raises DownloadError for an archive that is truncated or damaged, that holds something else, or
+    whose names or links lead out of its folder.
     """
     room = root / f".{source.file}.unpacking"
     shutil.rmtree(room, ignore_errors=True)  # of a run that was killed
@@ -142,10 +186,14 @@ def unpack(archive: Path, root: Path, *, source: Source) -> Path:
         room.mkdir()
         (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, room)
         if not (room / source.folder).is_dir():
-            raise DownloadError(f"{archive} holds no folder {source.folder}: is it another archive?")
+            raise DownloadError(
+                f"{archive} holds no folder {source.folder}: is it another archive?"
+            )
         _move(room / source.folder, root / source.folder)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DownloadError(f"{archive} is damaged or unsafe ({error}): delete it and fetch it again") from None
+        raise DownloadError(
+            f"{archive} is damaged or unsafe ({error}): delete it and fetch it again"
+        ) from None
     finally:
         shutil.rmtree(room, ignore_errors=True)
     write_text(_mark(root, source), "")
@@ -153,7 +201,9 @@ def unpack(archive: Path, root: Path, *, source: Source) -> Path:
 
 
 def _mark(root: Path, source: Source) -> Path:
-    """The file that says that an archive was unpacked as a whole; it goes when the folder is deleted."""
+    """The file that says that an archive was unpacked as a whole; it goes when the folder is
+    deleted.
+    """
     return root / source.folder / f".{source.file}.unpacked"
 
 
@@ -163,10 +213,12 @@ def _untar(archive: Path, room: Path) -> None:
         for member in members:
             _refuse_name(archive, member.name)
         file.fileobj.seek(file.offset)
-        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
+        # tarfile takes a broken header for the end
+        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("the end is missing")
         for member in track(members, total=len(members), what=f"unpacking {archive.name}"):
-            file.extract(member, room, filter="data")  # the filter refuses links that leave the folder, and devices
+            # the filter refuses links that leave the folder, and devices
+            file.extract(member, room, filter="data")
 
 
 def _unzip(archive: Path, room: Path) -> None:

@@ -5,25 +5,37 @@ from pathlib import Path
 
 
 def read_list(path: Path) -> list[str]:
-    """The first word of each line of a text file, in its order. Raises FileNotFoundError with the path."""
+    """The first word of each line of a text file, in its order.
+
+    Raises FileNotFoundError with the path.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"the list {path} is missing")
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [
+        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
 
 
 def some(names: Iterable[str], *, limit: int = 5) -> str:
     """The first names and how many more there are: "a, b, c and 12 more"."""
     names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(names[:limit]) + (
+        f" and {len(names) - limit} more" if len(names) > limit else ""
+    )
 
 
 def absent(paths: Iterable[Path]) -> list[Path]:
-    """Those of the paths that are no files. Each folder is listed once: thousands of single look-ups are slow on a network disk."""
+    """Those of the paths that are no files.
+
+    Each folder is listed once: thousands of single look-ups are slow on a network disk.
+    """
     listed: dict[Path, set[str]] = {}
     gone = []
     for path in paths:
         if path.parent not in listed:
-            listed[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+            listed[path.parent] = (
+                {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+            )
         if path.name not in listed[path.parent]:
             gone.append(path)
     return gone

@@ -12,9 +12,10 @@ class Instances:
     """The objects of one image.
 
     masks (n, H, W) bool; labels (n,) int64 class indices from 1; names: n identities of the pasted
-    photographs, or () where a data set has none. Where only boxes are drawn (VOC's detection set), masks is None and
-    drawn_boxes (n, 4) holds them: a mask is never made up from a box.
-    crowds (c, H, W) bool: regions of objects that nobody counted (COCO's iscrowd), which are no objects here, or None.
+    photographs, or () where a data set has none. Where only boxes are drawn (VOC's detection set),
+    masks is None and drawn_boxes (n, 4) holds them: a mask is never made up from a box. crowds (c,
+    H, W) bool: regions of objects that nobody counted (COCO's iscrowd), which are no objects here,
+    or None.
     """
 
     masks: np.ndarray | None
@@ -25,7 +26,9 @@ class Instances:
 
     def __post_init__(self):
         if (self.masks is None) == (self.drawn_boxes is None):
-            raise ValueError("instances are given by masks, or by drawn boxes where there are no masks")
+            raise ValueError(
+                "instances are given by masks, or by drawn boxes where there are no masks"
+            )
 
     @property
     def boxes(self) -> np.ndarray:
@@ -50,20 +53,31 @@ class Sample:
 
     def __post_init__(self):
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
-            raise ValueError(f"{self.id}: image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}")
+            raise ValueError(
+                f"{self.id}: image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}"
+            )
         size = self.image.shape[:2]
-        if self.semantic is not None and (self.semantic.shape != size or self.semantic.dtype != np.uint8):
+        if self.semantic is not None and (
+            self.semantic.shape != size or self.semantic.dtype != np.uint8
+        ):
             raise ValueError(
                 f"{self.id}: semantic map must be {size} uint8 as the image, "
                 f"got {self.semantic.shape} {self.semantic.dtype}"
             )
-        for masks in (self.instances.masks, self.instances.crowds) if self.instances is not None else ():
+        for masks in (
+            (self.instances.masks, self.instances.crowds) if self.instances is not None else ()
+        ):
             if masks is not None and masks.shape[1:] != size:
-                raise ValueError(f"{self.id}: instance masks {masks.shape} do not fit the image {size}")
+                raise ValueError(
+                    f"{self.id}: instance masks {masks.shape} do not fit the image {size}"
+                )
 
 
 def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Tight box x0, y0, x1, y1 (exclusive ends) around a (H, W) bool mask. Raises ValueError if it is empty."""
+    """Tight box x0, y0, x1, y1 (exclusive ends) around a (H, W) bool mask.
+
+    Raises ValueError if it is empty.
+    """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         raise ValueError("an empty mask has no box")

@@ -1,7 +1,9 @@
-"""Composed scenes, stored once by stage 00: composing one again takes longer than anything else in reading it.
+"""Composed scenes, stored once by stage 00: composing one again takes longer than anything else in
+reading it.
 
     scenes_<role>.npz   images (N, H, W, 3) uint8; counts (N,): objects of each scene; and for all M objects in order
-                        masks (M, H, ceil(W / 8)) uint8, packed bits; labels (M,) int64; names (M,): cut-outs
+                        masks (M, H, ceil(W / 8)) uint8, packed bits; labels (M,) int64; names (M,):
+                        cut-outs
 """
 
 from pathlib import Path
@@ -33,7 +35,9 @@ class StoredScenes:
     def __init__(self, path: Path, *, name: str, classes: tuple[str, ...], ids: list[str]):
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in ("images", "counts", "masks", "labels", "names")}
+                arrays = {
+                    key: file[key] for key in ("images", "counts", "masks", "labels", "names")
+                }
         except FileNotFoundError:
             raise store.StoreError(f"{path} is missing") from None
         except (ValueError, EOFError, KeyError, OSError, BadZipFile) as error:

@@ -1,7 +1,8 @@
 """Where VOC and COCO are published, on which terms, and which mirrors hold the same files.
 
-Checksums are those that torchvision lists for the publishers' files (torchvision/datasets/voc.py, sbd.py); where none is
-known, none is written. Mirrors: data.pjreddie.com (VOC), the storage behind images.cocodataset.org (COCO).
+Checksums are those that torchvision lists for the publishers' files (torchvision/datasets/voc.py,
+sbd.py); where none is known, none is written. Mirrors: data.pjreddie.com (VOC), the storage behind
+images.cocodataset.org (COCO).
 """
 
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """A file to fetch. gigabytes: about, to ask whether the disk has room; folder: what it fills when it is unpacked, under
-    the data set's root, or None for a file that is used as it is."""
+    """A file to fetch. gigabytes: about, to ask whether the disk has room; folder: what it fills
+    when it is unpacked, under the data set's root, or None for a file that is used as it is.
+    """
 
     file: str
     urls: tuple[str, ...]
@@ -21,13 +23,18 @@ class Source:
 
 def _voc(file: str, year: int, gigabytes: float, md5: str) -> Source:
     hosts = ("https://thor.robots.ox.ac.uk", "http://host.robots.ox.ac.uk")
-    urls = (*(f"{host}/pascal/VOC/voc{year}/{file}" for host in hosts), f"https://data.pjreddie.com/files/{file}")
+    urls = (
+        *(f"{host}/pascal/VOC/voc{year}/{file}" for host in hosts),
+        f"https://data.pjreddie.com/files/{file}",
+    )
     return Source(file, urls, gigabytes, md5, f"VOCdevkit/VOC{year}")
 
 
 def _coco(path: str, gigabytes: float, folder: str) -> Source:
     hosts = ("https://s3.amazonaws.com/images.cocodataset.org", "http://images.cocodataset.org")
-    return Source(path.rpartition("/")[2], tuple(f"{host}/{path}" for host in hosts), gigabytes, None, folder)
+    return Source(
+        path.rpartition("/")[2], tuple(f"{host}/{path}" for host in hosts), gigabytes, None, folder
+    )
 
 
 _SBD = "Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
@@ -50,7 +57,10 @@ SOURCES = {
     "coco": (
         Source(
             "coco_20k_filenames.txt",
-            tuple(f"https://raw.githubusercontent.com/{repository}/{_LIST}" for repository in ("valeoai/LOST", "YangtaoWANG95/TokenCut")),
+            tuple(
+                f"https://raw.githubusercontent.com/{repository}/{_LIST}"
+                for repository in ("valeoai/LOST", "YangtaoWANG95/TokenCut")
+            ),
             0.001,
         ),
         _coco("annotations/annotations_trainval2014.zip", 0.3, "annotations"),

@@ -25,12 +25,17 @@ SIZE_RANGE = {1: (0.50, 0.95), 2: (0.40, 0.65), 3: (0.32, 0.52)}  # longer side 
 MIN_VISIBLE = 0.55  # share of a cut-out inside the picture
 MAX_HIDDEN = 0.2  # share that each animal in front may take from it
 
-# Landscapes as (upper, lower) colours, 0-255 RGB: meadow, savanna, sea, dusk, wood, snow, sand, heath.
+# Landscapes as (upper, lower) colours, 0-255 RGB: meadow, savanna, sea, dusk, wood, snow, sand,
+# heath.
 LANDSCAPES = (
-    ((170, 200, 225), (105, 140, 60)), ((215, 205, 170), (175, 145, 85)),
-    ((160, 195, 220), (50, 105, 140)), ((225, 165, 130), (85, 70, 95)),
-    ((85, 115, 70), (50, 70, 40)), ((200, 215, 230), (225, 230, 235)),
-    ((190, 210, 225), (205, 180, 140)), ((175, 165, 190), (115, 85, 105)),
+    ((170, 200, 225), (105, 140, 60)),
+    ((215, 205, 170), (175, 145, 85)),
+    ((160, 195, 220), (50, 105, 140)),
+    ((225, 165, 130), (85, 70, 95)),
+    ((85, 115, 70), (50, 70, 40)),
+    ((200, 215, 230), (225, 230, 235)),
+    ((190, 210, 225), (205, 180, 140)),
+    ((175, 165, 190), (115, 85, 105)),
 )
 
 
@@ -47,10 +52,14 @@ class Cutout:
 
 @lru_cache(maxsize=2)
 def load_cutouts(root: Path) -> tuple[tuple[str, ...], tuple[Cutout, ...]]:
-    """(classes, cut-outs) of data/zoo. classes[0] is "background"; a cut-out's label indexes classes."""
+    """(classes, cut-outs) of data/zoo. classes[0] is "background"; a cut-out's label indexes
+    classes.
+    """
     table = Path(root) / "cutouts.csv"
     if not table.is_file():
-        raise FileNotFoundError(f"no zoo at {root}: expected {table} (is this the repository's data/zoo?)")
+        raise FileNotFoundError(
+            f"no zoo at {root}: expected {table} (is this the repository's data/zoo?)"
+        )
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     classes = ("background", *sorted({row["class"] for row in rows}))
@@ -98,7 +107,9 @@ def _smooth_noise(rng: np.random.Generator, cells: int, side: int) -> np.ndarray
 
 
 def _transform(cutout: Image.Image, *, longer: float, flip: bool, degrees: float) -> Image.Image:
-    """Flip, turn and scale a cut-out to `longer` pixels; alpha is premultiplied, so no fringe appears."""
+    """Flip, turn and scale a cut-out to `longer` pixels; alpha is premultiplied, so no fringe
+    appears.
+    """
     image = cutout.transpose(Image.FLIP_LEFT_RIGHT) if flip else cutout
     image = image.convert("RGBa")
     image = image.rotate(degrees, Image.BICUBIC, expand=True)
@@ -108,8 +119,13 @@ def _transform(cutout: Image.Image, *, longer: float, flip: bool, degrees: float
     return image.resize(size, Image.LANCZOS, reducing_gap=None)
 
 
-def _paste(canvas: np.ndarray, image: Image.Image, centre: tuple[float, float], brightness: float) -> np.ndarray:
-    """Paste premultiplied `image` at centre (x, y) pixels into `canvas`, in place. Returns (H, W) float32 alpha."""
+def _paste(
+    canvas: np.ndarray, image: Image.Image, centre: tuple[float, float], brightness: float
+) -> np.ndarray:
+    """Paste premultiplied `image` at centre (x, y) pixels into `canvas`, in place.
+
+    Returns (H, W) float32 alpha.
+    """
     side = canvas.shape[0]
     layer = Image.new("RGBa", (side, side))
     layer.paste(image, (round(centre[0] - image.width / 2), round(centre[1] - image.height / 2)))
@@ -149,7 +165,9 @@ def compose_scene(cutouts: list[Cutout], rng: np.random.Generator, *, side: int 
                 flip=rng.random() < 0.5,
                 degrees=rng.uniform(-15, 15),
             )
-            alpha = _paste(canvas, image, tuple(rng.uniform(0.22, 0.78, 2) * side), rng.uniform(0.75, 1.2))
+            alpha = _paste(
+                canvas, image, tuple(rng.uniform(0.22, 0.78, 2) * side), rng.uniform(0.75, 1.2)
+            )
             front = alpha > 0.5
             whole = (np.asarray(image)[..., 3] > 127).sum()
             before = [m.sum() for m in masks]
@@ -166,8 +184,12 @@ def compose_scene(cutouts: list[Cutout], rng: np.random.Generator, *, side: int 
             )
 
 
-def compose_clip(cutouts: list[Cutout], rng: np.random.Generator, *, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
-    """Two frames of a tracking shot: one subject, two places. Returns two (side, side, 3) uint8 images.
+def compose_clip(
+    cutouts: list[Cutout], rng: np.random.Generator, *, side: int = SIDE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two frames of a tracking shot: one subject, two places.
+
+    Returns two (side, side, 3) uint8 images.
 
     A camera that follows a subject keeps the subject and changes everything else: time is the only
     supervision. Same flip, size +-15 %, turn +-12 degrees, moved by up to 20 % of the side.
@@ -191,7 +213,10 @@ def compose_clip(cutouts: list[Cutout], rng: np.random.Generator, *, side: int =
 
 
 class ZooDataset:
-    """`count` composed scenes of one split. Scene i is the same on every machine, whatever `count` is."""
+    """`count` composed scenes of one split.
+
+    Scene i is the same on every machine, whatever `count` is.
+    """
 
     name = "zoo (composited)"
 

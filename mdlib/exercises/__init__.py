@@ -1,7 +1,9 @@
-"""Checks for the exercises: is a student's function right, and if not, on which small input does it differ?
+"""Checks for the exercises: is a student's function right, and if not, on which small input does it
+differ?
 
-Each `check_*` calls the function on small inputs, compares it with the library or with a slow version of the formula,
-and prints how many agree; `checking` says how. Its docstring says what the function is given and must return.
+Each `check_*` calls the function on small inputs, compares it with the library or with a slow
+version of the formula, and prints how many agree; `checking` says how. Its docstring says what the
+function is given and must return.
 """
 
 from mdlib.exercises.beyond import (

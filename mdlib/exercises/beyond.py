@@ -1,4 +1,6 @@
-"""Checks for the exercises of notebooks 10 to 13, A1 and A2: comparisons, evidence, and what lies around the method."""
+"""Checks for the exercises of notebooks 10 to 13, A1 and A2: comparisons, evidence, and what lies
+around the method.
+"""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -12,37 +14,54 @@ from mdlib.checking import compare
 
 
 def check_cut_cost(function: Callable) -> None:
-    """Notebook 10. function(weight (n, n) symmetric, part (n,) bool) -> the normalised cut's cost, a float."""
+    """Notebook 10. function(weight (n, n) symmetric, part (n,) bool) -> the normalised cut's cost,
+    a float.
+    """
 
     def expected(weight, part):
         inside, outside, everyone = np.flatnonzero(part), np.flatnonzero(~part), range(len(part))
         between = sum(weight[p, q] for p in inside for q in outside)
-        return sum(between / sum(weight[p, q] for p in side for q in everyone) for side in (inside, outside))
+        return sum(
+            between / sum(weight[p, q] for p in side for q in everyone)
+            for side in (inside, outside)
+        )
 
     chain = np.eye(4) + np.diag([1.0, 0.1, 1.0], 1) + np.diag([1.0, 0.1, 1.0], -1)
     cases = {
         "the weak link": {"weight": chain, "part": np.array([1, 1, 0, 0], bool)},
         "a strong link": {"weight": chain, "part": np.array([1, 0, 0, 0], bool)},
     }
-    compare(function, expected, cases, hint="w(A, B) / w(A, all) + w(A, B) / w(B, all); 'all' holds the patch itself, too.")
+    compare(
+        function,
+        expected,
+        cases,
+        hint="w(A, B) / w(A, all) + w(A, B) / w(B, all); 'all' holds the patch itself, too.",
+    )
 
 
 def check_resampled_gains(function: Callable) -> None:
-    """Notebook 11. function(a, b (images, 2, C) intersections and unions, drawn (R, m) picture numbers) -> mIoU of a minus b (R,)."""
-    a = np.array([[[9, 3], [10, 4]], [[8, 0], [12, 2]], [[5, 0], [6, 0]]], float)  # the last picture has no animal
+    """Notebook 11. function(a, b (images, 2, C) intersections and unions, drawn (R, m) picture
+    numbers) -> mIoU of a minus b (R,).
+    """
+    # the last picture has no animal
+    a = np.array([[[9, 3], [10, 4]], [[8, 0], [12, 2]], [[5, 0], [6, 0]]], float)
     b = np.array([[[8, 2], [10, 5]], [[9, 1], [10, 4]], [[3, 0], [6, 0]]], float)
     cases = {
         "each picture once": {"a": a, "b": b, "drawn": np.array([[0, 1, 2]])},
         "a picture drawn twice": {"a": a, "b": b, "drawn": np.array([[0, 1, 1], [2, 0, 2]])},
         "only the background is drawn": {"a": a, "b": b, "drawn": np.array([[2, 2]])},
     }
-    expected = lambda a, b, drawn: np.array([evidence.miou(a[row]) - evidence.miou(b[row]) for row in drawn])
+    expected = lambda a, b, drawn: np.array(
+        [evidence.miou(a[row]) - evidence.miou(b[row]) for row in drawn]
+    )
     hint = "Add the areas of the drawn pictures, then divide, then take the mean over the classes that have a union."
     compare(function, expected, cases, hint=hint)
 
 
 def check_object_agreement(function: Callable) -> None:
-    """Notebook 12. function(named (H, W), target (H, W) with 255 void; 0 is background) -> share of object pixels that are right."""
+    """Notebook 12. function(named (H, W), target (H, W) with 255 void; 0 is background) -> share of
+    object pixels that are right.
+    """
     cat = np.array([[0, 3, 3], [0, 3, 3]])
     cases = {
         "half of the cat": {"named": np.array([[0, 0, 3], [0, 0, 3]]), "target": cat},
@@ -55,21 +74,43 @@ def check_object_agreement(function: Callable) -> None:
 
 
 def check_crossed_means(function: Callable) -> None:
-    """Notebook 13. function(difference (S, n), seeds (R, s) and images (R, m), the numbers drawn) -> mean of each resample (R,)."""
+    """Notebook 13. function(difference (S, n), seeds (R, s) and images (R, m), the numbers drawn)
+    -> mean of each resample (R,).
+    """
 
     def expected(difference, seeds, images):
-        return np.array([np.mean([difference[s, i] for s in seeds[r] for i in images[r]]) for r in range(len(seeds))])
+        return np.array(
+            [
+                np.mean([difference[s, i] for s in seeds[r] for i in images[r]])
+                for r in range(len(seeds))
+            ]
+        )
 
     table = np.array([[0.1, 0.2, -0.1], [0.4, 0.0, 0.3]])
     cases = {
-        "everything once": {"difference": table, "seeds": np.array([[0, 1]]), "images": np.array([[0, 1, 2]])},
-        "one seed twice": {"difference": table, "seeds": np.array([[1, 1], [0, 0]]), "images": np.array([[0, 2], [1, 1]])},
+        "everything once": {
+            "difference": table,
+            "seeds": np.array([[0, 1]]),
+            "images": np.array([[0, 1, 2]]),
+        },
+        "one seed twice": {
+            "difference": table,
+            "seeds": np.array([[1, 1], [0, 0]]),
+            "images": np.array([[0, 2], [1, 1]]),
+        },
     }
-    compare(function, expected, cases, hint="Every drawn seed meets every drawn picture: a table of s x m, and its mean.")
+    compare(
+        function,
+        expected,
+        cases,
+        hint="Every drawn seed meets every drawn picture: a table of s x m, and its mean.",
+    )
 
 
 def check_loss_without_twins(function: Callable) -> None:
-    """Notebook A1. function(q (B, d), k (B, d), names, temperature) -> InfoNCE that does not push a clip's twins away."""
+    """Notebook A1. function(q (B, d), k (B, d), names, temperature) -> InfoNCE that does not push a
+    clip's twins away.
+    """
 
     def expected(q, k, names, temperature):
         losses = []
@@ -87,11 +128,18 @@ def check_loss_without_twins(function: Callable) -> None:
         "one animal twice": {**strangers, "names": ["cat", "owl", "cat", "tiger"]},
         "one animal only": {**strangers, "names": ["owl"] * 4},
     }
-    compare(function, expected, cases, hint="Leave a twin out of the sum below the fraction; a clip's own frame stays in.")
+    compare(
+        function,
+        expected,
+        cases,
+        hint="Leave a twin out of the sum below the fraction; a clip's own frame stays in.",
+    )
 
 
 def check_run_lengths(function: Callable) -> None:
-    """Notebook A2. function(mask (H, W) bool) -> COCO's run lengths, a list: empty, full, empty, ..., column after column."""
+    """Notebook A2. function(mask (H, W) bool) -> COCO's run lengths, a list: empty, full, empty,
+    ..., column after column.
+    """
 
     def expected(mask):
         runs = [(full, len(list(run))) for full, run in groupby(mask.T.ravel())]
@@ -105,4 +153,9 @@ def check_run_lengths(function: Callable) -> None:
         "a box": {"mask": box},
         "everything": {"mask": np.ones((2, 2), bool)},
     }
-    compare(function, expected, cases, hint="Go down the first column, then the second; the first number counts empty pixels, also if there are 0.")
+    compare(
+        function,
+        expected,
+        cases,
+        hint="Go down the first column, then the second; the first number counts empty pixels, also if there are 0.",
+    )
