@@ -41,7 +41,7 @@ def main() -> None:
                 archive.extractall(folder)
         result = evaluate(sorted((maps if maps.is_dir() else Path(folder)).rglob("*.png")))
     from mdlib import store
-    from mdlib.presets import ROOT
+    from mdlib.core.paths import ROOT
     from mdlib.stage import versions
 
     store.write_json(

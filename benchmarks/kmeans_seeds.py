@@ -8,9 +8,10 @@ import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
 
 from mdlib import clusters, metrics, pseudo, store
+from mdlib.core.paths import ROOT
 from mdlib.datasets import open_role
 from mdlib.encoder import load_encoder
-from mdlib.presets import ROOT, load_preset, resolve
+from mdlib.presets import load_preset, resolve
 from mdlib.stage import device
 
 SEEDS = range(10)

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 
 from mdlib import distill, store
+from mdlib.core.paths import ROOT
 from mdlib.datasets import Sample
 from mdlib.encoder import Tokens
 from mdlib.pipeline import KERNEL_ENVIRONMENT
-from mdlib.presets import ROOT
 from mdlib.stage import versions
 
 HEIGHT, WIDTH = 375, 500

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from mdlib import distill, masks, store
+from mdlib.core.paths import ROOT
 from mdlib.datasets import open_dataset
 from mdlib.encoder import load_encoder
-from mdlib.presets import ROOT
 from mdlib.stage import device, versions
 
 SIDE, BATCH, REPEATS = 224, 16, 15

@@ -31,12 +31,13 @@ import torch
 from PIL import Image
 
 from mdlib import clusters, crf, detector, distill, pseudo, rle, segmenter, store, training
+from mdlib.core.paths import ROOT
 from mdlib.datasets import Instances, Sample, zoo
 from mdlib.datasets.images import read_image
 from mdlib.datasets.voc import CLASSES
 from mdlib.encoder import load_encoder
 from mdlib.needs import images_of
-from mdlib.presets import ROOT, load_preset, resolve
+from mdlib.presets import load_preset, resolve
 from mdlib.stage import versions
 
 # Height, width. Of VOC's val 40 % are 375 x 500, 12 % 333 x 500, 8 % 500 x 375, the rest of many

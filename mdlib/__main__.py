@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 from mdlib import needs, pipeline, predict, report, site
+from mdlib.core.paths import ROOT
 from mdlib.datasets.download import fetch_dataset
 from mdlib.datasets.sources import SOURCES
-from mdlib.presets import ROOT, PresetError, load_preset, parse_sets
+from mdlib.presets import PresetError, load_preset, parse_sets
 from mdlib.store import StoreError, read_json
 
 

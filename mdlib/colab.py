@@ -11,7 +11,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from mdlib.presets import ROOT
+from mdlib.core.paths import ROOT
 
 GIVEN = ("torch", "torchvision")  # Colab's own fit its GPU; pip would bring others
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mdlib import clusters, crf, figures, masks, metrics, pseudo
+from mdlib.core.colours import class_colours, colour_map, overlay
 from mdlib.encoder import Tokens
 
 
@@ -146,15 +147,15 @@ def thresholds(
     predictions: list[tuple], samples: list, names: np.ndarray, *, threshold: float, classes: int
 ) -> widgets.VBox | None:
     """04: move the threshold; masks, label maps and their mIoU on these samples."""
-    colours, true = figures.class_colours(classes), [sample.semantic for sample in samples]
+    colours, true = class_colours(classes), [sample.semantic for sample in samples]
 
     def draw(threshold):
         maps, miou = threshold_view(predictions, true, names, threshold=threshold, classes=classes)
         kept = [
             found[0][pseudo.confident(found[2], threshold=threshold)] for found in predictions[:8]
         ]
-        painted = [figures.overlay(s.image, k) for s, k in zip(samples, kept)]
-        named = [figures.colour_map(np.maximum(names[m], 0), colours) for m in maps[:8]]
+        painted = [overlay(s.image, k) for s, k in zip(samples, kept)]
+        named = [colour_map(np.maximum(names[m], 0), colours) for m in maps[:8]]
         _mosaic(
             [painted, named],
             columns=8,
@@ -179,16 +180,15 @@ def borders(
     **settings,
 ) -> widgets.VBox | None:
     """06: move the CRF's parameters on one picture."""
-    colours = figures.class_colours(classes)
+    colours = class_colours(classes)
 
     def draw(**moved):
         found = crf_view(image, probabilities, **{**settings, **moved})
         maps = [
-            figures.colour_map(np.maximum(names[m], 0), colours)
-            for m in (probabilities.argmax(0), found)
+            colour_map(np.maximum(names[m], 0), colours) for m in (probabilities.argmax(0), found)
         ]
         _mosaic(
-            [[image, *maps, figures.colour_map(true, colours)]],
+            [[image, *maps, colour_map(true, colours)]],
             columns=4,
             title="image, network, CRF, true",
         )

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import binary_opening
 
 from mdlib import figures, metrics
+from mdlib.core.colours import ORANGE, SKY
 from mdlib.outcome import Outcome
 from mdlib.overview import SLIDE
 
@@ -23,8 +24,8 @@ THIN = 0.06  # of the picture's shorter side: a part narrower than this is thin
 LEAST = 0.01  # share of an object that must be lost to be seen
 COLUMNS = 3
 LOOKS = {
-    "found": {"colour": figures.ORANGE},
-    "true": {"colour": figures.SKY},
+    "found": {"colour": ORANGE},
+    "true": {"colour": SKY},
     "dropped": {"dashed": True},
     "lost": {"colour": "black", "strength": 1.0},
 }

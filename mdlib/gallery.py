@@ -21,8 +21,9 @@ import yaml
 from PIL import Image
 from sklearn.metrics import silhouette_score
 
-from mdlib import figures, store
+from mdlib import store
 from mdlib.clusters import fit_kmeans
+from mdlib.core.colours import overlay
 from mdlib.datasets import Dataset, Sample
 from mdlib.datasets.sample import mask_to_box
 from mdlib.predict import coco_annotation
@@ -153,7 +154,7 @@ def thumbnail(image: np.ndarray, mask: np.ndarray, *, side: int) -> np.ndarray:
     part, inside = Image.fromarray(image[window]), Image.fromarray(mask[window])
     size = [max(1, round(s * side / max(part.size))) for s in part.size]
     shown = np.asarray(inside.resize(size, Image.NEAREST))
-    drawn = figures.overlay(np.asarray(part.resize(size, Image.LANCZOS)), shown[None], strength=0.0)
+    drawn = overlay(np.asarray(part.resize(size, Image.LANCZOS)), shown[None], strength=0.0)
     drawn[~shown] = 0.4 * drawn[~shown] + 0.6 * PAPER
     square = np.full((side, side, 3), PAPER)
     top, left = (side - size[1]) // 2, (side - size[0]) // 2

@@ -15,11 +15,12 @@ import torch
 from mdlib import store
 from mdlib.backbones import PUBLISHED_WEIGHTS
 from mdlib.checkpoints import cached_checkpoint
+from mdlib.core.paths import ROOT
 from mdlib.datasets import coco, voc
 from mdlib.datasets.checks import check_dataset
 from mdlib.datasets.sources import SOURCES
 from mdlib.encoder_hub import PUBLISHED, cached_vit
-from mdlib.presets import ROOT, Preset, load_preset, resolve
+from mdlib.presets import Preset, load_preset, resolve
 from mdlib.stage import device
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -14,10 +14,11 @@ import torch
 from matplotlib.figure import Figure
 
 from mdlib import clusters, distill, figures, masks, metrics, store
+from mdlib.core.colours import MASK_COLOURS, class_colours, colour_map
+from mdlib.core.paths import ROOT
 from mdlib.datasets import open_role
 from mdlib.encoder import load_encoder
 from mdlib.outcome import Outcome
-from mdlib.presets import ROOT
 
 # (key, heading, what happens); the headings name the notebooks
 STEPS = (
@@ -145,12 +146,10 @@ def _draw(ax, key: str, panels: dict[str, np.ndarray], classes: list[str], *, si
             figures.outline(
                 ax,
                 panel == number,
-                colour=figures.MASK_COLOURS[(number - 1) % len(figures.MASK_COLOURS)],
+                colour=MASK_COLOURS[(number - 1) % len(MASK_COLOURS)],
             )
     elif key in MAPS:
-        ax.imshow(
-            figures.colour_map(panel, figures.class_colours(len(classes))), interpolation="none"
-        )
+        ax.imshow(colour_map(panel, class_colours(len(classes))), interpolation="none")
         for label in present:
             if (panel == label).mean() > 0.01:  # no word for a speck
                 figures.write_inside(ax, panel == label, classes[label], size=size)

@@ -20,7 +20,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from mdlib import report, store
-from mdlib.presets import NOTEBOOKS, ROOT, Preset, PresetError, load_preset, resolve
+from mdlib.core.paths import NOTEBOOKS, ROOT
+from mdlib.presets import Preset, PresetError, load_preset, resolve
 from mdlib.stage import PLACE, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
 
 DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mdlib import crf, detector, figures, rle, segmenter, stage, store
+from mdlib import crf, detector, rle, segmenter, stage, store
+from mdlib.core.colours import class_colours, overlay
 from mdlib.datasets import Sample
 from mdlib.datasets.images import ImageError, read_image
 
@@ -114,7 +115,7 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
     """
     found = find_images(paths)
     models, out = load_models(run_dir), out or run_dir / "predictions"
-    colours = figures.class_colours(len(models.names))
+    colours = class_colours(len(models.names))
     images, annotations, failed = [], [], 0
     for name, path in found:
         try:
@@ -173,14 +174,14 @@ def _write_overlay(
     present = np.setdiff1d(labels, [0])
     painted = image / 255
     if present.size:
-        painted = figures.overlay(
+        painted = overlay(
             image,
             np.stack([labels == c for c in present]),
             colours=[tuple(colours[c]) for c in present],
         )
     sure = [r["mask"] for r in records if r["score"] >= SURE]
     if sure:  # objects as outlines over the map
-        painted = figures.overlay(
+        painted = overlay(
             (painted * 255).round().astype(np.uint8),
             np.stack(sure),
             colours=("white",),

@@ -15,8 +15,7 @@ import nbformat
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS, PRESETS = ROOT / "notebooks", ROOT / "presets"
+from mdlib.core.paths import NOTEBOOKS, PRESETS, ROOT
 
 
 class PresetError(ValueError):

@@ -8,8 +8,9 @@ from pathlib import Path
 from nbconvert import HTMLExporter
 
 from mdlib import evidence, store
+from mdlib.core.paths import ROOT
 from mdlib.meanings import MEANINGS
-from mdlib.presets import ROOT, Preset
+from mdlib.presets import Preset
 from mdlib.stage import ZOO, data_label, device, read_manifest, versions
 
 

@@ -20,7 +20,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPreprocessor
 
 from mdlib import failures, outcome, overview, store
-from mdlib.presets import ROOT
+from mdlib.core.paths import ROOT
 from mdlib.stage import run_label
 
 FIRST = "quickstart"  # the page after the map; the others follow in the order of their names

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from mdlib import store
-from mdlib.presets import ROOT, check_value, read_code, read_parameters
+from mdlib.core.paths import ROOT
+from mdlib.presets import check_value, read_code, read_parameters
 
 # how the embedded data set is called wherever a number or figure of it is shown
 ZOO = "zoo (composited)"
@@ -334,4 +335,11 @@ def code_digest(notebook: str) -> str:
 # tries after it.
 ASIDE = {"parameters", "exercise", "explorer"}
 # What a notebook draws with and how it is run do not change what it computes.
-NEUTRAL = {"mdlib.figures", "mdlib.stage", "mdlib.presets", "mdlib.pipeline", "mdlib.report"}
+NEUTRAL = {
+    "mdlib.figures",
+    "mdlib.core.colours",
+    "mdlib.stage",
+    "mdlib.presets",
+    "mdlib.pipeline",
+    "mdlib.report",
+}

@@ -6,7 +6,7 @@ import nbformat
 import papermill
 
 from mdlib import presets, store
-from mdlib.presets import NOTEBOOKS
+from mdlib.core.paths import NOTEBOOKS
 
 NAME, LACKED = "01_distill_masks", ["00_prepare_data"]
 

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from mdlib import colab
-from mdlib.presets import NOTEBOOKS
+from mdlib.core.paths import NOTEBOOKS
 
 FIRST_CELL = next(
     c.source

@@ -5,7 +5,7 @@ README shows these numbers.
 import pytest
 
 from mdlib import evidence, presets, report, store
-from mdlib.presets import ROOT
+from mdlib.core.paths import ROOT
 
 CONTENTS = {
     name: store.read_json(ROOT / "reports" / name / "metrics.json") for name in ("demo", "evidence")

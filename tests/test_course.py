@@ -9,7 +9,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from mdlib.presets import NOTEBOOKS, load_preset
+from mdlib.core.paths import NOTEBOOKS
+from mdlib.presets import load_preset
 
 CELLS = {
     path.stem: nbformat.read(path, as_version=4).cells for path in sorted(NOTEBOOKS.glob("*.ipynb"))

@@ -14,6 +14,7 @@ import yaml
 
 from mdlib import pipeline, presets, stage, store
 from mdlib.__main__ import main
+from mdlib.core.paths import NOTEBOOKS
 from mdlib.datasets import open_role
 
 STAGES = presets.load_preset("voc2012").notebooks
@@ -71,7 +72,7 @@ def run_cells(name, run_dir, **values):
     matplotlib.use("agg")
     own = {key: parameter.value for key, parameter in presets.read_parameters(name).items()}
     names = {**own, **TINY.get(name, {}), **values, "run_dir": str(run_dir)}
-    for cell in nbformat.read(presets.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
+    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
         if cell.cell_type == "code" and not stage.ASIDE & set(cell.metadata.get("tags", [])):
             exec(compile(cell.source, f"{name}, cell {cell.id}", "exec"), names)
     plt.close("all")

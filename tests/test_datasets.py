@@ -9,7 +9,16 @@ from PIL import Image
 
 from mdlib import store
 from mdlib.datasets import (
-    Instances, Remembered, Sample, check_sample, label_kind, labelled_roles, open_dataset, open_role, open_roles, try_sample,
+    Instances,
+    Remembered,
+    Sample,
+    check_sample,
+    label_kind,
+    labelled_roles,
+    open_dataset,
+    open_role,
+    open_roles,
+    try_sample,
 )  # fmt: skip
 from mdlib.datasets.images import ImageError, image_size, read_image, read_label_map
 from mdlib.datasets.sample import mask_to_box

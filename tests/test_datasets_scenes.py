@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mdlib import store
+from mdlib.core.paths import ROOT
 from mdlib.datasets import Instances, Sample, open_dataset
 from mdlib.datasets.scenes import StoredScenes, write_scenes
-from mdlib.presets import ROOT
 
 
 @pytest.fixture(scope="module")

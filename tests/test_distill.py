@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mdlib import distill, masks, rle, store
+from mdlib.core.paths import NOTEBOOKS
 from mdlib.datasets import Sample, open_dataset
 from mdlib.encoder import load_encoder
-from mdlib.presets import NOTEBOOKS
 from mdlib.progress import track
 
 SETTINGS = {"top_k": 0.4, "cls_heads": 3, "mass": None, "center": "balanced"}

@@ -13,7 +13,7 @@ from in_processes import fail, network, numbers, train, train_with_a_break
 from test_detector import blobs, tiny_detector
 
 from mdlib import detector, distributed, store, training
-from mdlib.presets import ROOT
+from mdlib.core.paths import ROOT
 
 
 def losses(history):

@@ -9,7 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mdlib.presets import NOTEBOOKS, ROOT, load_preset
+from mdlib.core.paths import NOTEBOOKS, ROOT
+from mdlib.presets import load_preset
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COURSE = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")

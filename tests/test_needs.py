@@ -15,6 +15,7 @@ from mdlib import needs, pipeline, presets, store
 from mdlib.__main__ import main
 from mdlib.backbones import PUBLISHED_WEIGHTS
 from mdlib.checkpoints import cached_checkpoint
+from mdlib.core.paths import ROOT
 from mdlib.datasets import download
 from mdlib.encoder_hub import MOCOV3_URL
 
@@ -141,7 +142,7 @@ def test_make_voc2012_runs_after_a_check_that_passes_and_no_other(code, asked, t
     python.chmod(0o755)
     done = subprocess.run(
         ["make", "-o", ".venv/.installed", "voc2012", f"PY={python}"],
-        cwd=presets.ROOT,
+        cwd=ROOT,
         capture_output=True,
     )
     assert (done.returncode == 0) == (code == 0), done.stderr

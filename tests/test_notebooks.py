@@ -11,10 +11,10 @@ import sys
 import time
 
 import pytest
-
 import test_site
+
 from mdlib import outcome, overview, presets, site, store
-from mdlib.presets import NOTEBOOKS, ROOT
+from mdlib.core.paths import NOTEBOOKS, ROOT
 
 COMMAND = [sys.executable, "-m", "mdlib", "run", "smoke", "--out"]
 SMOKE = presets.load_preset("smoke").notebooks

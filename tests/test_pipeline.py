@@ -8,6 +8,7 @@ import pytest
 
 from mdlib import pipeline, presets, stage, store
 from mdlib.__main__ import main
+from mdlib.core.paths import PRESETS, ROOT
 
 QUICK = [
     "--only",
@@ -77,7 +78,7 @@ def test_a_preset_with_an_unknown_key_is_refused(tmp_path, monkeypatch):
         presets.load_preset("odd")
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in presets.PRESETS.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in PRESETS.glob("*.yaml")))
 def test_every_preset_fits_its_notebooks(name):
     preset = presets.load_preset(name)
     assert list(presets.resolve(preset, {})) == preset.notebooks
@@ -122,7 +123,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
     ]
     smoke, here = (
         presets.resolve(presets.load_preset("smoke"), {}),
-        {"run_dir": os.path.relpath(tmp_path, presets.ROOT)},
+        {"run_dir": os.path.relpath(tmp_path, ROOT)},
     )
     assert ran == {name: smoke[name] | here for name in ran}
     assert store.read_json(own) == {"made by": "the user"}

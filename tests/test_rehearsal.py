@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from mdlib import needs, presets, store
-from mdlib.presets import ROOT
+from mdlib.core.paths import ROOT
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from mdlib import store
+from mdlib.core.paths import ROOT
 from mdlib.datasets.coco import CocoDataset
 from mdlib.datasets.folder import FolderDataset
 from mdlib.datasets.images import ImageError
@@ -23,7 +24,6 @@ from mdlib.datasets.sample import VOID, Instances, Sample
 from mdlib.datasets.scenes import StoredScenes
 from mdlib.datasets.voc import VocDataset
 from mdlib.datasets.zoo import ZooDataset
-from mdlib.presets import ROOT
 
 
 class Dataset(Protocol):
