@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mdlib import metrics
-from mdlib.datasets.images import image_size, read_label_map
-from mdlib.datasets.sample import VOID
-from mdlib.datasets.voc import CLASSES
+from mdlib.data.images import image_size, read_label_map
+from mdlib.data.sample import VOID
+from mdlib.data.voc import CLASSES
+from mdlib.evaluate import metrics
 
 NUM = len(CLASSES)
 
@@ -40,9 +40,9 @@ def main() -> None:
             with zipfile.ZipFile(maps) as archive:
                 archive.extractall(folder)
         result = evaluate(sorted((maps if maps.is_dir() else Path(folder)).rglob("*.png")))
-    from mdlib import store
+    from mdlib.core import files as store
     from mdlib.core.paths import ROOT
-    from mdlib.stage import versions
+    from mdlib.run.stage import versions
 
     store.write_json(
         ROOT / "benchmarks" / "results" / "evaluate_voc_labels.json",

@@ -7,12 +7,15 @@ presets/demo.yaml come from.
 import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
 
-from mdlib import clusters, metrics, pseudo, store
+from mdlib.core import files as store
 from mdlib.core.paths import ROOT
-from mdlib.datasets import open_role
-from mdlib.encoder import load_encoder
-from mdlib.presets import load_preset, resolve
-from mdlib.stage import device
+from mdlib.data import open_role
+from mdlib.evaluate import metrics
+from mdlib.method import clusters
+from mdlib.method import pseudo_labels as pseudo
+from mdlib.models.encoder import load_encoder
+from mdlib.run.presets import load_preset, resolve
+from mdlib.run.stage import device
 
 SEEDS = range(10)
 

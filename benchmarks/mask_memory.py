@@ -25,12 +25,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdlib import distill, store
+from mdlib.core import files as store
 from mdlib.core.paths import ROOT
-from mdlib.datasets import Sample
-from mdlib.encoder import Tokens
-from mdlib.pipeline import KERNEL_ENVIRONMENT
-from mdlib.stage import versions
+from mdlib.data import Sample
+from mdlib.method import proposals as distill
+from mdlib.models.encoder import Tokens
+from mdlib.run.pipeline import KERNEL_ENVIRONMENT
+from mdlib.run.stage import versions
 
 HEIGHT, WIDTH = 375, 500
 RUNS = [("rle", 200), ("rle", 2_000), ("rle", 20_000), ("dense", 200), ("dense", 2_000)]

@@ -14,11 +14,13 @@ import time
 import numpy as np
 import torch
 
-from mdlib import distill, masks, store
+from mdlib.core import files as store
 from mdlib.core.paths import ROOT
-from mdlib.datasets import open_dataset
-from mdlib.encoder import load_encoder
-from mdlib.stage import device, versions
+from mdlib.data import open_dataset
+from mdlib.method import masks
+from mdlib.method import proposals as distill
+from mdlib.models.encoder import load_encoder
+from mdlib.run.stage import device, versions
 
 SIDE, BATCH, REPEATS = 224, 16, 15
 

@@ -30,15 +30,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mdlib import clusters, crf, detector, distill, pseudo, rle, segmenter, store, training
+from mdlib.core import files as store
+from mdlib.core import mask as rle
 from mdlib.core.paths import ROOT
-from mdlib.datasets import Instances, Sample, zoo
-from mdlib.datasets.images import read_image
-from mdlib.datasets.voc import CLASSES
-from mdlib.encoder import load_encoder
-from mdlib.needs import images_of
-from mdlib.presets import load_preset, resolve
-from mdlib.stage import versions
+from mdlib.data import Instances, Sample, zoo
+from mdlib.data.images import read_image
+from mdlib.data.voc import CLASSES
+from mdlib.method import clusters, crf, detector, segmenter
+from mdlib.method import proposals as distill
+from mdlib.method import pseudo_labels as pseudo
+from mdlib.models.encoder import load_encoder
+from mdlib.run.preflight import images_of
+from mdlib.run.presets import load_preset, resolve
+from mdlib.run.stage import versions
+from mdlib.training import loop as training
 
 # Height, width. Of VOC's val 40 % are 375 x 500, 12 % 333 x 500, 8 % 500 x 375, the rest of many
 # sizes; 1.25 neighbours in the list have one size, here 1.5: such neighbours share a batch in stage

@@ -4,12 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from mdlib import needs, pipeline, predict, report, site
+from mdlib.core.files import StoreError, read_json
 from mdlib.core.paths import ROOT
-from mdlib.datasets.download import fetch_dataset
-from mdlib.datasets.sources import SOURCES
-from mdlib.presets import PresetError, load_preset, parse_sets
-from mdlib.store import StoreError, read_json
+from mdlib.data.download import fetch_dataset
+from mdlib.data.sources import SOURCES
+from mdlib.run import pipeline, predict, report
+from mdlib.run import preflight as needs
+from mdlib.run.presets import PresetError, load_preset, parse_sets
+from mdlib.show import site
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mdlib import ahead
-from mdlib.encoder import load_encoder
+from mdlib.core import prefetch as ahead
+from mdlib.models.encoder import load_encoder
 
 torch.set_num_threads(1)
 

@@ -16,10 +16,11 @@ from scipy import ndimage, sparse
 from scipy.io import savemat
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from mdlib import rle, store
-from mdlib.datasets.sample import VOID, mask_to_box
-from mdlib.datasets.voc import CLASSES
-from mdlib.datasets.zoo import ZooDataset
+from mdlib.core import files as store
+from mdlib.core import mask as rle
+from mdlib.data.sample import VOID, mask_to_box
+from mdlib.data.voc import CLASSES
+from mdlib.data.zoo import ZooDataset
 
 # by category id, "N/A" where COCO has none
 COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]

@@ -5,8 +5,9 @@
 import nbformat
 import papermill
 
-from mdlib import presets, store
+from mdlib.core import files as store
 from mdlib.core.paths import NOTEBOOKS
+from mdlib.run import presets
 
 NAME, LACKED = "01_distill_masks", ["00_prepare_data"]
 

@@ -4,8 +4,10 @@ README shows these numbers.
 
 import pytest
 
-from mdlib import evidence, presets, report, store
+from mdlib.core import files as store
 from mdlib.core.paths import ROOT
+from mdlib.evaluate import bootstrap as evidence
+from mdlib.run import presets, report
 
 CONTENTS = {
     name: store.read_json(ROOT / "reports" / name / "metrics.json") for name in ("demo", "evidence")

@@ -10,7 +10,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from mdlib.core.paths import NOTEBOOKS
-from mdlib.presets import load_preset
+from mdlib.run.presets import load_preset
 
 CELLS = {
     path.stem: nbformat.read(path, as_version=4).cells for path in sorted(NOTEBOOKS.glob("*.ipynb"))

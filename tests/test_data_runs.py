@@ -12,10 +12,11 @@ import nbformat
 import pytest
 import yaml
 
-from mdlib import pipeline, presets, stage, store
 from mdlib.__main__ import main
+from mdlib.core import files as store
 from mdlib.core.paths import NOTEBOOKS
-from mdlib.datasets import open_role
+from mdlib.data import open_role
+from mdlib.run import pipeline, presets, stage
 
 STAGES = presets.load_preset("voc2012").notebooks
 TINY = {

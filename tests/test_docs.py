@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from mdlib.core.paths import NOTEBOOKS, ROOT
-from mdlib.presets import load_preset
+from mdlib.run.presets import load_preset
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COURSE = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")

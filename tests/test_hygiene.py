@@ -28,38 +28,19 @@ each_notebook = pytest.mark.parametrize(
 each_stage = pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
-# mdlib's floors, from the ground up: a module imports from its own floor and from those below it.
-FLOORS = [
-    ["core"],
-    ["ahead", "meanings", "presets", "progress", "published", "rle"],
-    ["colab"],
-    ["store"],
-    ["checkpoints"],
-    ["datasets"],
-    ["cuts"],
-    ["masks", "metrics"],
-    ["objects", "priors"],
-    ["evidence", "instances", "protocols"],
-    ["encoder_hub"],
-    ["encoder"],
-    ["backbones"],
-    ["distill", "clusters", "pseudo", "crf"],
-    ["ablations", "distributed"],
-    ["training"],
-    ["pretrain"],
-    ["detector", "probes", "segmenter"],
-    ["checking"],
-    ["exercises"],
-    ["figures"],
-    ["stage"],
-    ["report", "predict", "outcome", "overview", "failures", "site", "explore"],
-    ["gallery"],
-    ["pipeline", "needs"],
-    ["__main__"],
+# mdlib's folders: each imports only from those before it, so there is no circle.
+FOLDERS = [
+    "core",
+    "data",
+    "evaluate",
+    "models",
+    "training",
+    "method",
+    "studies",
+    "run",
+    "show",
+    "exercises",
 ]
-UPWARD: set[tuple[str, str]] = (
-    set()
-)  # (module, what it imports from a floor above), each with its reason: none so far
 
 
 # ---------------------------------------------------------------- notebooks
@@ -175,18 +156,23 @@ def imports_of(path: Path) -> set[str]:
 
 @each_module
 def test_layers(path):
-    floor = {name: height for height, names in enumerate(FLOORS) for name in names}
-    own = path.relative_to(ROOT / "mdlib").with_suffix("").parts[0]
-    targets = {name.split(".")[1] for name in imports_of(path) if name.startswith("mdlib.")}
-    if own == "__init__":
-        assert not targets & floor.keys(), "mdlib/__init__.py imports nothing of mdlib"
-        return
-    assert own in floor, f"{own} stands on no floor: give it one in FLOORS"
-    assert "mdlib" not in imports_of(path), (
-        "import the module that is meant, not the whole of mdlib"
-    )
-    above = {t for t in targets & floor.keys() if floor[t] > floor[own] and (own, t) not in UPWARD}
-    assert not above, f"{own} imports from above: {sorted(above)}"
+    parts = path.relative_to(ROOT / "mdlib").with_suffix("").parts
+    imported = imports_of(path)
+    assert "mdlib" not in imported, "import the module that is meant, not the whole of mdlib"
+    targets = {name.split(".")[1] for name in imported if name.startswith("mdlib.")}
+    if parts == ("__init__",):
+        assert not targets, "mdlib/__init__.py imports nothing of mdlib"
+    elif parts != ("__main__",):
+        allowed = FOLDERS[: FOLDERS.index(parts[0]) + 1]
+        above = sorted(targets - set(allowed))
+        assert not above, f"{parts[0]} imports from folders that stand above it: {above}"
+
+
+def test_folders_are_those_that_the_package_names():
+    there = {p.parent.name for p in (ROOT / "mdlib").glob("*/__init__.py")}
+    assert there == set(FOLDERS)
+    named = re.findall(r"^    (\w+) +", (ROOT / "mdlib" / "__init__.py").read_text(), re.MULTILINE)
+    assert named == FOLDERS
 
 
 @each_module

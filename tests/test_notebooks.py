@@ -13,8 +13,12 @@ import time
 import pytest
 import test_site
 
-from mdlib import outcome, overview, presets, site, store
+from mdlib.core import files as store
 from mdlib.core.paths import NOTEBOOKS, ROOT
+from mdlib.run import artifacts as outcome
+from mdlib.run import presets
+from mdlib.show import site
+from mdlib.show import slides as overview
 
 COMMAND = [sys.executable, "-m", "mdlib", "run", "smoke", "--out"]
 SMOKE = presets.load_preset("smoke").notebooks
@@ -83,7 +87,7 @@ def test_a_finished_run_is_skipped(smoke):
 
 def test_a_changed_parameter_makes_its_stage_and_the_later_ones_run(smoke, tmp_path):
     copy = shutil.copytree(smoke, tmp_path / "run")
-    from mdlib.stage import stale_reason
+    from mdlib.run.stage import stale_reason
 
     values = presets.resolve(presets.load_preset("smoke"), {})
     assert stale_reason(copy, "07_evaluate_clusters", values["07_evaluate_clusters"]) is None

@@ -4,8 +4,10 @@ import importlib.util
 
 import pytest
 
-from mdlib import needs, presets, store
+from mdlib.core import files as store
 from mdlib.core.paths import ROOT
+from mdlib.run import preflight as needs
+from mdlib.run import presets
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdlib import evidence, metrics
-from mdlib.checking import compare
+from mdlib.evaluate import bootstrap as evidence
+from mdlib.evaluate import metrics
+from mdlib.exercises.compare import compare
 
 
 def check_cut_cost(function: Callable) -> None:

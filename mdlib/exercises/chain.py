@@ -6,9 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdlib import masks, metrics, segmenter
-from mdlib.checking import compare
-from mdlib.datasets.sample import mask_to_box
+from mdlib.data.sample import mask_to_box
+from mdlib.evaluate import metrics
+from mdlib.exercises.compare import compare
+from mdlib.method import masks, segmenter
 
 
 def check_mask_to_box(function: Callable) -> None:

@@ -1,0 +1,162 @@
+"""Is a data set whole and right?
+
+Everything that is missing or wrong, at once, before a run of hours begins.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mdlib.core.progress import track
+from mdlib.data import OPENERS, coco, open_dataset, voc
+from mdlib.data.coco import CocoDataset
+from mdlib.data.folder import FolderDataset
+from mdlib.data.images import ImageError, image_size, read_label_map
+from mdlib.data.listing import absent, some
+from mdlib.data.voc import VocDataset
+
+
+def check_dataset(name: str, root: str | Path, *, splits: Iterable[str]) -> list[str]:
+    """What is missing or wrong with these splits of a data set, one sentence each; [] for a data
+    set as published.
+
+    Lists, counts, files, the size of every image (from its header) and every label of VOC are
+    looked at; the pixels of the images are not. A miniature opens all the same: here it is told
+    that its counts are not the publisher's. Raises ValueError for an unknown name.
+    """
+    if name in ("voc2012", "voc2007"):
+        return _check_voc(root, splits, year=int(name[3:]))
+    if name in ("coco", "coco_agnostic"):
+        return _check_coco(root, splits)
+    if name == "folder":
+        return _check_folder(root, splits)
+    if name not in OPENERS:
+        raise ValueError(f"unknown data set {name!r}; expected one of {sorted(OPENERS)}")
+    return _open_all(splits, lambda split: open_dataset(name, root=root, split=split))[1]
+
+
+def _open_all(splits: Iterable[str], opener) -> tuple[list, list[str]]:
+    """(the splits that could be opened, why the others could not)."""
+    opened, problems = [], []
+    for split in splits:
+        try:
+            opened.append(opener(split))
+        except (OSError, ValueError) as error:
+            # a missing folder is one problem, however many splits want it
+            if str(error) not in problems:
+                problems.append(str(error))
+    return opened, problems
+
+
+def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[str]:
+    opened, problems = _open_all(
+        splits, lambda split: VocDataset(root, split, year=year, whole=False)
+    )
+    # label files -> (split, image): an image that stands in several splits is looked at once
+    todo = {}
+    for data in opened:
+        problems += _count(data.name, data.split, len(data), voc.COUNTS[year][data.split])
+        todo |= {data.label_paths(name): (data, name) for name in data.names}
+    if not opened:
+        return problems
+    folder = opened[0].folder
+    problems += _absent(
+        {data.image_path(name) for data, name in todo.values()}, "images are missing"
+    )
+    problems += _absent(
+        {path for paths in todo for path in paths},
+        "label files are missing, their images have no labels",
+    )
+    images = {path.stem for path in (folder / "JPEGImages").glob("*.jpg")}
+    for labels in ("SegmentationClass", "SegmentationObject", "Annotations"):
+        strays = sorted(
+            path.name for path in (folder / labels).glob("*.*") if path.stem not in images
+        )
+        problems += (
+            [f"{folder / labels}: {len(strays)} label files have no image: {some(strays)}"]
+            if strays
+            else []
+        )
+    faults = []
+    for paths, (data, name) in track(
+        todo.items(), total=len(todo), what=f"checking the labels of voc{year}"
+    ):
+        if data.image_path(name).is_file() and all(path.is_file() for path in paths):
+            try:
+                data.labels(name, image_size(data.image_path(name)))
+            except ImageError as error:
+                faults.append(str(error))
+    return problems + _few(faults, "images or label files")
+
+
+def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
+    opened, problems = _open_all(splits, lambda split: CocoDataset(root, split, whole=False))
+    sizes = {}
+    for data in opened:
+        problems += _count("coco", data.split, len(data), coco.COUNTS.get(data.split))
+        if len(data.classes) != 1 + coco.THINGS:
+            problems.append(
+                f"coco {data.split}: {len(data.classes) - 1} categories, {coco.THINGS} are published"
+            )
+        sizes |= {
+            data.folder / image["file_name"]: (image["height"], image["width"])
+            for image in data.images
+        }
+        if data.split in ("train2014", "val2017"):
+            strays = sorted(
+                {path.name for path in data.folder.glob("*.jpg")}
+                - {image["file_name"] for image in data.images}
+            )
+            problems += (
+                [f"{data.folder}: {len(strays)} images are in no annotation file: {some(strays)}"]
+                if strays
+                else []
+            )
+    problems += _absent(sizes, "images are missing")
+    faults = []
+    for path, size in track(sizes.items(), total=len(sizes), what="checking the images of coco"):
+        try:
+            if path.is_file() and image_size(path) != size:
+                faults.append(f"{path}: {image_size(path)}, its annotation says {size}")
+        except ImageError as error:
+            faults.append(str(error))
+    return problems + _few(faults, "images")
+
+
+def _check_folder(root: str | Path, splits: Iterable[str]) -> list[str]:
+    opened, problems = _open_all(splits, lambda split: FolderDataset(root, split))
+    faults = []
+    for data in opened:
+        for index in track(
+            range(len(data)), total=len(data), what=f"checking the pictures in {data.folder}"
+        ):
+            try:
+                size = image_size(data.folder / data.files[index])
+                if data.masks is not None:
+                    read_label_map(
+                        data.mask_path(index), image_hw=size, num_classes=len(data.classes)
+                    )
+            except ImageError as error:
+                faults.append(str(error))
+    return problems + _few(faults, "pictures or label maps")
+
+
+def _count(name: str, split: str, have: int, published: int | None) -> list[str]:
+    if published is None or have == published:
+        return []
+    return [
+        f"{name} {split}: {have:,} images are listed, {published:,} are published (a miniature, or a broken list?)"
+    ]
+
+
+def _absent(paths: Iterable[Path], what: str) -> list[str]:
+    """One sentence for each folder that lacks files."""
+    gone: dict[Path, list[str]] = {}
+    for path in absent(sorted(paths)):
+        gone.setdefault(path.parent, []).append(path.name)
+    return [f"{folder}: {len(names)} {what}: {some(names)}" for folder, names in gone.items()]
+
+
+def _few(faults: list[str], what: str, *, limit: int = 5) -> list[str]:
+    return faults[:limit] + (
+        [f"and {len(faults) - limit} more {what} are wrong"] if len(faults) > limit else []
+    )

@@ -1,0 +1,251 @@
+"""COCO as its publisher's archives unpack, and COCO20k, a part of it.
+
+    ROOT/annotations/instances_train2014.json, instances_val2017.json
+    ROOT/train2014/*.jpg, ROOT/val2017/*.jpg                    (or ROOT/images/train2014 ...)
+    ROOT/coco_20k_filenames.txt                                 the list of COCO20k [2]: train2014/COCO_train2014_<id>.jpg a line
+
+Splits: train2014 82,783 images; val2017 5,000; coco20k 19,817 of train2014. Choices are made on
+dev: the images of train2014 outside COCO20k whose id is a multiple of 100, some 630.
+
+Classes are the background and the 80 things, in the order of their category ids; or "object" alone
+(agnostic). Overlapping objects are painted from large to small into the semantic map. A crowd
+(iscrowd = 1) is no object: it stands in Instances.crowds, and in the semantic map its pixels are
+void where no object covers them. An outline so thin that it covers no pixel is left out.
+
+A JSON file is read once and not kept: an opened split holds the outlines of its own images, as JSON
+text, about a kilobyte an object (150 MB for COCO20k). Reading all of train2014's takes half a
+minute.
+
+[1] Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014.
+[2] Vo et al., Toward unsupervised, multi-object discovery in large-scale image collections, ECCV
+2020; the list as Simeoni
+    et al., LOST, BMVC 2021, publish it.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from faster_coco_eval import mask as rle
+
+from mdlib.data.images import ImageError, read_image
+from mdlib.data.listing import read_list, require
+from mdlib.data.sample import VOID, Instances, Sample
+
+COUNTS = {"train2014": 82783, "val2017": 5000, "coco20k": 19817}  # images, as published
+SPLITS = (*COUNTS, "dev")
+THINGS = 80
+LIST = "coco_20k_filenames.txt"
+DEV_EVERY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One object as the JSON gives it. outline: its segmentation, polygons or RLE, as JSON text."""
+
+    category: int
+    crowd: bool
+    outline: bytes
+
+
+@dataclass
+class Index:
+    """What is kept of a JSON file: the images of one split, sorted by file name, and their
+    annotations by image id.
+    """
+
+    categories: list[tuple[int, str]]
+    images: list[dict]  # id, file_name, height, width
+    annotations: dict[int, list[Annotation]] = field(default_factory=dict)
+
+
+class CocoDataset:
+    """One split of COCO; Sample.id is the file name without its ending, such as
+    COCO_train2014_000000000009.
+
+    listed: a list of COCO20k elsewhere than at ROOT. Opening asks whether every image is there
+    (whole=False does not).
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        count: int | None = None,
+        *,
+        agnostic: bool = False,
+        listed: str | Path | None = None,
+        whole: bool = True,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"unknown coco split {split!r}; expected one of {sorted(SPLITS)}")
+        year = "val2017" if split == "val2017" else "train2014"
+        self.name, self.split, self.folder = "coco", split, find_images(root, year)
+        list_path = Path(root) / LIST if listed is None else Path(listed)
+        inside = read_ids(list_path) if split in ("coco20k", "dev") else set()
+        wanted = {
+            "coco20k": inside.__contains__,
+            "dev": lambda i: i % DEV_EVERY == 0 and i not in inside,
+        }.get(split, lambda i: True)
+        self.index = read_index(
+            Path(root) / "annotations" / f"instances_{year}.json", wanted=wanted
+        )
+        unknown = (
+            inside - {image["id"] for image in self.index.images} if split == "coco20k" else set()
+        )
+        if unknown:
+            raise ValueError(
+                f"{list_path}: {len(unknown)} of its images are not in instances_{year}.json, such as id {min(unknown)}"
+            )
+        if count is not None and count > len(self.index.images):
+            raise ValueError(
+                f"coco {split} has {len(self.index.images)} images, {count} were asked for"
+            )
+        self.images = self.index.images[:count]
+        names = ["object"] if agnostic else [name for _, name in self.index.categories]
+        self.classes = ("background", *names)
+        self.label_of = {
+            id_: 1 if agnostic else 1 + i for i, (id_, _) in enumerate(self.index.categories)
+        }
+        if whole:
+            require(
+                [self.folder / image["file_name"] for image in self.images], what=f"coco {split}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def ids(self) -> list[str]:
+        return [Path(image["file_name"]).stem for image in self.images]
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self.images):
+            raise IndexError(f"image {index} of {len(self.images)}")
+        entry = self.images[index]
+        path = self.folder / entry["file_name"]
+        image = read_image(path)
+        if image.shape[:2] != (entry["height"], entry["width"]):
+            raise ImageError(
+                f"{path}: {image.shape[:2]}, its annotation says {(entry['height'], entry['width'])}"
+            )
+        instances = self.instances(entry)
+        return Sample(path.stem, image, paint(instances, image.shape[:2]), instances)
+
+    def instances(self, entry: dict) -> Instances:
+        """The objects and crowds of an entry of `images`, in the order of the JSON.
+
+        Raises ImageError for an outline that cannot be read.
+        """
+        size = entry["height"], entry["width"]
+        masks, labels, crowds = [], [], []
+        for annotation in self.index.annotations.get(entry["id"], ()):
+            try:
+                mask = decode_outline(json.loads(annotation.outline), size)
+                label = self.label_of[annotation.category]
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise ImageError(
+                    f"{entry['file_name']}: an annotation cannot be read ({error!r})"
+                ) from None
+            if annotation.crowd:
+                crowds.append(mask)
+            elif mask.any():
+                masks.append(mask)
+                labels.append(label)
+        none = np.zeros((0, *size), bool)
+        return Instances(
+            np.stack(masks) if masks else none,
+            np.array(labels, np.int64),
+            crowds=np.stack(crowds) if crowds else none,
+        )
+
+
+def find_images(root: str | Path, year: str) -> Path:
+    """ROOT/<year> or ROOT/images/<year>. Raises FileNotFoundError."""
+    for folder in (Path(root) / year, Path(root) / "images" / year):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no {year} at {root}: expected {Path(root) / year}. Fetch it with "
+        'mdlib.data.download.fetch_dataset("coco", root), or give the folder that holds annotations and images'
+    )
+
+
+def read_ids(path: Path) -> set[int]:
+    """The image ids of a list of file names: the number at the end of each.
+
+    Raises ValueError for a line without one.
+    """
+    found = [re.search(r"(\d+)(\.\w+)?$", line) for line in read_list(path)]
+    if None in found or not found:
+        raise ValueError(
+            f"{path}: expected a file name such as train2014/COCO_train2014_000000000009.jpg in each line"
+        )
+    return {int(match[1]) for match in found}
+
+
+def read_index(path: Path, *, wanted: Callable[[int], bool]) -> Index:
+    """The images with a wanted id and their annotations.
+
+    Annotations are packed while the JSON is parsed, others are dropped, so that the whole of it
+    (600,000 outlines for train2014) never stands in memory as Python objects.
+    """
+    annotations: dict[int, list[Annotation]] = {}
+
+    def pack(entry: dict):
+        if "segmentation" not in entry or "image_id" not in entry:
+            return entry
+        if wanted(entry["image_id"]):
+            outline = json.dumps(entry["segmentation"]).encode()
+            annotations.setdefault(entry["image_id"], []).append(
+                Annotation(entry["category_id"], bool(entry.get("iscrowd", 0)), outline)
+            )
+        return None
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=pack)
+        categories = sorted((c["id"], c["name"]) for c in content["categories"])
+        keys = ("id", "file_name", "height", "width")
+        images = [
+            {key: image[key] for key in keys} for image in content["images"] if wanted(image["id"])
+        ]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the annotations {path} are missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not a whole file of COCO's instance annotations ({error!r})"
+        ) from None
+    return Index(categories, sorted(images, key=lambda image: image["file_name"]), annotations)
+
+
+def decode_outline(outline: list | dict, image_hw: tuple[int, int]) -> np.ndarray:
+    """COCO's segmentation, polygons [[x, y, x, y, ...], ...] or RLE with counts as text or as a
+    list -> (H, W) bool.
+    """
+    height, width = image_hw
+    if isinstance(outline, list):
+        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in outline):
+            raise ValueError("a polygon has three points or more")
+        return (
+            rle.decode(rle.merge(rle.frPyObjects(outline, height, width))).astype(bool)
+            if outline
+            else np.zeros(image_hw, bool)
+        )
+    if list(outline["size"]) != [height, width]:
+        raise ValueError(f"an RLE of size {outline['size']} in an image of {[height, width]}")
+    if isinstance(outline["counts"], str):
+        return rle.decode({**outline, "counts": outline["counts"].encode()}).astype(bool)
+    return rle.decode(rle.frPyObjects(outline, height, width)).astype(bool)
+
+
+def paint(instances: Instances, image_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 semantic map: objects from large to small (the later of two equals in front),
+    crowds void behind them.
+    """
+    semantic = np.zeros(image_hw, np.uint8)
+    semantic[instances.crowds.any(0)] = VOID
+    for i in np.argsort(-instances.masks.sum((1, 2)), kind="stable"):
+        semantic[instances.masks[i]] = instances.labels[i]
+    return semantic

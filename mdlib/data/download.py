@@ -1,0 +1,248 @@
+"""Fetching the archives of VOC and COCO from their publishers or mirrors, and unpacking them
+safely.
+
+A file that is whole is not fetched again. A download that broke off is kept under another name
+(.NAME.<mirror>.part) and goes on from there, where the server can do that. An archive is unpacked
+beside its place and moved there when it is whole; names or links that lead out of the folder are
+refused. Where no checksum is known, an archive must be whole by its own structure, and a zip file
+by its own CRCs.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import sys
+import tarfile
+import zipfile
+import zlib
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import pooch
+from tqdm import tqdm
+
+from mdlib.core.files import StoreError, write_text
+from mdlib.core.progress import track
+from mdlib.data.sources import SOURCES, TERMS, Source
+
+TIMEOUT = 30  # seconds without an answer
+
+
+class DownloadError(StoreError):
+    """A file could not be fetched or is not what it should be; the message says what was tried and
+    what to do.
+    """
+
+
+def fetch_dataset(name: str, root: str | Path) -> None:
+    """Fetch and unpack all that a data set needs into `root`, and print its licence and terms.
+
+    What was fetched before is left as it is.
+
+    Raises ValueError for an unknown name, DownloadError for what cannot be fetched.
+    """
+    if name not in SOURCES:
+        raise ValueError(
+            f"no source is known for data set {name!r}; expected one of {sorted(SOURCES)}"
+        )
+    print(TERMS[name])
+    for source in SOURCES[name]:
+        fetch(source, root)
+
+
+def fetch(source: Source, root: str | Path) -> Path:
+    """Fetch a file from the first mirror that has it whole, and unpack it.
+
+    Returns the file, or the folder it filled.
+
+    Raises DownloadError with what each mirror said. An archive that was put at root by hand is
+    taken as it is.
+    """
+    root = Path(root).absolute()
+    if source.folder is not None and _mark(root, source).is_file():
+        return root / source.folder
+    root.mkdir(parents=True, exist_ok=True)
+    free, needed = (
+        shutil.disk_usage(root).free / 1e9,
+        source.gigabytes * (2 if source.folder else 1),
+    )
+    if free < needed:
+        raise DownloadError(
+            f"{source.file} needs about {needed:.1f} GB in {root}, {free:.1f} GB are free"
+        )
+    pooch.get_logger().setLevel("WARNING")
+    said = []
+    for url in source.urls:
+        part = root / f".{source.file}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part"
+        try:
+            checksum = f"md5:{source.md5}" if source.md5 else None
+            path = Path(
+                pooch.retrieve(
+                    url, checksum, source.file, root, downloader=partial(_download, part=part)
+                )
+            )
+            break
+        except DownloadError as error:
+            said.append(f"{url}: {error}")
+        except ValueError:
+            said.append(f"{url}: not the publisher's file, its checksum is another")
+        except OSError as error:
+            if error.errno is not None:  # of this machine's disk, not of the network
+                raise
+            answer = getattr(error, "response", None)
+            reason = (
+                f"HTTP {answer.status_code}"
+                if answer is not None
+                else f"no connection, or it broke off ({type(error).__name__})"
+            )
+            said.append(f"{url}: {reason}")
+    else:
+        raise DownloadError(
+            f"{source.file} could not be fetched:\n  "
+            + "\n  ".join(said)
+            + f"\nTry again later, or fetch it another way and put it at "
+            f"{root / source.file}"
+            + (
+                "; or give the folder of a data set that is unpacked already"
+                if source.folder
+                else ""
+            )
+        )
+    return unpack(path, root, source=source) if source.folder is not None else path
+
+
+def _download(url: str, to: str, _, *, part: Path) -> None:
+    """A downloader for pooch: into `part`, from where it broke off, then to `to`.
+
+    Raises DownloadError for what is no whole file.
+    """
+
+    def look(answer, **_) -> None:  # called when the header is there
+        if answer.status_code == 416:
+            file.truncate(0)
+            raise DownloadError(
+                "what was kept of an earlier try does not fit; the next try begins anew"
+            )
+        if answer.is_redirect or not answer.ok:
+            return  # pooch follows, or raises
+        if "html" in answer.headers.get("Content-Type", ""):
+            raise DownloadError("an HTML page came instead of the file")
+        if answer.status_code != 206:
+            file.truncate(0)  # the server begins anew
+
+    try:
+        with open(part, "ab") as file:
+            begun = file.tell()
+            headers = {"Accept-Encoding": "identity"} | (
+                {"Range": f"bytes={begun}-"} if begun else {}
+            )
+            every = 0.1 if sys.stderr.isatty() else 10.0  # seconds
+            with tqdm(
+                total=1, unit="B", unit_scale=True, desc=url.rpartition("/")[2], mininterval=every
+            ) as bar:
+                pooch.HTTPDownloader(
+                    bar, 1 << 16, timeout=TIMEOUT, headers=headers, hooks={"response": look}
+                )(url, file, None)
+        problem = _what_is_wrong(part, Path(url).suffix)
+        if problem:
+            part.write_bytes(b"")
+            raise DownloadError(problem)
+        os.replace(part, to)
+    finally:
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
+
+
+def _what_is_wrong(path: Path, suffix: str) -> str | None:
+    with open(path, "rb") as file:
+        head = file.read(512).lstrip().lower()
+    if not head:
+        return "an empty file came"
+    if head.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "an HTML page came instead of the file"
+    if suffix == ".zip" and not zipfile.is_zipfile(path):
+        return "what came is not a whole zip archive"
+    if suffix in (".tar", ".tgz") and not tarfile.is_tarfile(path):
+        return "what came is not a tar archive"
+    return None
+
+
+# ---------------------------------------------------------------- unpacking
+
+
+def unpack(archive: Path, root: Path, *, source: Source) -> Path:
+    """Unpack root/source.folder out of a tar or zip file: whole or not at all, over what is there.
+
+    Returns the folder.
+
+    Raises DownloadError for an archive that is truncated or damaged, that holds something else, or
+    whose names or links lead out of its folder.
+    """
+    room = root / f".{source.file}.unpacking"
+    shutil.rmtree(room, ignore_errors=True)  # of a run that was killed
+    try:
+        room.mkdir()
+        (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, room)
+        if not (room / source.folder).is_dir():
+            raise DownloadError(
+                f"{archive} holds no folder {source.folder}: is it another archive?"
+            )
+        _move(room / source.folder, root / source.folder)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DownloadError(
+            f"{archive} is damaged or unsafe ({error}): delete it and fetch it again"
+        ) from None
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+    write_text(_mark(root, source), "")
+    return root / source.folder
+
+
+def _mark(root: Path, source: Source) -> Path:
+    """The file that says that an archive was unpacked as a whole; it goes when the folder is
+    deleted.
+    """
+    return root / source.folder / f".{source.file}.unpacked"
+
+
+def _untar(archive: Path, room: Path) -> None:
+    with tarfile.open(archive) as file:
+        members = file.getmembers()
+        for member in members:
+            _refuse_name(archive, member.name)
+        file.fileobj.seek(file.offset)
+        # tarfile takes a broken header for the end
+        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("the end is missing")
+        for member in track(members, total=len(members), what=f"unpacking {archive.name}"):
+            # the filter refuses links that leave the folder, and devices
+            file.extract(member, room, filter="data")
+
+
+def _unzip(archive: Path, room: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+        for member in members:
+            _refuse_name(archive, member.filename)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise DownloadError(f"{archive} is unsafe: {member.filename} is a link")
+        for member in track(members, total=len(members), what=f"unpacking {archive.name}"):
+            file.extract(member, room)
+
+
+def _refuse_name(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
+        raise DownloadError(f"{archive} is unsafe: {name!r} would be written outside its folder")
+
+
+def _move(source: Path, target: Path) -> None:
+    """A folder into its place by one rename, or, where there is one already, its content over that."""
+    if source.is_dir() and target.is_dir():
+        for child in source.iterdir():
+            _move(child, target / child.name)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)

@@ -1,0 +1,237 @@
+"""A folder of your own pictures, with or without label maps.
+
+Without labels: every picture below ROOT is an image of the one split, "train".
+
+    ROOT/**/photo.jpg
+
+With labels, ROOT has label maps in `masks` and their names in `classes.txt`; each image has a map
+of the same path:
+
+    ROOT/images/**/photo.jpg     (or ROOT/**/photo.jpg, where ROOT has no folder `images`)
+    ROOT/masks/**/photo.png      palette or grey: 0 background, 255 void
+    ROOT/classes.txt             line i names label i; a first line "background" names label 0
+
+ROOT may also be that folder `images` itself. A folder `masks` in ROOT is never taken for photos.
+
+Every ending that Pillow reads counts as a picture. Names that begin with a dot are ignored. Links
+are followed, a folder is read once. What is no picture by its name, and links that lead nowhere,
+are skipped and reported. Opening looks at names only: a broken picture is an ImageError when it is
+read; its id can then be left out.
+
+A sample's id is the path below ROOT without its ending, "/" as "__": `2024/sea.jpg` is `2024__sea`,
+and may name a file. Where two paths would share an id (`sea.jpg` and `sea.png`, or names that
+differ in case alone), or it is too long for a file name, it ends in "~" and a digest of the path.
+"""
+
+import os
+from collections import Counter, deque
+from pathlib import Path
+
+from PIL import Image
+
+from mdlib.core.files import digest_bytes
+from mdlib.data.images import read_image, read_label_map
+from mdlib.data.listing import some
+from mdlib.data.sample import VOID, Sample
+
+SPLITS = ("train",)
+# formats that Pillow names but cannot read by itself
+STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+LONGEST = 150  # bytes of an id: file systems end at 255, and artifacts add to it
+
+
+class FolderDataset:
+    """The pictures of a folder, sorted by path. files: their paths below `folder`. skipped: {why:
+    paths}.
+
+    classes is ("background",) without labels, and samples then carry an image alone; with them a
+    semantic map, but no instances. Raises FileNotFoundError where there is no folder or no picture
+    in it, ValueError for all else that does not fit.
+    """
+
+    name = "folder"
+
+    def __init__(self, root: str | Path, split: str, count: int | None = None):
+        if split not in SPLITS:
+            raise ValueError(
+                f"unknown folder split {split!r}; a folder has the split {SPLITS[0]!r} alone"
+            )
+        root = Path(root).absolute()
+        if not root.is_dir():
+            if root.exists():
+                raise ValueError(f"{root} is a file; give the folder that holds the pictures")
+            raise FileNotFoundError(f"no folder at {root}")
+        self.split, self.folder, self.masks, self.classes = split, *find_labels(root)
+        self.files, self.skipped = list_pictures(self.folder, masks=self.masks)
+        if self.skipped:
+            print(
+                f"{self.folder}: "
+                + "; ".join(
+                    f"{len(names)} {why}: {some(names, limit=3)}"
+                    for why, names in self.skipped.items()
+                )
+            )
+        if not self.files:
+            raise FileNotFoundError(
+                f"no picture in {self.folder}: known endings are {', '.join(sorted(picture_endings()))}"
+            )
+        if self.masks is not None:
+            check_pairs(self.files, list_pictures(self.masks)[0], masks=self.masks)
+        if count is not None and count > len(self.files):
+            raise ValueError(
+                f"{self.folder} has {len(self.files)} pictures, {count} were asked for"
+            )
+        # an id does not hang on the count
+        self._ids, self.files = make_ids(self.files)[:count], self.files[:count]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def ids(self) -> list[str]:
+        return list(self._ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self.files):
+            raise IndexError(f"image {index} of {len(self.files)}")
+        image, semantic = read_image(self.folder / self.files[index]), None
+        if self.masks is not None:
+            semantic = read_label_map(
+                self.mask_path(index), image_hw=image.shape[:2], num_classes=len(self.classes)
+            )
+        return Sample(self._ids[index], image, semantic)
+
+    def mask_path(self, index: int) -> Path:
+        """The label map of an image, in a folder that has some."""
+        return self.masks / f"{without_ending(self.files[index])}.png"
+
+
+def find_labels(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """(folder of the images, folder of the label maps or None, classes).
+
+    Raises ValueError for maps without names.
+    """
+    inside = root.parent if root.name == "images" and (root.parent / "masks").is_dir() else root
+    masks, names = inside / "masks", inside / "classes.txt"
+    if not masks.is_dir():
+        return root, None, ("background",)
+    if not names.is_file():
+        raise ValueError(
+            f"{masks} holds label maps, but {names} is missing: one name a line. If it holds photos, rename it"
+        )
+    images = inside / "images"
+    return images if images.is_dir() else inside, masks, read_classes(names)
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """("background", names of the labels 1, 2, ...).
+
+    Raises ValueError for no name, too many, or one given twice.
+    """
+    names = [
+        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+    ]
+    names = names[1:] if names and names[0].strip("_").lower() == "background" else names
+    twice = [name for name, times in Counter(["background", *names]).items() if times > 1]
+    if twice or not 0 < len(names) < VOID:
+        raise ValueError(
+            f"{path} must hold 1 to {VOID - 1} names, each once; it has {len(names)}"
+            + (f", {some(twice)} twice" if twice else "")
+        )
+    return "background", *names
+
+
+def picture_endings() -> set[str]:
+    """Endings such as ".jpg" of the formats that Pillow can read."""
+    return {
+        ending
+        for ending, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in STUBS
+    }
+
+
+def list_pictures(
+    folder: Path, *, masks: Path | None = None
+) -> tuple[list[str], dict[str, list[str]]]:
+    """(paths of all pictures below a folder, sorted, with "/"; {why: paths that were skipped}).
+
+    No file is opened.
+
+    masks: a folder that is not looked into. A real folder is read before the links to it.
+    """
+    endings, skipped = picture_endings(), {}
+    files, visited = [], {_identity(masks)} if masks else set()
+    waiting, links = deque([("", str(folder))]), deque()
+    while waiting or links:
+        prefix, place = (waiting or links).popleft()
+        try:
+            if (identity := _identity(place)) in visited:
+                continue
+            visited.add(identity)
+            entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+        except OSError:
+            skipped.setdefault("folders cannot be read", []).append(prefix)
+            continue
+        for entry in entries:
+            path, kind = prefix + entry.name, _kind(entry)
+            if kind == "folder":
+                (links if entry.is_symlink() else waiting).append((f"{path}/", entry.path))
+            elif kind != "file":
+                skipped.setdefault(kind, []).append(ascii(path))
+            elif os.path.splitext(entry.name)[1].lower() in endings:
+                files.append(path)
+            elif path != "classes.txt":
+                skipped.setdefault("files are no pictures", []).append(path)
+    return sorted(files), {why: sorted(names) for why, names in skipped.items()}
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """ "folder", "file", or why it is neither."""
+    try:
+        entry.name.encode()
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "links lead nowhere"
+    except UnicodeEncodeError:
+        return "names are not UTF-8"
+    except OSError:  # a link to itself
+        return "links lead nowhere"
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def without_ending(file: str) -> str:
+    return os.path.splitext(file)[0]
+
+
+def make_ids(files: list[str]) -> list[str]:
+    """Ids of paths with "/", as the head of this module tells: no two are equal, and each may name
+    a file.
+    """
+    plain = [without_ending(file).replace("/", "__") for file in files]
+    claims = Counter(name.casefold() for name in plain)
+    unclear = [
+        claims[name.casefold()] > 1 or "~" in name or len(name.encode()) > LONGEST for name in plain
+    ]
+    return [
+        f"{name.encode()[:LONGEST].decode(errors='ignore')}~{digest_bytes(file.encode())[:12]}"
+        if lacking
+        else name
+        for name, file, lacking in zip(plain, files, unclear)
+    ]
+
+
+def check_pairs(images: list[str], maps: list[str], *, masks: Path) -> None:
+    """Every image has a label map and every label map an image, or ValueError."""
+    wanted, there = (
+        {without_ending(file) for file in images},
+        {without_ending(file) for file in maps if file.endswith(".png")},
+    )
+    if wanted - there:
+        raise ValueError(
+            f"{masks}: {len(wanted - there)} images have no label map: {some(sorted(wanted - there))} (.png)"
+        )
+    if there - wanted:
+        raise ValueError(
+            f"{masks}: {len(there - wanted)} label maps have no image: {some(sorted(there - wanted))}"
+        )

@@ -1,0 +1,112 @@
+"""Reading picture files rightly, whatever their mode, and refusing what cannot be read.
+
+Pillow alone would turn 16-bit pictures white, show the hidden colours of transparent pixels, ignore
+the EXIF rotation and fill truncated files with black rows; each is dealt with here, once.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mdlib.data.sample import VOID
+
+MAX_PIXELS = 100_000_000
+
+
+class ImageError(ValueError):
+    """A picture or label file that cannot be used; the message names the file and the reason."""
+
+
+def read_image(path: str | Path, *, min_side: int = 8) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of any picture file, upright by its EXIF tag, transparency on white.
+
+    Raises ImageError for a missing, empty, truncated, unknown, too small or absurdly large file.
+    """
+    image = _open(path)
+    image = ImageOps.exif_transpose(image)
+    if min(image.size) < min_side:
+        raise ImageError(
+            f"{path}: {image.width} x {image.height} pixels, at least {min_side} a side are needed"
+        )
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        deep = np.asarray(image, np.float64)
+        if not np.isfinite(deep).all():
+            raise ImageError(f"{path}: some of its values are not finite")
+        # Deep pictures: 16-bit ones are divided by 257 (65535 / 255); others are stretched to their
+        # own range.
+        low, high = (
+            (0.0, 65535.0)
+            if image.mode != "F" and deep.max() <= 65535
+            else (deep.min(), deep.max())
+        )
+        grey = ((deep - low) / max(high - low, 1e-12) * 255).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))  # a copy: an array of Pillow's own memory is read-only
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of a picture file as `read_image` would give it, from its header alone.
+
+    Raises ImageError.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise ImageError(f"{path}: not a picture ({error})") from None
+
+
+def read_label_map(path: str | Path, *, image_hw: tuple[int, int], num_classes: int) -> np.ndarray:
+    """(H, W) uint8 labels of a palette or grey PNG: 0..num_classes - 1, and 255 for void.
+
+    A palette PNG is read by index, never by colour. Raises ImageError for another size, a colour
+    picture, or values outside the range.
+    """
+    image = _open(path)
+    if image.mode not in ("P", "L", "1"):
+        raise ImageError(f"{path}: a label map is a palette or grey PNG, this one is {image.mode}")
+    labels = np.asarray(image).astype(np.uint8)
+    if labels.shape != tuple(image_hw):
+        raise ImageError(f"{path}: the label map is {labels.shape}, its image {tuple(image_hw)}")
+    unknown = np.setdiff1d(np.unique(labels), [*range(num_classes), VOID])
+    if unknown.size:
+        raise ImageError(
+            f"{path}: unknown labels {unknown[:5].tolist()}; expected 0..{num_classes - 1} or {VOID}"
+        )
+    return labels
+
+
+def _open(path: str | Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(
+                f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
+            )
+        image.load()
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise ImageError(f"{path}: not a whole picture ({error})") from None
+    return image

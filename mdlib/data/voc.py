@@ -1,0 +1,318 @@
+"""PASCAL VOC 2012 with the SBD labels, and PASCAL VOC 2007, as their publishers' archives unpack.
+
+    ROOT/VOCdevkit/VOC2012/{JPEGImages, SegmentationClass, SegmentationObject, Annotations, ImageSets}
+    ROOT/benchmark_RELEASE/dataset/{cls, inst, train.txt, val.txt}        (SBD; for trainaug and fit)
+    ROOT/VOCdevkit/VOC2007/{JPEGImages, Annotations, ImageSets}
+
+ROOT may also be a VOCdevkit folder, or a VOC2012 or VOC2007 folder in one; SBD is then looked for
+beside VOCdevkit.
+
+Splits of VOC 2012. Choices are made on dev, which is a part of VOC's train, never of val:
+    train      1,464 images of ImageSets/Segmentation/train.txt
+    val        1,449 images of val.txt
+    instances  2,913 images: both, for mask AP
+    trainaug  10,582 images: train and all of SBD, less val [2]. A label map is VOC's where VOC has one, else SBD's (no void)
+    dev          147 images: every tenth of train, by name
+    fit       10,435 images: trainaug without dev, for whoever trains on labels and chooses on dev
+    boxes     11,540 images of ImageSets/Main/trainval.txt, boxes alone: CorLoc
+Splits of VOC 2007, boxes alone: train 2,501, val 2,510, trainval 5,011 (the support set; CorLoc),
+test 4,952.
+
+Objects of VOC and SBD have masks. Boxes are those drawn in the XML, difficult and truncated objects
+included, as in the published CorLoc tables; VOC counts pixels from 1 and includes both ends, so x0
+= xmin - 1 and x1 = xmax [3].
+
+[1] Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010 and 2015.
+[2] Hariharan et al., Semantic Contours from Inverse Detectors, ICCV 2011; the union is Chen et al.,
+DeepLab, 2018.
+[3] VOC development kit 2012, section on annotations; Simeoni et al., LOST, BMVC 2021, for what
+counts as an object.
+"""
+
+import re
+import zlib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from mdlib.data.images import ImageError, read_image, read_label_map
+from mdlib.data.listing import read_list, require
+from mdlib.data.sample import VOID, Instances, Sample
+
+CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+COUNTS = {  # images of each split, as published
+    2012: {
+        "train": 1464,
+        "val": 1449,
+        "instances": 2913,
+        "trainaug": 10582,
+        "dev": 147,
+        "fit": 10435,
+        "boxes": 11540,
+    },
+    2007: {"train": 2501, "val": 2510, "trainval": 5011, "test": 4952},
+}
+NAMES = {2012: r"\d{4}_\d{6}", 2007: r"\d{6}"}  # how the images of a year are called
+DEV_EVERY = 10
+
+
+class VocDataset:
+    """One split of VOC 2012 or 2007; Sample.id is VOC's name of the image, such as 2007_000033.
+
+    Opening asks whether every file of the split is there (whole=False does not);
+    `checks.check_dataset` reads them.
+    """
+
+    classes = CLASSES
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        count: int | None = None,
+        *,
+        year: int,
+        whole: bool = True,
+    ):
+        self.name, self.split, self.folder, self.sbd = (
+            f"voc{year}",
+            split,
+            find_devkit(root, year),
+            find_sbd(root),
+        )
+        names = list_split(self.folder, self.sbd, split, year=year)
+        if count is not None and count > len(names):
+            raise ValueError(f"{self.name} {split} has {len(names)} images, {count} were asked for")
+        self.names = names[:count]
+        self.only_boxes = year == 2007 or split == "boxes"
+        # Only trainaug and fit hold images that VOC itself has no label map for.
+        self.by_sbd = (
+            set(self.names) - set(read_list(segmentation_list(self.folder, "train")))
+            if split in ("trainaug", "fit")
+            else set()
+        )
+        if whole:
+            require(
+                [
+                    path
+                    for name in self.names
+                    for path in (self.image_path(name), *self.label_paths(name))
+                ],
+                what=f"{self.name} {split}",
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def ids(self) -> list[str]:
+        return list(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self.names):
+            raise IndexError(f"image {index} of {len(self.names)}")
+        name = self.names[index]
+        image = read_image(self.image_path(name))
+        return Sample(name, image, *self.labels(name, image.shape[:2]))
+
+    def image_path(self, name: str) -> Path:
+        return self.folder / "JPEGImages" / f"{name}.jpg"
+
+    def label_paths(self, name: str) -> tuple[Path, ...]:
+        """The files that hold an image's labels."""
+        if self.only_boxes:
+            return (self.folder / "Annotations" / f"{name}.xml",)
+        if name in self.by_sbd:
+            return self.sbd / "cls" / f"{name}.mat", self.sbd / "inst" / f"{name}.mat"
+        return (
+            self.folder / "SegmentationClass" / f"{name}.png",
+            self.folder / "SegmentationObject" / f"{name}.png",
+        )
+
+    def labels(self, name: str, image_hw: tuple[int, int]) -> tuple[np.ndarray | None, Instances]:
+        """(semantic map or None, instances) of an image of that size.
+
+        Raises ImageError for label files that are wrong.
+        """
+        paths = self.label_paths(name)
+        if self.only_boxes:
+            return None, read_boxes(paths[0], image_hw)
+        if name in self.by_sbd:
+            semantic, objects = (
+                read_mat(path, key, image_hw) for path, key in zip(paths, ("GTcls", "GTinst"))
+            )
+            if semantic.max() >= len(CLASSES):
+                raise ImageError(
+                    f"{paths[0]}: unknown label {semantic.max()}; expected 0..{len(CLASSES) - 1}"
+                )
+        else:
+            semantic = read_label_map(paths[0], image_hw=image_hw, num_classes=len(CLASSES))
+            objects = read_label_map(paths[1], image_hw=image_hw, num_classes=VOID)
+        return semantic, split_objects(semantic, objects, source=paths[1])
+
+
+def find_devkit(root: str | Path, year: int) -> Path:
+    """The folder VOC<year>, for a root above it, a VOCdevkit, or that folder itself.
+
+    Raises FileNotFoundError.
+    """
+    root, name = Path(root).absolute(), f"VOC{year}"
+    for folder in (root / "VOCdevkit" / name, root / name, root):
+        if folder.name == name and folder.is_dir():
+            return folder
+    others = sorted(
+        {
+            p.name
+            for base in (root / "VOCdevkit", root, root.parent)
+            for p in base.glob("VOC2*")
+            if p.is_dir()
+        }
+    )
+    raise FileNotFoundError(
+        f"no {name} at {root}: expected {root / 'VOCdevkit' / name}"
+        + (f"; found another year: {', '.join(others)}" if others else "")
+        + f'. Fetch it with mdlib.data.download.fetch_dataset("voc{year}", root), or give the folder of a VOCdevkit'
+    )
+
+
+def find_sbd(root: str | Path) -> Path:
+    """Where SBD lies or is expected: benchmark_RELEASE/dataset under root, or beside the VOCdevkit
+    that root is or is in.
+    """
+    root = Path(root).absolute()
+    places = [
+        base / "benchmark_RELEASE" / "dataset" for base in (root, root.parent, root.parent.parent)
+    ]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def segmentation_list(folder: Path, split: str) -> Path:
+    return folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def list_split(folder: Path, sbd: Path, split: str, *, year: int) -> list[str]:
+    """Names of the images of a split, sorted.
+
+    Raises ValueError for an unknown split or names of another year.
+    """
+    if split not in COUNTS[year]:
+        raise ValueError(
+            f"unknown voc{year} split {split!r}; expected one of {sorted(COUNTS[year])}"
+        )
+    if year == 2007 or split == "boxes":
+        names = read_list(
+            folder / "ImageSets" / "Main" / f"{'trainval' if split == 'boxes' else split}.txt"
+        )
+    elif split in ("train", "val"):
+        names = read_list(segmentation_list(folder, split))
+    elif split == "instances":
+        names = [
+            name for part in ("train", "val") for name in read_list(segmentation_list(folder, part))
+        ]
+    else:
+        train = sorted(read_list(segmentation_list(folder, "train")))
+        dev = train[::DEV_EVERY]
+        if split == "dev":
+            names = dev
+        else:
+            augmented = {*train, *read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")}
+            names = (
+                augmented
+                - set(read_list(segmentation_list(folder, "val")))
+                - (set(dev) if split == "fit" else set())
+            )
+    wrong = [name for name in names if not re.fullmatch(NAMES[year], name)]
+    if wrong:
+        raise ValueError(
+            f"{folder} lists {wrong[0]!r}, which is no name of VOC {year}: is it another year?"
+        )
+    return sorted(names)
+
+
+def read_boxes(path: Path, image_hw: tuple[int, int]) -> Instances:
+    """The drawn boxes of a VOC XML file, cut at the image. Raises ImageError."""
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object")
+        labels = np.array([CLASSES.index(o.findtext("name").strip()) for o in objects], np.int64)
+        ends = [
+            [float(o.find("bndbox").findtext(end)) for end in ("xmin", "ymin", "xmax", "ymax")]
+            for o in objects
+        ]
+    except (ElementTree.ParseError, OSError, AttributeError, TypeError, ValueError) as error:
+        raise ImageError(f"{path}: not an annotation of VOC ({error})") from None
+    height, width = image_hw
+    boxes = np.array(ends, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
+    boxes = boxes.clip(0, [width, height, width, height])
+    if not (boxes[:, :2] < boxes[:, 2:]).all():
+        raise ImageError(
+            f"{path}: a box is empty or outside its image of {width} x {height} pixels"
+        )
+    return Instances(None, labels, drawn_boxes=boxes)
+
+
+def read_mat(path: Path, key: str, image_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8: the field Segmentation of an SBD file; key is "GTcls" (classes) or "GTinst"
+    (objects). Raises ImageError.
+    """
+    try:
+        values = np.asarray(loadmat(path, variable_names=[key])[key]["Segmentation"][0, 0])
+    except (
+        MatReadError,
+        OSError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        zlib.error,
+    ) as error:
+        raise ImageError(
+            f"{path}: not a whole SBD file with {key}.Segmentation ({error})"
+        ) from None
+    if values.shape != tuple(image_hw):
+        raise ImageError(f"{path}: the label map is {values.shape}, its image {tuple(image_hw)}")
+    return values.astype(np.uint8)
+
+
+def split_objects(semantic: np.ndarray, objects: np.ndarray, *, source: Path) -> Instances:
+    """Masks of an object map (H, W) uint8: 1, 2, ... objects, 0 background, 255 void.
+
+    An object's class is the one that most of its pixels have in the semantic map. Raises ImageError
+    where it has none.
+    """
+    masks, labels = [], []
+    for value in np.setdiff1d(np.unique(objects), [0, VOID]):
+        mask = objects == value
+        votes = np.bincount(semantic[mask], minlength=VOID + 1)[1 : len(CLASSES)]
+        if not votes.any():
+            raise ImageError(f"{source}: object {value} has no class in the semantic map")
+        masks.append(mask)
+        labels.append(1 + int(votes.argmax()))
+    return Instances(
+        np.stack(masks) if masks else np.zeros((0, *objects.shape), bool),
+        np.array(labels, np.int64),
+    )

@@ -1,0 +1,199 @@
+"""Is a difference real?
+
+A paired bootstrap over images and seeds, and the record of a claim that was tested.
+
+Two arms are run on the same images, and with the same seeds. Images and seeds are drawn anew with
+replacement, both arms alike, many times; the middle 95 % of the differences are the interval. Of n
+images or seeds n - 1 are drawn: the spread of a mean then is the standard error (a draw of n would
+be too narrow by sqrt((n - 1) / n), a fifth for three seeds) (1). Seeds and images are drawn
+independently of each other, which errs on the wide side (2). With one seed the interval is about
+images alone; three seeds are few, and their interval is a rough one.
+
+1. McCarthy, Pseudo-replication: half samples, 1969; Rao and Wu, Resampling inference with complex
+survey data, 1988.
+2. Owen, The pigeonhole bootstrap, 2007.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mdlib.core import files as store
+from mdlib.evaluate.metrics import merge_predictions
+
+LEVEL = 0.95  # share of the resamples inside an interval
+PAPER_CLAIMS = {  # what is to be tested, in the paper's order; the keys are the numbers of claims
+    "1": "masks of a self-supervised ViT are better than those of handcrafted priors",
+    "2": "a detector trained on clustered masks is a better teacher than the masks themselves",
+    "3": "keeping the confident masks alone makes a better segmenter",
+}
+HOLDS, FAILS, NOT_RUN = "holds", "does not hold", "not run"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference of two arms, first minus second: its value on all images and seeds, and the ends
+    of its interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Effect:
+    """The mean of a minus that of b, values of one arm each: (images,) or (seeds, images), paired
+    entry by entry.
+
+    Raises ValueError for shapes that differ, a single image, or values that are not finite.
+    """
+    a, b = _paired(a, b, axes=2)
+    seeds, images = _draws(a.shape[:2], resamples=resamples, seed=seed)
+    difference = a - b
+    drawn = np.einsum("rs,si,ri->r", seeds, difference, images, optimize=True)
+    return _effect(float(difference.mean()), drawn)
+
+
+def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Effect:
+    """The mIoU of a minus that of b, from `iou_areas` of each image: (images, 2, C) or (seeds,
+    images, 2, C).
+
+    Areas are summed over the drawn images before they are divided, as mIoU is over a set; then the
+    mean is taken over the classes that occur, and over the drawn seeds. Raises ValueError as
+    `mean_difference`.
+    """
+    a, b = _paired(a, b, axes=4)
+    seeds, images = _draws(a.shape[:2], resamples=resamples, seed=seed)
+    drawn = ((_mious(a, images) - _mious(b, images)) * seeds).sum(1)
+    return _effect(float((miou(a) - miou(b)).mean()), drawn)
+
+
+def miou(areas: np.ndarray) -> np.ndarray:
+    """The mIoU of a set from `iou_areas`: (images, 2, C) -> (), or (seeds, images, 2, C) ->
+    (seeds,).
+    """
+    areas = np.asarray(areas)
+    return _mious(areas.reshape(-1, *areas.shape[-3:]), np.ones((1, areas.shape[-3]))).reshape(
+        areas.shape[:-3]
+    )
+
+
+def iou_areas(confusions: Iterable[np.ndarray], mapping: np.ndarray) -> np.ndarray:
+    """The confusion matrix (num_preds, C) of each image and their naming -> (images, 2, C):
+    intersection and union of each class.
+
+    Summed over images and divided they are `metrics.iou`, which says what an unmatched prediction
+    counts as.
+    """
+    # (images, C + 1, C)
+    merged = np.stack([merge_predictions(each, mapping) for each in confusions])
+    hits = np.diagonal(merged[:, :-1], axis1=1, axis2=2)
+    return np.stack([hits, merged[:, :-1].sum(2) + merged.sum(1) - hits], 1).astype(np.float64)
+
+
+def claim(number: str, text: str, *, experiment: str, effect: Effect | None) -> dict:
+    """One record of claims.json.
+
+    It holds where the whole interval lies above zero; else it does not: an interval across zero has
+    not shown it. effect None: it was not run.
+
+    number: a key of PAPER_CLAIMS, or "" for a claim of ours. experiment: what was compared on what,
+    with the unit.
+    """
+    if number and number not in PAPER_CLAIMS:
+        raise ValueError(
+            f"claim number must be one of {list(PAPER_CLAIMS)} or empty, got {number!r}"
+        )
+    verdict = NOT_RUN if effect is None else HOLDS if effect.low > 0 else FAILS
+    value, interval = (None, None) if effect is None else (effect.value, [effect.low, effect.high])
+    return {
+        "number": number,
+        "claim": text,
+        "experiment": experiment,
+        "effect": value,
+        "interval": interval,
+        "verdict": verdict,
+    }
+
+
+def write_claims(folder: Path, records: list[dict]) -> None:
+    """claims.json of a stage, or of a run: records of `claim`."""
+    store.write_json(Path(folder) / "claims.json", records)
+
+
+def gather_claims(folders: list[Path]) -> list[dict]:
+    """The claims in these folders (one without claims.json adds none), and those of the paper that
+    nobody tested.
+    """
+    files = [Path(folder) / "claims.json" for folder in folders]
+    records = [record for file in files if file.is_file() for record in store.read_json(file)]
+    tested = {record["number"] for record in records}
+    records += [
+        claim(n, text, experiment="", effect=None)
+        for n, text in PAPER_CLAIMS.items()
+        if n not in tested
+    ]
+    return sorted(records, key=lambda record: (record["number"] == "", record["number"]))
+
+
+def claims_table(records: list[dict]) -> str:
+    """Records as a table in Markdown."""
+    rows = ["| claim | experiment | effect | 95 % interval | verdict |", "|---|---|---|---|---|"]
+    for record in records:
+        effect, interval = "", ""
+        if record["effect"] is not None:
+            effect, interval = (
+                f"{record['effect']:+.3f}",
+                "{:+.3f} to {:+.3f}".format(*record["interval"]),
+            )
+        text = f"{record['number']}. {record['claim']}" if record["number"] else record["claim"]
+        rows.append(
+            f"| {text} | {record['experiment']} | {effect} | {interval} | **{record['verdict']}** |"
+        )
+    return "\n".join(rows)
+
+
+def _paired(a: np.ndarray, b: np.ndarray, *, axes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both with a leading axis of seeds, float64."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim not in (axes - 1, axes):
+        raise ValueError(
+            f"two arms on the same seeds and images are compared, got {a.shape} and {b.shape}"
+        )
+    a, b = (each[None] if each.ndim < axes else each for each in (a, b))
+    if a.shape[1] < 2 or not len(a):
+        raise ValueError(
+            f"an interval needs two images or more, got {a.shape[1]} with {len(a)} seeds"
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(
+            "values must be finite: leave an image out of both arms, or give it a value"
+        )
+    return a, b
+
+
+def _draws(size: tuple[int, int], *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed (resamples, S) and each image (resamples, I) is drawn, as shares that sum
+    to 1.
+    """
+    rng = np.random.default_rng(seed)
+
+    def shares(count: int) -> np.ndarray:
+        drawn = max(1, count - 1)
+        return rng.multinomial(drawn, np.full(count, 1 / count), size=resamples) / drawn
+
+    return shares(size[0]), shares(size[1])
+
+
+def _mious(areas: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(S, I, 2, C) areas and (R, I) shares -> (R, S) mIoU."""
+    hits, unions = np.einsum("ri,siac->arsc", images, areas, optimize=True)
+    shares = np.divide(hits, unions, out=np.full(hits.shape, np.nan), where=unions > 0)
+    return np.nanmean(shares, axis=-1)
+
+
+def _effect(value: float, drawn: np.ndarray) -> Effect:
+    low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Effect(value, float(low), float(high))

@@ -1,0 +1,323 @@
+"""How good is it?
+
+Confusion matrices, matching, IoU, average precision, CorLoc. Pure, and int64 where it counts.
+
+Everything streams: a confusion matrix is added up over images, so no data set is ever held in
+memory.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+if TYPE_CHECKING:  # for its name alone: whoever only counts need not wait for PyTorch
+    from mdlib.data import Dataset
+
+UNMATCHED = -1
+MAX_DETECTIONS = 100  # predictions of one image that COCO looks at
+
+
+def confusion(
+    pred: np.ndarray, target: np.ndarray, *, num_preds: int, num_targets: int, ignore: int = 255
+) -> np.ndarray:
+    """Count pixel pairs: (num_preds, num_targets) int64, entry [p, t] = pixels predicted p where t
+    is true.
+
+    pred and target: integer arrays of one shape; pixels with target == ignore never count. Add over
+    images. Raises ValueError for a shape mismatch or a value outside the ranges.
+    """
+    pred, target = np.asarray(pred), np.asarray(target)
+    if pred.shape != target.shape:
+        raise ValueError(f"prediction {pred.shape} and target {target.shape} differ in shape")
+    counted = target != ignore
+    p, t = pred[counted].astype(np.int64), target[counted].astype(np.int64)
+    if p.size and not (0 <= p.min() and p.max() < num_preds):
+        raise ValueError(f"predictions {p.min()}..{p.max()} are outside 0..{num_preds - 1}")
+    if t.size and not (0 <= t.min() and t.max() < num_targets):
+        raise ValueError(
+            f"targets {t.min()}..{t.max()} are outside 0..{num_targets - 1} (ignored: {ignore})"
+        )
+    return np.bincount(p * num_targets + t, minlength=num_preds * num_targets).reshape(
+        num_preds, num_targets
+    )
+
+
+def image_confusions(
+    maps: Iterable[np.ndarray], dataset: "Dataset", *, rows: int
+) -> Iterator[np.ndarray]:
+    """The confusion matrix (rows, C) of each image's label map with its true map; their `sum` is
+    that of the set.
+    """
+    for i, labels in enumerate(maps):
+        yield confusion(
+            labels, dataset[i].semantic, num_preds=rows, num_targets=len(dataset.classes)
+        )
+
+
+# ---------------------------------------------------------------- naming clusters
+
+
+def match_hungarian(
+    confusion: np.ndarray, *, score: str = "iou", pinned: dict[int, int] | None = None
+) -> np.ndarray:
+    """One-to-one matching of predictions to classes with the best total score.
+
+    confusion (num_preds, num_targets) counts of pixels or masks. score: "iou", or "count" (the raw
+    counts). pinned: {prediction: class} fixed beforehand. Returns (num_preds,) int64, -1 where
+    nothing was left to match. Ties go to the lower prediction, then the lower class, whatever the
+    solver does.
+    """
+    if score not in ("iou", "count"):
+        raise ValueError(f'score must be "iou" or "count", got {score!r}')
+    counts = np.asarray(confusion)
+    mapping = np.full(len(counts), UNMATCHED, np.int64)
+    for pred, target in (pinned or {}).items():
+        mapping[pred] = target
+    rows = np.flatnonzero(mapping == UNMATCHED)
+    columns = np.setdiff1d(np.arange(counts.shape[1]), list((pinned or {}).values()))
+    values = (_pairwise_iou(counts) if score == "iou" else counts.astype(np.float64))[
+        np.ix_(rows, columns)
+    ]
+    # A tie-break below any real difference: a bonus for low indices. It must not be a sum of a
+    # row's and a column's share, which every complete matching would collect alike. All bonuses
+    # together stay below half a count.
+    bonus = np.outer(np.arange(len(rows), 0, -1), np.arange(len(columns), 0, -1)) / max(
+        1, values.size
+    )
+    smallest = (
+        0.5 / max(1, min(values.shape))
+        if score == "count"
+        else 1e-9 * max(values.max(initial=0.0), 1e-12)
+    )
+    values = values + smallest * bonus
+    chosen_rows, chosen_columns = linear_sum_assignment(values, maximize=True)
+    mapping[rows[chosen_rows]] = columns[chosen_columns]
+    return mapping
+
+
+def match_majority(confusion: np.ndarray, *, pinned: dict[int, int] | None = None) -> np.ndarray:
+    """Many-to-one: each prediction takes its most frequent class (lowest on a tie).
+
+    Never seen: -1. (num_preds,) int64.
+    """
+    counts = np.asarray(confusion)
+    mapping = np.where(counts.sum(1) > 0, counts.argmax(1), UNMATCHED).astype(np.int64)
+    for pred, target in (pinned or {}).items():
+        mapping[pred] = target
+    return mapping
+
+
+def merge_predictions(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    """(num_preds, num_targets) and (num_preds,) -> (num_targets + 1, num_targets): rows are
+    classes, the last row collects unmatched predictions.
+    """
+    counts, mapping = np.asarray(confusion), np.asarray(mapping)
+    merged = np.zeros((counts.shape[1] + 1, counts.shape[1]), np.int64)
+    np.add.at(merged, np.where(mapping == UNMATCHED, counts.shape[1], mapping), counts)
+    return merged
+
+
+def iou(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class after naming: (num_targets,) float64.
+
+    A pixel of an unmatched prediction is a false negative of its class and a false positive of
+    none; it is never counted as background. NaN where a class is absent from both truth and
+    prediction.
+    """
+    merged = merge_predictions(confusion, mapping)
+    named = merged[:-1]
+    hits = np.diagonal(named).astype(np.float64)
+    union = named.sum(1) + merged.sum(0) - hits
+    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray, mapping: np.ndarray) -> float:
+    """Mean of `iou` over the classes that occur."""
+    return float(np.nanmean(iou(confusion, mapping)))
+
+
+def object_agreement(named: np.ndarray, target: np.ndarray, *, ignore: int = 255) -> float:
+    """Share of one image's pixels with the right class, among those that the map or the truth calls
+    an object.
+
+    named, target: (H, W) class indices, 0 background; -1 in named is no class. 1.0 where neither
+    sees an object.
+    """
+    seen = ((named != 0) | (target != 0)) & (target != ignore)
+    return float((named == target)[seen].mean()) if seen.any() else 1.0
+
+
+def _pairwise_iou(counts: np.ndarray) -> np.ndarray:
+    union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
+    return np.divide(counts, union, out=np.zeros(counts.shape), where=union > 0)
+
+
+# ---------------------------------------------------------------- features
+
+
+def nearest_neighbour_accuracy(
+    gallery: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray
+) -> float:
+    """Share of queries (M, D) whose most similar gallery row (N, D), by cosine, has the same class."""
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (queries, gallery)]
+    return float((labels[(unit[0] @ unit[1].T).argmax(1)] == truth).mean())
+
+
+# ---------------------------------------------------------------- masks and boxes
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, H, W) bool, (m, H, W) bool -> (n, m) float64; two empty masks have IoU 0."""
+    a, b = (
+        masks.reshape(len(masks), int(np.prod(masks.shape[1:]))).astype(np.float64)
+        for masks in (a, b)
+    )
+    both = a @ b.T
+    union = a.sum(1)[:, None] + b.sum(1)[None] - both
+    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+
+
+def share_inside(masks: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """(n, H, W) bool, (c, H, W) bool -> (n, c) float64: the share of each mask that lies in each
+    region; 0 for an empty mask.
+    """
+    a, b = (
+        each.reshape(len(each), int(np.prod(each.shape[1:]))).astype(np.float64)
+        for each in (masks, regions)
+    )
+    return (a @ b.T) / a.sum(1)[:, None].clip(1)
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Boxes x0, y0, x1, y1 with exclusive ends: (n, 4), (m, 4) -> (n, m) float64."""
+    a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
+    low, high = (
+        np.maximum(a[:, None, :2], b[None, :, :2]),
+        np.minimum(a[:, None, 2:], b[None, :, 2:]),
+    )
+    both = (high - low).clip(0).prod(-1)
+    union = (a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None] - both
+    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+
+
+def best_overlap(mask: np.ndarray, instances: np.ndarray) -> tuple[float, int]:
+    """(H, W) bool against (n, H, W) bool -> (best IoU, its index); (0.0, -1) where there is no
+    instance.
+    """
+    if not len(instances):
+        return 0.0, -1
+    overlaps = mask_iou(mask[None], instances)[0]
+    return float(overlaps.max()), int(overlaps.argmax())
+
+
+def reduce_to_best_box(box: np.ndarray, true_boxes: np.ndarray) -> int:
+    """The true box (n, 4) that a predicted box (4,) overlaps best: its index, the first on a tie;
+    -1 only where n = 0.
+
+    For the "single" protocol, whose ground truth is this one object. A box that touches none still
+    gets index 0: the object counts as missed, it does not vanish from the truth.
+    """
+    return int(box_iou([box], true_boxes)[0].argmax()) if len(true_boxes) else -1
+
+
+def corloc(boxes: list, truths: list) -> float:
+    """Share of images whose one predicted box (4,) or None has IoU >= 0.5 with any true box (n, 4)."""
+    hits = [
+        box is not None and len(true) > 0 and box_iou([box], true).max() >= 0.5
+        for box, true in zip(boxes, truths, strict=True)
+    ]
+    return float(np.mean(hits))
+
+
+def average_precision(scores: np.ndarray, hits: np.ndarray, positives: int) -> float:
+    """COCO's AP at one threshold: precision made monotone, averaged at 101 recalls.
+
+    scores (n,) and hits (n,) bool of all predictions; positives: number of true objects. NaN
+    without any.
+    """
+    if positives == 0:
+        return float("nan")
+    order = np.argsort(-np.asarray(scores, np.float64), kind="mergesort")
+    hits = np.asarray(hits, bool)[order]
+    found = hits.cumsum()
+    recall, precision = found / positives, found / np.arange(1, len(hits) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    where = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
+    return float(np.append(precision, 0.0)[np.minimum(where, len(hits))].mean())
+
+
+def mask_ap50_single(overlaps: np.ndarray, scores: np.ndarray) -> float:
+    """Mask AP50, class-agnostic, "single": one prediction an image against the one object that it
+    overlaps best.
+
+    overlaps (n,) IoU with that object; scores (n,) confidence. An image without a prediction:
+    overlap 0, score -inf.
+    """
+    return average_precision(scores, np.asarray(overlaps) >= 0.5, len(overlaps))
+
+
+def detection_hits(scores: np.ndarray, overlaps: np.ndarray, *, threshold: float) -> np.ndarray:
+    """COCO's greedy matching in one image: scores (n,), overlaps (n, m) IoU with the true objects
+    -> (n,) bool.
+
+    Best score first (stable on ties), a prediction takes the free object that it overlaps most, if
+    that IoU reaches threshold; on equal IoUs the last one, as pycocotools. Returned in the order
+    given. Raises ValueError where the shapes do not fit. Source: pycocotools, COCOeval.evaluateImg
+    (no crowds).
+    """
+    scores, overlaps = _scored(scores, overlaps)
+    hits, free = np.zeros(len(scores), bool), np.ones(overlaps.shape[1], bool)
+    for i in np.argsort(-scores, kind="stable"):
+        allowed = np.flatnonzero(free & (overlaps[i] >= min(threshold, 1 - 1e-10)))
+        if len(allowed):
+            best = allowed[overlaps[i, allowed] == overlaps[i, allowed].max()][-1]
+            hits[i], free[best] = True, False
+    return hits
+
+
+def counted_detections(
+    scores: np.ndarray, overlaps: np.ndarray, crowds: np.ndarray | None = None, *, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and hits of those predictions of an image that count, best first: the 100 best, less
+    those forgiven.
+
+    crowds (n, c): the share of each prediction inside each crowd region. One that hits no object
+    but lies in a crowd by threshold or more is forgiven, as in COCO: it is neither right nor wrong.
+    For the rest see detection_hits.
+    """
+    scores, overlaps = _scored(scores, overlaps)
+    best = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
+    hits = detection_hits(scores[best], overlaps[best], threshold=threshold)
+    if crowds is not None:
+        counts = hits | ~(np.asarray(crowds)[best] >= threshold).any(1)
+        best, hits = best[counts], hits[counts]
+    return scores[best], hits
+
+
+def mask_ap(images: Iterable[tuple], *, threshold: float = 0.5) -> float:
+    """COCO's AP at one IoU threshold over a data set, class-agnostic, objects of every size (the
+    "multi" protocol).
+
+    images: for each image scores (n,) and overlaps (n, m), the IoU of its n predictions with its m
+    true objects, and, where there are crowds, its share inside them (n, c) (see
+    counted_detections); give every image, also one without predictions (0, m) or objects (n, 0).
+    NaN without a true object; 0.0 without a prediction. Equal scores rank in the images' order.
+    """
+    all_scores, all_hits, positives = [np.zeros(0)], [np.zeros(0, bool)], 0
+    for image in images:
+        scores, hits = counted_detections(*image, threshold=threshold)
+        all_scores.append(scores)
+        all_hits.append(hits)
+        positives += np.shape(image[1])[1]
+    return average_precision(np.concatenate(all_scores), np.concatenate(all_hits), positives)
+
+
+def _scored(scores: np.ndarray, overlaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores, overlaps = np.asarray(scores, np.float64), np.asarray(overlaps, np.float64)
+    if scores.ndim != 1 or overlaps.ndim != 2 or len(scores) != len(overlaps):
+        raise ValueError(
+            f"expected scores (n,) and overlaps (n, m), got {scores.shape} and {overlaps.shape}"
+        )
+    return scores, overlaps

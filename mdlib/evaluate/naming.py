@@ -1,0 +1,92 @@
+"""Which class does a cluster stand for?
+
+The field's ways to name clusters, side by side, and what needs no names.
+
+Row 0 of a confusion matrix is background, row 1 + j is cluster j (as in a label map). A mapping
+gives the class of each row.
+"""
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from mdlib.evaluate.metrics import UNMATCHED, iou, match_hungarian, match_majority
+
+PROTOCOLS = {  # name: where the names come from, and how
+    "train, one-to-one": "counts of training masks, Hungarian (the paper); background is pinned",
+    "train, majority": "counts of training masks, each cluster its most frequent class (the reference, where k is larger)",
+    "val, one-to-one": "pixel IoU on val, Hungarian, background free as well (most peers)",
+    "val, majority": "pixels of val, each row its most frequent class: more names than peers allow, chosen on val",
+}
+
+
+def name_rows(counts: np.ndarray, confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Every protocol's mapping: counts (k, C) of training masks by cluster and class, confusion (1
+    + k, C) pixels of val.
+
+    Each mapping is (1 + k,) int64, -1 where a row has no name.
+    """
+    if len(confusion) != 1 + len(counts) or confusion.shape[1] != counts.shape[1]:
+        raise ValueError(
+            f"counts {counts.shape} and confusion {confusion.shape} are not of the same clusters and classes"
+        )
+    return {
+        "train, one-to-one": name_on_train(counts, "one-to-one"),
+        "train, majority": name_on_train(counts, "majority"),
+        "val, one-to-one": match_hungarian(confusion, score="iou"),
+        "val, majority": match_majority(confusion),
+    }
+
+
+def name_on_train(counts: np.ndarray, rule: str) -> np.ndarray:
+    """Counts (k, C) of training masks -> mapping (1 + k,), background pinned. rule: "one-to-one" or
+    "majority".
+    """
+    match = (
+        match_majority(counts[:, 1:])
+        if rule == "majority"
+        else match_hungarian(counts[:, 1:], score="count")
+    )
+    return np.concatenate([[0], np.where(match >= 0, match + 1, UNMATCHED)])
+
+
+def score_names(confusion: np.ndarray, mapping: np.ndarray) -> dict:
+    """mIoU under a mapping, and what classes that no row stands for take from it.
+
+    "miou" as metrics.mean_iou; "missing": the classes that occur and have no row, each with IoU 0;
+    "miou_named": the mean over the others; "cost": the second minus the first. The cost is an
+    account of this mapping: a row that took a missing class's name would lose its own.
+    """
+    values = iou(confusion, mapping)
+    occurs = confusion.sum(0) > 0
+    missing = np.flatnonzero(occurs & ~np.isin(np.arange(len(values)), mapping))
+    named = np.delete(values, missing)
+    miou = float(np.nanmean(values))
+    named_miou = float(np.nanmean(named)) if np.isfinite(named).any() else 0.0
+    return {
+        "miou": miou,
+        "missing": missing.tolist(),
+        "miou_named": named_miou,
+        "cost": named_miou - miou,
+    }
+
+
+def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    """How well clusters and classes of n masks agree, without a name: (n,), (n,) integers -> nmi,
+    ari, purity.
+
+    nmi in [0, 1]: normalised mutual information (arithmetic mean); ari in [-0.5, 1]: Rand index
+    above chance, 0 for random clusters; purity in (0, 1]: share of masks in their cluster's most
+    frequent class, which grows with k. Raises ValueError without a mask.
+    """
+    clusters, classes = np.asarray(clusters), np.asarray(classes)
+    if not len(clusters):
+        raise ValueError("there is no mask to judge clusters by")
+    _, rows = np.unique(clusters, return_inverse=True)
+    _, columns = np.unique(classes, return_inverse=True)
+    counts = np.zeros((rows.max() + 1, columns.max() + 1), np.int64)
+    np.add.at(counts, (rows, columns), 1)
+    return {
+        "nmi": float(normalized_mutual_info_score(classes, clusters)),
+        "ari": float(adjusted_rand_score(classes, clusters)),
+        "purity": float(counts.max(1).sum() / len(clusters)),
+    }

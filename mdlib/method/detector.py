@@ -1,0 +1,252 @@
+"""Mask R-CNN on clustered masks: stage 3.
+
+One or a few masks with their clusters go in for an image; many come out.
+
+The network is torchvision's (He et al., arXiv 1703.06870). On the ViT backbone its heads are small:
+two levels, 64 channels in the mask head, 16 regions an image. torchvision counts classes from 1,
+because 0 is background: label = 1 + cluster.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+from mdlib.core import files as store
+from mdlib.core.prefetch import made_ahead
+from mdlib.data import Dataset
+from mdlib.data.sample import mask_to_box
+from mdlib.models.backbones import build_pyramid
+from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
+from mdlib.training import launch as distributed
+from mdlib.training import loop as training
+
+
+def build_detector(
+    backbone: str,
+    *,
+    weights: Path | None,
+    trainable_blocks: int,
+    num_clusters: int,
+    shorter_sides: tuple[int, ...],
+) -> MaskRCNN:
+    """Mask R-CNN for `num_clusters` clusters.
+
+    backbone, weights, trainable_blocks: see backbones.build_pyramid. shorter_sides: images are
+    resized so that their shorter side has one of these numbers of pixels, drawn in training; the
+    last one in prediction.
+    """
+    body = build_pyramid(backbone, weights=weights, trainable_blocks=trainable_blocks)
+    options = dict(
+        num_classes=1 + num_clusters,
+        min_size=tuple(shorter_sides),
+        max_size=2 * max(shorter_sides),
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+    )
+    if backbone == "vit":
+        options = {
+            **options,
+            "num_classes": None,
+            **_small_heads(1 + num_clusters, body.out_channels),
+        }
+    return MaskRCNN(body, **options)
+
+
+def load_detector(path: Path, *, device: str) -> MaskRCNN:
+    """The detector that stage 03 wrote.
+
+    Raises store.WeightsError for a file that is missing, broken or another's.
+    """
+    state, header = store.read_weights(path)
+    made = store.check_architecture(
+        header, network="mask_rcnn", keys=("backbone", "num_clusters", "shorter_side"), source=path
+    )
+    model = build_detector(
+        made["backbone"],
+        weights=None,
+        trainable_blocks=0,
+        num_clusters=made["num_clusters"],
+        shorter_sides=(made["shorter_side"],),
+    )
+    store.fit_weights(model, state, source=path)
+    return model.eval().to(device)
+
+
+class RegionHead(nn.Module):
+    """(R, C, 7, 7) -> (R, C + 128): the mean over the region's cells beside what a small layer
+    makes of them all.
+
+    The mean keeps what the frozen features already know of the subject, so that a few hundred steps
+    teach clusters.
+    """
+
+    def __init__(self, channels: int, *, hidden: int = 128):
+        super().__init__()
+        self.layer = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * 49, hidden), nn.ReLU(inplace=True)
+        )
+        self.out_channels = channels + hidden
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return torch.cat([regions.mean((2, 3)), self.layer(regions)], 1)
+
+
+def _small_heads(num_classes: int, channels: int) -> dict:
+    levels, head = ["0", "1"], RegionHead(channels)
+    return dict(
+        rpn_anchor_generator=AnchorGenerator(((32, 48), (72, 104)), ((0.5, 1.0, 2.0),) * 2),
+        rpn_pre_nms_top_n_train=128,
+        rpn_pre_nms_top_n_test=64,
+        rpn_post_nms_top_n_train=64,
+        rpn_post_nms_top_n_test=24,
+        rpn_batch_size_per_image=64,
+        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        box_head=head,
+        box_predictor=FastRCNNPredictor(head.out_channels, num_classes),
+        rpn_nms_thresh=0.8,
+        box_batch_size_per_image=16,
+        box_positive_fraction=0.5,
+        box_detections_per_img=10,
+        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_head=MaskRCNNHeads(channels, (64, 64), 1),
+        mask_predictor=MaskRCNNPredictor(64, 64, num_classes),
+    )
+
+
+class DetectionBatch(list):
+    """A list of (image (3, H, W) float in [0, 1], target) pairs that knows its images' ids."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [target["id"] for _, target in self]
+
+
+def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
+    """An image's pseudo objects as torchvision wants them, from (n, H, W) bool masks and their n
+    clusters from 0.
+
+    boxes (n, 4) float, labels (n,) int64 from 1, masks (n, H, W) uint8, and the image's "id".
+    Raises ValueError for an empty mask or one less than two pixels wide or high: its box would be
+    degenerate.
+    """
+    boxes = []
+    for x0, y0, x1, y1 in map(mask_to_box, masks):
+        if x1 - x0 < 2 or y1 - y0 < 2:
+            raise ValueError(
+                f"{image_id}: a mask of {x1 - x0} x {y1 - y0} pixels has a degenerate box"
+            )
+        boxes.append((x0, y0, x1, y1))
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32),
+        "labels": torch.tensor([1 + int(cluster) for cluster in clusters]),
+        "masks": torch.from_numpy(masks.astype(np.uint8)),
+        "id": image_id,
+    }
+
+
+class DetectionBatches:
+    """batch(step) -> DetectionBatch, a pure function of (seed, step); batch(step, part, parts) -> a
+    part of it.
+
+    Images are mirrored half the time.
+
+    records: pseudo objects {"mask", "cluster", "image_id"}, any number an image. An image without a
+    mask that is large enough for a box is left out; `self.kept` holds the indices of the others.
+    """
+
+    def __init__(
+        self, dataset: Dataset, records: list[dict], *, batch: int, seed: int, device: str
+    ):
+        self.dataset, self.batch, self.seed, self.device = dataset, batch, seed, device
+        self.objects = [
+            [
+                record
+                for record in found
+                if record["mask"].any() and min(_extent(record["mask"])) >= 2
+            ]
+            for found in store.by_image(records, dataset.ids())
+        ]
+        self.kept = [i for i, found in enumerate(self.objects) if found]
+        if not self.kept:
+            raise ValueError("no mask is large enough to train on")
+
+    def __call__(self, step: int, part: int = 0, parts: int = 1) -> DetectionBatch:
+        rng = np.random.default_rng([self.seed, step])
+        chosen = rng.choice(self.kept, self.batch, replace=len(self.kept) < self.batch)
+        flips = rng.random(self.batch) < 0.5
+        own = distributed.share(self.batch, part, parts)
+        return DetectionBatch(
+            self._pair(int(i), bool(flip)) for i, flip in zip(chosen[own], flips[own])
+        )
+
+    def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
+        sample = self.dataset[index]
+        image, found = sample.image, self.objects[index]
+        masks = np.stack([record["mask"] for record in found])
+        if flip:
+            image, masks = image[:, ::-1], masks[:, :, ::-1]
+        target = target_of(masks, [record["cluster"] for record in found], image_id=sample.id)
+        moved = {
+            key: value.to(self.device) if isinstance(value, Tensor) else value
+            for key, value in target.items()
+        }
+        return to_tensor(image, self.device), moved
+
+
+def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict[str, float]]:
+    """The sum of Mask R-CNN's five losses, and each of them."""
+    losses = model([image for image, _ in batch], [target for _, target in batch])
+    return sum(losses.values()), {
+        name.removeprefix("loss_"): value.item() for name, value in losses.items()
+    }
+
+
+def train(model: MaskRCNN, batches: DetectionBatches, **recipe) -> list[dict]:
+    """Train in place; returns the history. recipe: the keywords of training.train_network."""
+    return training.train_network(
+        "detector", model, lambda pairs, step: detector_loss(model, pairs), batches, **recipe
+    )
+
+
+@torch.no_grad()
+def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> Iterator[list[dict]]:
+    """Yield, for each image in order, its predictions, best first; an empty list where there is
+    none.
+
+    A prediction: {"image_id", "mask" (H, W) bool, "cluster" int from 0, "score" float in [0, 1],
+    "box" x0, y0, x1, y1}.
+    """
+    model.eval()
+    with made_ahead(
+        dataset.__getitem__, range(len(dataset)), most=batch, device=device
+    ) as pictures:
+        while samples := list(islice(pictures, batch)):
+            outputs = model([to_tensor(sample.image, device) for sample in samples])
+            for sample, output in zip(samples, outputs):
+                yield [record for record in _records(sample.id, output) if record["mask"].any()]
+
+
+def _records(image_id: str, output: dict[str, Tensor]) -> Iterator[dict]:
+    masks = (output["masks"][:, 0] > 0.5).cpu().numpy()
+    rest = (output[key].cpu().tolist() for key in ("labels", "scores", "boxes"))
+    for mask, label, score, box in zip(masks, *rest):
+        yield {"image_id": image_id, "mask": mask, "cluster": label - 1, "score": score, "box": box}
+
+
+def to_tensor(image: np.ndarray, device: str) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 255
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int]:
+    x0, y0, x1, y1 = mask_to_box(mask)
+    return x1 - x0, y1 - y0

@@ -1,0 +1,176 @@
+"""Stage 1 over a whole data set: images through the frozen encoder, one object mask an image, or
+several.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mdlib.core.mask import MaskRecord, encode_mask
+from mdlib.core.prefetch import made_ahead
+from mdlib.data import Dataset, Sample
+from mdlib.method import masks
+from mdlib.method import several_masks as objects
+from mdlib.models.encoder import Encoder, Tokens
+
+WINDOW = 100e6  # bytes of pictures among which batches are gathered: about 180 of VOC's
+
+
+def distill_masks(
+    dataset: Dataset,
+    encoder: Encoder,
+    *,
+    input_side: int,
+    batch_size: int,
+    top_k: float,
+    cls_heads: int,
+    mass: float | None,
+    center: str,
+    max_masks: int = 1,  # the last three: the paper's one mask an image, or objects.object_masks
+    min_contrast: float | None = None,
+    max_seam: float | None = None,
+) -> Iterator[MaskRecord]:
+    """Yield the masks of each image of a data set, in order; images of one size share a batch, as
+    `batches_by_size` gathers them.
+
+    A mask: {"image_id", "mask" (H, W) bool, "score" in [0, 1]: the share of the CLS token's
+    attention inside it}. input_side: images are resized so that their shorter side has this many
+    pixels. See masks.object_mask, masks.center_keys and objects.object_masks for the rest. Without
+    min_contrast every image has at least one mask; with it some have none.
+    """
+    rule = dict(
+        top_k=top_k,
+        cls_heads=cls_heads,
+        mass=mass,
+        center=center,
+        max_masks=max_masks,
+        min_contrast=min_contrast,
+        max_seam=max_seam,
+    )
+    found: dict[int, list[MaskRecord]] = {}  # of images that wait for one before them
+    following = 0
+    with made_ahead(
+        lambda i: _picture(dataset[i]), range(len(dataset)), most=batch_size, device=encoder.device
+    ) as pictures:
+        for batch in batches_by_size(pictures, batch_size=batch_size, window=WINDOW):
+            found |= zip(
+                batch, _distill_batch(list(batch.values()), encoder, input_side=input_side, **rule)
+            )
+            while following in found:
+                yield from found.pop(following)
+                following += 1
+            del batch  # its pictures, before those of the next are read
+
+
+def batches_by_size(
+    samples: Iterable[Sample], *, batch_size: int, window: float
+) -> Iterator[dict[int, Sample]]:
+    """Batches {place among the samples: sample} of images of one size, so that images of mixed
+    sizes fill batches too.
+
+    A batch is given when it is full, at the end, and when the images since its first one take more
+    than `window` bytes. So whoever brings the results back into order never keeps more than those
+    of a window and a batch.
+    """
+    waiting: dict[tuple, dict[int, Sample]] = {}  # by size, the longest waiting first
+    seen, before = 0, {}  # bytes so far, and before the first of each batch
+    for place, sample in enumerate(samples):
+        size = sample.image.shape
+        if size not in waiting:
+            waiting[size], before[size] = {}, seen
+        waiting[size][place] = sample
+        seen += sample.image.nbytes
+        if len(waiting[size]) == batch_size:
+            yield waiting.pop(size)
+        while (
+            waiting and (oldest := next(iter(waiting))) != size and seen - before[oldest] > window
+        ):
+            yield waiting.pop(oldest)
+    yield from waiting.values()
+
+
+def _picture(sample: Sample) -> Sample:
+    """Without its labels, so that they are not kept while it waits."""
+    return Sample(sample.id, sample.image)
+
+
+def _distill_batch(
+    batch: list[Sample], encoder: Encoder, *, input_side: int, **rule
+) -> list[list[MaskRecord]]:
+    """The masks of each of some images of one size.
+
+    Its tensors end with it: the next batch finds their memory free.
+    """
+    images = (
+        torch.from_numpy(np.stack([sample.image for sample in batch]))
+        .to(encoder.device)
+        .permute(0, 3, 1, 2)
+    )
+    resized = resize_images(images, input_side=input_side)
+    found, scores = several_tokens(encoder.tokens(resized), **rule)
+    image_hw, crop_hw = tuple(images.shape[-2:]), tuple(resized.shape[-2:])
+    padded_hw = tuple(-(-side // encoder.patch) * encoder.patch for side in crop_hw)
+    pixels = masks.mask_to_pixels(
+        found.flatten(0, 1), padded_hw=padded_hw, crop_hw=crop_hw, image_hw=image_hw
+    )
+    pixels = pixels.view(*found.shape[:2], *image_hw).cpu().numpy()
+    return [
+        [
+            MaskRecord({"image_id": sample.id, "score": score}, encode_mask(mask))
+            for number, (mask, score) in enumerate(zip(own, its_scores))
+            if mask.any() or (number == 0 and rule["min_contrast"] is None)
+        ]
+        for sample, own, its_scores in zip(batch, pixels, scores.tolist())
+    ]
+
+
+def resize_images(images: torch.Tensor, *, input_side: int) -> torch.Tensor:
+    """(B, 3, H, W) uint8 -> uint8 with the shorter side at `input_side` pixels, bicubic, aspect
+    kept.
+    """
+    height, width = images.shape[-2:]
+    scale = input_side / min(height, width)
+    size = (round(height * scale), round(width * scale))
+    if size == (height, width):
+        return images
+    resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def mask_tokens(
+    tokens: Tokens, *, top_k: float, cls_heads: int, mass: float | None, center: str
+) -> tuple:
+    """Tokens -> masks (B, h, w) bool and scores (B,): what stage 1 does after the ViT."""
+    keys = _centred_keys(tokens, cls_heads=cls_heads, mass=mass, center=center)
+    found = masks.object_mask(
+        tokens.cls_query, keys, grid_hw=tokens.grid_hw, top_k=top_k, cls_heads=cls_heads, mass=mass
+    )
+    return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)
+
+
+def several_tokens(
+    tokens: Tokens, *, cls_heads: int, mass: float | None, center: str, **settings
+) -> tuple:
+    """Tokens -> masks (B, max_masks, h, w) bool and scores (B, max_masks). settings: the rest of
+    objects.object_masks'.
+    """
+    keys = _centred_keys(tokens, cls_heads=cls_heads, mass=mass, center=center)
+    found, _ = objects.object_masks(
+        tokens.cls_query, keys, grid_hw=tokens.grid_hw, cls_heads=cls_heads, mass=mass, **settings
+    )
+    shares = [
+        masks.attention_inside(tokens.cls_query, tokens.keys, each) for each in found.unbind(1)
+    ]
+    return found, torch.stack(shares, 1)
+
+
+def _centred_keys(
+    tokens: Tokens, *, cls_heads: int, mass: float | None, center: str
+) -> torch.Tensor:
+    if center != "none" and mass is not None:
+        raise ValueError(
+            "centred scores sum to about zero, so the mass rule means nothing: set mass to None"
+        )
+    return masks.center_keys(tokens.cls_query, tokens.keys, cls_heads=cls_heads, center=center)

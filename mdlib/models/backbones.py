@@ -1,0 +1,211 @@
+"""Backbones of the detector and the segmenter: images in, feature maps out.
+
+None has ever seen a label.
+
+    "vit"       the course's own encoder, for two CPU cores: one map of stride 8, made a pyramid where one is needed
+                (Li et al., "Exploring plain ViT backbones", arXiv 2203.16527: a plain ViT needs no
+                more than that)
+    "resnet50"  the paper's: with an FPN for Mask R-CNN, at stride 8 for DeepLab-v3
+
+Self-supervised weights of a ResNet-50 that are known by name (PUBLISHED_WEIGHTS), fetched once into
+the user's cache:
+
+    "dino_resnet50"    DINO (arXiv 2104.14294), for Mask R-CNN as in LOST's recipe
+    "mocov2_resnet50"  MoCo v2, 800 epochs (arXiv 2003.04297), for DeepLab-v3 as in the paper; CC BY-NC 4.0
+
+torchvision would load supervised ImageNet weights where none are named; here `weights=None` is
+always passed on.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+from mdlib.core import files as store
+from mdlib.models.checkpoints import fetch_checkpoint, read_checkpoint
+from mdlib.models.encoder import ZOO_ARCHITECTURE, build_zoo_vit
+
+BACKBONES = ("vit", "resnet50")
+# name: address, and the first digits of the file's MD5 where its authors give them (MoCo's README)
+PUBLISHED_WEIGHTS = {
+    "dino_resnet50": (
+        "https://dl.fbaipublicfiles.com/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
+        "",
+    ),
+    "mocov2_resnet50": (
+        "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
+        "a04e12f8",
+    ),
+}
+
+
+class ViTMap(nn.Module):
+    """A ViT as a convolutional body: (B, 3, H, W) normalised -> {"out": (B, D, H / 8, W / 8)},
+    whitened.
+
+    All tokens share one large vector, and what differs between subjects is a hundred times smaller:
+    without whitening (as in stage 2; here a running one, channel by channel) heads hardly learn
+    clusters in a few hundred steps.
+
+    The last `trainable_blocks` blocks and the final norm learn; what comes before is frozen, as
+    DeepLab's first layers are in the reference. H and W are padded to whole patches by repeating
+    the border, as the encoder does.
+
+    memory: set it to a dict, and a body of which nothing learns looks at each picture once and
+    remembers its map, in half precision; bodies of the same weights may share one. On two CPU cores
+    the body is most of a training step.
+    """
+
+    def __init__(self, vit: VisionTransformer, *, trainable_blocks: int):
+        super().__init__()
+        if not 0 <= trainable_blocks <= len(vit.blocks):
+            raise ValueError(
+                f"trainable_blocks must be in 0..{len(vit.blocks)}, got {trainable_blocks}"
+            )
+        self.vit, self.fixed = vit, len(vit.blocks) - trainable_blocks
+        self.out_channels, self.patch = vit.embed_dim, vit.patch_embed.patch_size[0]
+        self.memory: dict[bytes, Tensor] | None = None
+        self.whiten = nn.BatchNorm2d(vit.embed_dim, affine=False)
+        vit.requires_grad_(False)
+        for part in (*vit.blocks[self.fixed :], vit.norm) if trainable_blocks else ():
+            part.requires_grad_(True)
+        self.train()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.vit.patch_embed.eval()  # the stem's BatchNorm keeps its statistics
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        frozen = self.fixed == len(self.vit.blocks)
+        maps = self._extract(images) if self.memory is None or not frozen else self._recall(images)
+        return {"out": self.whiten(maps)}
+
+    def _recall(self, images: Tensor) -> Tensor:
+        """One picture at a time: a resumed training, which has forgotten, then sees the same
+        numbers to the bit.
+        """
+        maps = []
+        for image in images:
+            key = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()
+            if key not in self.memory:
+                self.memory[key] = self._extract(image[None])[0].half()
+            maps.append(self.memory[key].float())
+        return torch.stack(maps)
+
+    def _extract(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
+        grid_hw = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
+        with torch.no_grad():
+            tokens = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+            for block in self.vit.blocks[: self.fixed]:
+                tokens = block(tokens)
+        for block in self.vit.blocks[self.fixed :]:
+            tokens = block(tokens)
+        patches = self.vit.norm(tokens)[:, self.vit.num_prefix_tokens :]
+        return patches.transpose(1, 2).unflatten(2, grid_hw)
+
+
+class ViTPyramid(nn.Module):
+    """The ViT's one map as the two levels that Mask R-CNN looks at: stride 8 as it is, stride 16 by
+    averaging.
+    """
+
+    def __init__(self, body: ViTMap):
+        super().__init__()
+        self.body, self.out_channels = body, body.out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        fine = self.body(images)["out"]
+        return {"0": fine, "1": F.avg_pool2d(fine, 2, ceil_mode=True, count_include_pad=False)}
+
+
+def build_map(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
+    """A body for DeepLab-v3: {"out": feature map of stride 8}, and its `out_channels`.
+
+    weights: a file of self-supervised weights; None or "random": none of them. For "vit"
+    safetensors as pretrain writes them; for "resnet50" also a name in PUBLISHED_WEIGHTS, or a file
+    of torch.save or safetensors with torchvision's key names and no head, or a checkpoint of MoCo
+    v2. trainable_blocks: how many of the ViT's blocks, or of the ResNet's four layers, learn; the
+    others are frozen. Raises store.WeightsError for weights that are missing, broken or unfitting,
+    or cannot be fetched.
+    """
+    _check_name(name)
+    if name == "vit":
+        return ViTMap(_zoo_vit(weights), trainable_blocks=trainable_blocks)
+    network = _resnet50(weights, replace_stride_with_dilation=[False, True, True])
+    _freeze_layers(network, trainable_blocks)
+    body = IntermediateLayerGetter(network, return_layers={"layer4": "out"})
+    body.out_channels = 2048
+    return body
+
+
+def build_pyramid(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
+    """A body for Mask R-CNN: {level: feature map}, all of `out_channels`.
+
+    See `build_map` for the rest.
+    """
+    _check_name(name)
+    if name == "vit":
+        return ViTPyramid(ViTMap(_zoo_vit(weights), trainable_blocks=trainable_blocks))
+    network = _resnet50(weights)
+    _freeze_layers(network, trainable_blocks)
+    layers = {f"layer{i + 1}": str(i) for i in range(4)}
+    return BackboneWithFPN(network, layers, [256, 512, 1024, 2048], 256)
+
+
+def _zoo_vit(weights: str | Path | None) -> VisionTransformer:
+    vit = build_zoo_vit()
+    if weights not in (None, "random"):
+        store.fit_weights(
+            vit, store.load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights
+        )
+    return vit
+
+
+class _StillNorm(nn.BatchNorm2d):
+    """A BatchNorm whose statistics stand still, as its weights do, where it is frozen: a batch of
+    few pictures has poor ones.
+    """
+
+    def train(self, mode: bool = True):
+        return super().train(mode and self.weight.requires_grad)
+
+
+def _resnet50(weights: str | Path | None, **options) -> nn.Module:
+    network = resnet50(weights=None, norm_layer=_StillNorm, **options)
+    network.fc = nn.Identity()  # a head for ImageNet's classes has no place here
+    if weights not in (None, "random"):
+        path = weights
+        if weights in PUBLISHED_WEIGHTS:
+            url, md5 = PUBLISHED_WEIGHTS[weights]
+            path = fetch_checkpoint(url, md5=md5)
+        # MoCo keeps the wanted network beside its slow copy and a queue; its `fc` is a projection
+        # head. An `fc` elsewhere is left in, and does not fit: it would be a head for classes, of a
+        # network that has seen labels.
+        state = read_checkpoint(path, networks=("module.encoder_q.",), head="fc.")
+        store.fit_weights(network, state, source=path)
+    return network
+
+
+def _freeze_layers(network: nn.Module, trainable: int) -> None:
+    """The last `trainable` of layer1..layer4 learn; 4 lets the stem learn too."""
+    if not 0 <= trainable <= 4:
+        raise ValueError(f"a ResNet has 4 layers that can learn, got {trainable}")
+    learning = [f"layer{i}" for i in range(4, 4 - trainable, -1)]
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(trainable == 4 or name.split(".")[0] in learning)
+    network.train()  # tells each norm whether it is frozen
+
+
+def _check_name(name: str) -> None:
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; expected one of {BACKBONES}")

@@ -1,0 +1,229 @@
+"""A frozen self-supervised ViT: images in, tokens out.
+
+`load_encoder` knows "zoo", the course's own small ViT, and the published ones of encoder_hub, whose
+docstring has the table of their names. `Tokens` holds the last block's queries, keys and values
+beside the output tokens, exactly as the model's own attention uses them: a forward hook on
+`blocks[-1].attn.qkv` reads them, and where a rotation follows (DINOv3) it is done here as well.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed, apply_rot_embed_cat
+from timm.models.eva import EvaAttention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mdlib.core import files as store
+from mdlib.core.paths import ROOT
+from mdlib.models.hub import PUBLISHED, load_published_vit
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ZOO_WEIGHTS = ROOT / "data" / "zoo" / "encoder.safetensors"
+ZOO_ARCHITECTURE = {"name": "zoo", "width": 144, "depth": 6, "heads": 3, "patch": 8}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a ViT says of a batch of B images; N = h * w patches in row-major order, no prefix
+    tokens.
+
+    cls (B, D) and patches (B, N, D): after the final norm. cls_query (B, heads, d); queries, keys
+    and values (B, heads, N, d): last block, before softmax and scaling. All float32. grid_hw = (h,
+    w).
+    """
+
+    cls: Tensor
+    patches: Tensor
+    cls_query: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    grid_hw: tuple[int, int]
+
+
+class ConvStem(PatchEmbed):
+    """Patch embedding by three strided 3x3 convolutions instead of one 8x8: it trains much faster
+    at this size (Xiao et al., arXiv 2106.14881). Replicate padding, so that the border does not
+    look special.
+    """
+
+    def __init__(self, *, embed_dim: int, in_chans: int = 3, **kwargs):
+        super().__init__(embed_dim=embed_dim, in_chans=in_chans, **kwargs)
+        layers, channels = [], in_chans
+        for wider in (24, 48, 96):
+            conv = nn.Conv2d(
+                channels, wider, 3, stride=2, padding=1, padding_mode="replicate", bias=False
+            )
+            layers += [conv, nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
+            channels = wider
+        self.proj = nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1))
+
+
+def build_zoo_vit() -> VisionTransformer:
+    """The demo's encoder with random weights: 6 blocks, width 144, 3 heads, patch 8; 1.6 M
+    parameters.
+    """
+    return VisionTransformer(
+        img_size=64,
+        patch_size=ZOO_ARCHITECTURE["patch"],
+        embed_dim=ZOO_ARCHITECTURE["width"],
+        depth=ZOO_ARCHITECTURE["depth"],
+        num_heads=ZOO_ARCHITECTURE["heads"],
+        num_classes=0,
+        embed_layer=ConvStem,
+        dynamic_img_size=True,
+    )
+
+
+class Encoder:
+    """A frozen ViT of timm in eval mode. patch: side of a patch in pixels; width: dimension D of
+    its tokens.
+
+    Pixels are normalised by the mean and std of the model's own configuration, ImageNet's where it
+    has none.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str, device: str | torch.device):
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.name, self.device = name, torch.device(device)
+        self.patch = model.patch_embed.patch_size[0]
+        self.heads = model.blocks[-1].attn.num_heads
+        self.width = model.embed_dim
+        config = getattr(model, "pretrained_cfg", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+        self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
+        self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> normalised float32, padded right and bottom to whole patches by
+        repeating the border.
+
+        The reference pads with zeros: then a ViT takes the half-filled patches for an object, and
+        stage 1 makes a mask of them.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"images must be (B, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}"
+            )
+        images = (images.to(self.device).float() / 255 - self._mean) / self._std
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
+
+    # not inference_mode: a probe that trains on tokens must be allowed to save them for its
+    # backward
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tokens:
+        """(B, 3, H, W) uint8 RGB images of one size -> Tokens, on the encoder's device.
+
+        On a GPU the ViT runs in bfloat16. Masks hardly notice: on the zoo's dev they overlap those
+        of single precision with a mean IoU of 0.99, and are as good.
+        """
+        pixels = self.preprocess(images)
+        grid_hw = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
+        with (
+            capture_qkv(self.model) as captured,
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"),
+        ):
+            out = self.model.forward_features(pixels)
+        first = self.model.num_prefix_tokens  # CLS and whatever follows it before the patches
+        q, k, v = split_heads(captured[0].float(), heads=self.heads)
+        return Tokens(
+            cls=out[:, 0].float(),
+            patches=out[:, first:].float(),
+            cls_query=q[:, :, 0],
+            queries=q[:, :, first:],
+            keys=k[:, :, first:],
+            values=v[:, :, first:],
+            grid_hw=grid_hw,
+        )
+
+
+@contextmanager
+def capture_qkv(model: nn.Module):
+    """Yields a list that holds, after a forward, the last block's q, k and v side by side (B, 1 +
+    N, 3 * D).
+    """
+    captured: list[Tensor] = []
+    attention = model.blocks[-1].attn
+    if isinstance(attention, EvaAttention):  # it rotates what its qkv layer gives
+        handle = attention.register_forward_pre_hook(
+            lambda module, args, options: captured.append(
+                _rotated_qkv(module, args[0], options["rope"])
+            ),
+            with_kwargs=True,
+        )
+    else:
+        handle = attention.qkv.register_forward_hook(lambda module, args, out: captured.append(out))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def split_heads(qkv: Tensor, *, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, 3 * D) -> queries, keys, values, each (B, heads, T, D / heads)."""
+    batch, tokens, triple = qkv.shape
+    return qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _rotated_qkv(attention: EvaAttention, tokens: Tensor, rope: Tensor) -> Tensor:
+    """What DINOv3's attention computes from its tokens (B, T, D): patches' queries and keys turned
+    by their position.
+    """
+    q, k, v = split_heads(attention.qkv(tokens), heads=attention.num_heads)
+    first = attention.num_prefix_tokens
+
+    def rotate(x: Tensor) -> Tensor:
+        turned = apply_rot_embed_cat(x[:, :, first:], rope, half=attention.rotate_half)
+        return torch.cat([x[:, :, :first], turned], dim=2).type_as(x)
+
+    # (3, B, heads, T, d) -> (B, T, 3 * D)
+    return torch.stack([rotate(q), rotate(k), v]).permute(1, 3, 0, 2, 4).flatten(2)
+
+
+def fold_key_mean(model: VisionTransformer, mean_key: Tensor) -> None:
+    """Move the keys' origin: subtract mean_key (heads, d) from the key bias of the last block, in
+    place.
+
+    Changes no output up to rounding, since softmax(q . (k + c)) = softmax(q . k). Raises ValueError
+    for an attention where that does not hold: without bias, with a norm on k, or with rotated k.
+    """
+    attention = model.blocks[-1].attn
+    if getattr(attention.qkv, "bias", None) is None:
+        raise ValueError("this attention has no qkv bias: centre the extracted keys instead")
+    if not isinstance(getattr(attention, "k_norm", None), (nn.Identity, type(None))) or hasattr(
+        attention, "rope"
+    ):
+        raise ValueError(
+            "this attention normalises or rotates its keys after the bias: centre the extracted keys"
+        )
+    expected = (attention.num_heads, model.embed_dim // attention.num_heads)
+    if tuple(mean_key.shape) != expected:
+        raise ValueError(f"mean_key must be (heads, d) = {expected}, got {tuple(mean_key.shape)}")
+    width = mean_key.numel()
+    with torch.no_grad():
+        attention.qkv.bias[width : 2 * width] -= mean_key.reshape(-1).to(attention.qkv.bias)
+
+
+def load_encoder(
+    name: str, *, weights: str | Path | None = None, device: str | torch.device
+) -> Encoder:
+    """A frozen encoder by name: "zoo", or one of encoder_hub.PUBLISHED.
+
+    weights: a file (zoo: safetensors as pretrain writes them; others: see encoder_hub); None: the
+    embedded ones of "zoo", the published ones of others, fetched into the user's cache; "random":
+    none, as a baseline. Raises ValueError for an unknown name, and store.WeightsError for missing,
+    broken or unfitting weights.
+    """
+    if name in PUBLISHED:
+        return Encoder(load_published_vit(name, weights=weights), name=name, device=device)
+    if name != ZOO_ARCHITECTURE["name"]:
+        raise ValueError(f"unknown encoder {name!r}; expected one of {['zoo', *PUBLISHED]}")
+    model = build_zoo_vit()
+    if weights != "random":
+        state = store.load_weights(Path(weights or ZOO_WEIGHTS), architecture=ZOO_ARCHITECTURE)
+        store.fit_weights(model, state, source=weights or ZOO_WEIGHTS)
+    return Encoder(model, name=name, device=device)

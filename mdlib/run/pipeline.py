@@ -1,0 +1,237 @@
+"""Runs the notebooks of a preset in order through papermill, and leaves a report.
+
+A stage whose manifest still matches is skipped; the log says why one is stale. Success is: no
+exception, and the stage's manifest is there; a stage that skipped itself (StageSkipped) has one
+too. cost.csv is written after every notebook, also when one fails.
+"""
+
+import csv
+import io
+import logging
+import os
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import papermill
+import psutil
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from mdlib.core import files as store
+from mdlib.core.paths import NOTEBOOKS, ROOT
+from mdlib.run import report
+from mdlib.run.presets import Preset, PresetError, load_preset, resolve
+from mdlib.run.stage import PLACE, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
+
+DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
+# The kernels inherit this. Plain progress lines (mdlib.core.progress); and glibc's malloc keeps its
+# memory instead of returning it to the system at every training step, which costs up to half the
+# time on small steps.
+KERNEL_ENVIRONMENT = {
+    "MDLIB_BATCH": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "500000000",
+}
+COST_COLUMNS = ("notebook", "status", "seconds", "peak_memory_mb")
+
+
+def run(
+    preset_name: str, *, out: Path | None, overrides: dict, start: str | None, only: str | None
+) -> int:
+    """Run a preset into `out` (default reports/<preset>).
+
+    Returns an exit code; raises PresetError or StoreError.
+    """
+    preset = load_preset(preset_name)
+    parameters = resolve(preset, overrides)
+    notebooks = _chosen(preset, start, only)
+    run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
+    with _lock(run_dir):
+        run_info = {
+            "preset": preset_name,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        store.write_json(run_dir / "artifacts" / "run.json", run_info)
+        code = _run_all(
+            preset,
+            notebooks,
+            parameters,
+            run_dir,
+            forced=set(notebooks[notebooks.index(start) :] if start else [only] if only else []),
+        )
+        if code == DONE and only is None:
+            report.write(run_dir, preset)
+            print(f"report: {_shown(run_dir / 'index.html')}")
+    return code
+
+
+def fill(run_dir: Path, stage: str) -> int:
+    """Run at the size of the preset `smoke` what a run lacks up to `stage`; what has run stays as
+    it is, stale or not.
+
+    So a notebook can be opened alone (`Stage.read`). The run keeps its name, there is no report,
+    and the manifests say "smoke_size". Returns an exit code; raises PresetError or StoreError.
+    """
+    preset = load_preset("smoke")
+    _chosen(preset, stage, None)
+    # the numbers of notebooks are their order
+    before = [name for name in preset.notebooks if name <= stage]
+    os.environ[SMOKE_SIZE] = "1"  # the kernels inherit it
+    try:
+        with _lock(run_dir):
+            lacking = [name for name in before if not manifest_path(run_dir, name).is_file()]
+            return _run_all(preset, lacking, resolve(preset, {}), run_dir, forced=set())
+    finally:
+        del os.environ[SMOKE_SIZE]
+
+
+def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:
+    for name in (start, only):
+        if name is not None and name not in preset.notebooks:
+            raise PresetError(
+                f"stage {name!r} is not in this preset; expected one of {preset.notebooks}"
+            )
+    return [only] if only else preset.notebooks
+
+
+def _run_all(
+    preset: Preset, notebooks: list[str], parameters: dict, run_dir: Path, *, forced: set[str]
+) -> int:
+    for folder in ("figures", "notebooks"):
+        (run_dir / folder).mkdir(exist_ok=True)
+    expected = {name: preset.seconds.get(name, 30.0) for name in notebooks}
+    spent, planned = 0.0, 0.0
+    for number, name in enumerate(notebooks, 1):
+        values = {**parameters[name], PLACE: os.path.relpath(run_dir, ROOT)}
+        reason = stale_reason(run_dir, name, values)
+        if name in forced and reason is None:
+            reason = "asked for"
+        head = f"[{number}/{len(notebooks)}] {name}"
+        if reason is None:
+            print(f"{head}: up to date, skipped", flush=True)
+            continue
+        pace = spent / planned if planned else 1.0
+        left = sum(expected[later] for later in notebooks[number - 1 :]) * pace
+        print(f"{head}: {reason}; running, about {left:.0f} s left for all", flush=True)
+        code, row = _run_one(name, values, run_dir)
+        _add_cost(run_dir, row)
+        if code != DONE:
+            return code
+        spent, planned = spent + row["seconds"], planned + expected[name]
+        print(
+            f"{head}: {row['status']} in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB",
+            flush=True,
+        )
+    return DONE
+
+
+def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
+    """Execute one notebook. Returns (exit code, its row of cost.csv)."""
+    executed = run_dir / "notebooks" / f"{name}.ipynb"
+    partial = executed.with_suffix(".partial.ipynb")
+    began, status, code = time.monotonic(), "done", DONE
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    os.environ.update(KERNEL_ENVIRONMENT)
+    with _peak_memory() as peak:
+        try:
+            papermill.execute_notebook(
+                NOTEBOOKS / f"{name}.ipynb",
+                partial,
+                parameters=values,
+                cwd=str(NOTEBOOKS),
+                kernel_name="python3",
+                progress_bar=False,
+                log_output=False,
+                extra_arguments=["--log-level=ERROR"],
+            )
+        except PapermillExecutionError as error:
+            if error.ename == StageSkipped.__name__:
+                status = f"skipped: {error.evalue}"
+            else:
+                status, code = f"failed: {error.ename}: {error.evalue}".splitlines()[0], FAILED
+                print(
+                    f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}"
+                )
+        except (DeadKernelError, CellTimeoutError) as error:
+            status, code = f"died: {type(error).__name__}", DIED
+            print(f"the kernel of {name} died or timed out: {error}. Was there enough memory?")
+        except KeyboardInterrupt:
+            status, code = "interrupted", INTERRUPTED
+            print(f"interrupted in {name}; the next run goes on here")
+        except RuntimeError as error:  # nbclient: the kernel never came up
+            status, code = f"died: {error}".splitlines()[0], DIED
+            print(f"the kernel of {name} did not start: {error}")
+    if code == DONE and (reason := stale_reason(run_dir, name, values)) is not None:
+        status, code = f"failed: it ended without its manifest ({reason})", FAILED
+    if code == DONE:
+        os.replace(partial, executed)
+        report.render_notebook(executed)
+    elif partial.is_file():
+        print(f"what it did until then: {_shown(partial)}")
+    seconds = round(time.monotonic() - began, 1)
+    return code, dict(zip(COST_COLUMNS, (name, status, seconds, round(peak["bytes"] / 1e6))))
+
+
+@contextmanager
+def _lock(run_dir: Path):
+    """One run a folder at a time. A lock whose process is gone is taken over."""
+    path = run_dir / "artifacts" / "lock"
+    try:
+        holder = int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        holder = None
+    if holder is not None and holder != os.getpid() and psutil.pid_exists(holder):
+        raise store.StoreError(
+            f"another run (process {holder}) works in {run_dir}: wait for it, or choose another --out"
+        )
+    store.write_text(path, str(os.getpid()))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _peak_memory():
+    """Yields {"bytes": the largest memory that this process's children, the kernels, held
+    together}.
+    """
+    peak, stop = {"bytes": 0}, threading.Event()
+
+    def watch():
+        me = psutil.Process()
+        while not stop.wait(0.25):
+            total = 0
+            for child in me.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.Error:
+                    pass
+            peak["bytes"] = max(peak["bytes"], total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _add_cost(run_dir: Path, row: dict) -> None:
+    """cost.csv holds the last execution of each notebook."""
+    path = run_dir / "cost.csv"
+    rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+    rows = [r for r in rows if r["notebook"] != row["notebook"]] + [row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COST_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda r: r["notebook"]))
+    store.write_text(path, text.getvalue())
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path)

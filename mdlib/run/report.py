@@ -1,0 +1,239 @@
+"""The report of a run: metrics.json, summary.md and index.html, made from its stages' manifests."""
+
+import html
+import os
+import subprocess
+from pathlib import Path
+
+from nbconvert import HTMLExporter
+
+from mdlib.core import files as store
+from mdlib.core.paths import ROOT
+from mdlib.evaluate import bootstrap as evidence
+from mdlib.run.metric_names import MEANINGS
+from mdlib.run.presets import Preset
+from mdlib.run.stage import ZOO, data_label, device, read_manifest, versions
+
+
+def collect(run_dir: Path, preset: Preset) -> dict:
+    """The content of metrics.json: {"run": ..., "metrics": {name: value}, "bands": {name: [low,
+    high]}}, and "skipped": {stage: reason} where stages had nothing to do.
+    """
+    manifests = [read_manifest(run_dir, name) for name in preset.notebooks]
+    metrics = {name: value for manifest in manifests for name, value in manifest["metrics"].items()}
+    info = store.read_json(run_dir / "artifacts" / "run.json")
+    seeds = {m["parameters"]["seed"] for m in manifests if "seed" in m["parameters"]}
+    run = {
+        **info,
+        "data": data_label(run_dir),
+        "seed": min(seeds) if len(seeds) == 1 else sorted(seeds),
+        "device": f"{device()}, {os.cpu_count()} CPU cores",
+        "versions": versions(),
+        "commit": _commit(),
+        "seconds": round(sum(m["seconds"] for m in manifests), 1),
+    }
+    skipped = {
+        name: manifest["skipped"]
+        for name, manifest in zip(preset.notebooks, manifests)
+        if "skipped" in manifest
+    }
+    return {
+        "run": run,
+        "metrics": metrics,
+        "bands": {k: list(v) for k, v in preset.bands.items()},
+        **({"skipped": skipped} if skipped else {}),
+    }
+
+
+def write(run_dir: Path, preset: Preset) -> None:
+    """Write metrics.json, claims.json, summary.md and index.html of a finished run."""
+    content = collect(run_dir, preset)
+    store.write_json(run_dir / "metrics.json", content)
+    claims = evidence.gather_claims([run_dir / "artifacts" / name for name in preset.notebooks])
+    evidence.write_claims(run_dir, claims)
+    tested = [record for record in claims if record["effect"] is not None]
+    title = f"MaskDistill, {content['run']['preset']} preset, {content['run']['data']}"
+    table = metric_rows(content)
+    store.write_text(run_dir / "summary.md", _markdown(title, content, table, tested))
+    store.write_text(run_dir / "index.html", _html(title, content, table, tested, run_dir, preset))
+
+
+def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
+    """(metric, value, band, verdict, meaning) for every metric, in the order of MEANINGS, unknown
+    ones last.
+    """
+    metrics, bands = content["metrics"], content["bands"]
+    order = [m for m in MEANINGS if m in metrics] + sorted(m for m in metrics if m not in MEANINGS)
+    rows = []
+    for name in order:
+        band, verdict = "", ""
+        if name in bands:
+            low, high = bands[name]
+            band = f"{low:g} to {high:g}"
+            verdict = "within" if low <= metrics[name] <= high else "OUTSIDE"
+        rows.append((name, f"{metrics[name]:.3f}", band, verdict, MEANINGS.get(name, "")))
+    return rows
+
+
+README_METRICS = (
+    "mask_iou", "mask_iou_train", "detector_mask_iou", "corloc", "cluster_accuracy", "cluster_accuracy_one_to_one",
+    "pseudo_miou_unfiltered", "pseudo_miou", "masks_miou_clustering", "miou_clustering", "miou_clustering_crf",
+    "miou_clustering_valmatch", "miou_linear", "miou_supervised", "mask_rcnn_ap50_single", "mask_rcnn_ap50_multi",
+)  # fmt: skip
+README_MARKS = {
+    what: (f"<!-- {what}:begin -->", f"<!-- {what}:end -->") for what in ("results", "claims")
+}
+
+
+def readme_table(content: dict) -> str:
+    """The README's results table, from the content of a metrics.json."""
+    rows = [row for row in metric_rows(content) if row[0] in README_METRICS]
+    lines = ["| metric | measured | band | what it is |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {value} | {band} | {meaning} |" for name, value, band, _, meaning in rows
+    ]
+    return "\n".join([_run_line(content), "", *lines])
+
+
+def readme_claims(content: dict, claims: list[dict]) -> str:
+    """The README's table of claims, from the contents of a metrics.json and a claims.json."""
+    return "\n".join([_run_line(content), "", evidence.claims_table(claims)])
+
+
+def write_readme(run_dir: Path) -> None:
+    """Put a run's claims between their marks in README.md, or its results where it tested none."""
+    content, claims = (store.read_json(run_dir / name) for name in ("metrics.json", "claims.json"))
+    tested = any(record["effect"] is not None for record in claims)
+    begin, end = README_MARKS["claims" if tested else "results"]
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    table = readme_claims(content, claims) if tested else readme_table(content)
+    store.write_text(path, f"{before}{begin}\n{table}\n{end}{after}")
+
+
+def render_notebook(path: Path) -> None:
+    """Executed notebook -> HTML page beside it."""
+    exporter = HTMLExporter(template_name="lab", theme="light")
+    page, _ = exporter.from_filename(str(path))
+    store.write_text(path.with_suffix(".html"), page)
+
+
+def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict]) -> str:
+    lines = [
+        f"# {title}",
+        "",
+        _run_line(content),
+        "",
+        "| metric | value | band | | what it is |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {value} | {band} | {verdict} | {meaning} |"
+        for name, value, band, verdict, meaning in table
+    ]
+    lines += (
+        ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())]
+        if "skipped" in content
+        else []
+    )
+    lines += ["", "## Claims", "", evidence.claims_table(claims)] if claims else []
+    return "\n".join(lines) + "\n"
+
+
+def _run_line(content: dict) -> str:
+    run = content["run"]
+    line = (
+        f"Measured by this code: preset {run['preset']}, seed {run['seed']}, {run['device']}, torch {run['versions']['torch']}, "
+        f"commit {run['commit']}, {run['seconds']:.0f} s in notebooks. "
+    )
+    if run.get("data", ZOO) != ZOO:
+        return f"{line}Data set: {run['data']}."
+    return f"{line}Bands are for the zoo on this preset; no number here stands beside one of VOC or COCO."
+
+
+def _html(
+    title: str, content: dict, table: list[tuple], claims: list[dict], run_dir: Path, preset: Preset
+) -> str:
+    rows = "".join(
+        f'<tr class="{verdict.lower()}"><td><code>{name}</code></td><td class="n">{value}</td><td class="n">{band}</td>'
+        f"<td>{verdict}</td><td>{html.escape(meaning)}</td></tr>"
+        for name, value, band, verdict, meaning in table
+    )
+    sections, costs = [], []
+    for name in preset.notebooks:
+        manifest = read_manifest(run_dir, name)
+        page = run_dir / "notebooks" / f"{name}.html"
+        link = f'<a href="notebooks/{name}.html">{name}</a>' if page.is_file() else name
+        costs.append(f'<tr><td>{link}</td><td class="n">{manifest["seconds"]:.0f} s</td></tr>')
+        figures = "".join(
+            f'<figure><img src="figures/{f["file"]}" alt="{html.escape(f["caption"])}" loading="lazy">'
+            f"<figcaption>{html.escape(f['caption'])}</figcaption></figure>"
+            for f in manifest["figures"]
+        )
+        skipped = (
+            f"<p>Skipped: {html.escape(manifest['skipped'])}</p>" if "skipped" in manifest else ""
+        )
+        sections.append(f"<section><h2>{link}</h2>{skipped}{figures}</section>")
+    # the overview opens the page
+    first = sections.pop() if preset.notebooks[-1] == "12_report" else ""
+    return PAGE.format(
+        title=html.escape(title),
+        run=html.escape(_run_line(content)),
+        claims=_claims_html(claims) if claims else "",
+        sheet=SHEET if (run_dir / "export" / "contact_sheet.html").is_file() else "",
+        rows=rows,
+        first=first,
+        sections="".join(sections),
+        costs="".join(costs),
+    )
+
+
+def _claims_html(claims: list[dict]) -> str:
+    rows = "".join(
+        f'<tr><td>{html.escape(r["claim"])}</td><td>{html.escape(r["experiment"])}</td><td class="n">{r["effect"]:+.3f}</td>'
+        f'<td class="n">{r["interval"][0]:+.3f} to {r["interval"][1]:+.3f}</td><td>{r["verdict"]}</td></tr>'
+        for r in claims
+    )
+    return CLAIMS.format(rows=rows)
+
+
+def _commit() -> str:
+    """The commit that ran, "-dirty" where other files than reports, which a run writes itself,
+    differ from it.
+    """
+    git = ["git", "-C", str(ROOT)]
+    try:
+        said = [
+            subprocess.run(
+                [*git, *arguments], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for arguments in (
+                ["rev-parse", "--short=10", "HEAD"],
+                ["status", "--porcelain", "-uno", "--", ".", ":!reports"],
+            )
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said[0] + ("-dirty" if said[1] else "")
+
+
+CLAIMS = """<h2>Claims</h2><div class="wide"><table><tr><th>claim</th><th>experiment</th><th class="n">effect</th>
+<th class="n">95 % interval</th><th>verdict</th></tr>{rows}</table></div>"""
+SHEET = '<p><a href="export/contact_sheet.html">Contact sheet</a>: the clusters that were found, with their masks.</p>'
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd; }}
+table {{ border-collapse: collapse; font-size: .9rem; }} td, th {{ padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #eee; }}
+.n {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }} .outside td {{ background: #fbe3d6; }}
+figure {{ margin: 1.2rem 0; }} img {{ max-width: 100%; height: auto; }} figcaption {{ color: #555; font-size: .9rem; }}
+.wide {{ overflow-x: auto; }} .run {{ color: #555; font-size: .9rem; }}
+</style></head><body>
+<h1>{title}</h1><p class="run">{run}</p>{sheet}{first}
+<h2>Metrics</h2><div class="wide"><table><tr><th>metric</th><th class="n">value</th><th class="n">band</th><th></th><th>what it is</th></tr>{rows}</table></div>
+{claims}{sections}
+<h2>Cost</h2><table><tr><th>notebook</th><th class="n">time</th></tr>{costs}</table>
+</body></html>
+"""

@@ -1,0 +1,380 @@
+"""One stage of a run: a folder that is written under a temporary name and renamed when whole.
+
+`manifest.json` in it is the commit record: parameters, digests of inputs and of the code, versions,
+seconds, metrics. A stage whose manifest still matches need not run again; `stale_reason` says what
+changed.
+"""
+
+import ast
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+import nbformat
+import numpy as np
+import torch
+
+from mdlib.core import files as store
+from mdlib.core.paths import NOTEBOOKS, ROOT
+from mdlib.run.presets import check_value, read_parameters
+
+# how the embedded data set is called wherever a number or figure of it is shown
+ZOO = "zoo (composited)"
+# the one parameter that says where, not what: it is no part of a stage's identity
+PLACE = "run_dir"
+# set for the kernels of `pipeline.fill`, which runs stages that a notebook lacks
+SMOKE_SIZE = "MDLIB_SMOKE_SIZE"
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+    "matplotlib",
+)
+
+
+class StageSkipped(Exception):
+    """This stage has nothing to do here, such as scoring without labels; the message says why.
+
+    Not an error.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows instead of a traceback."""
+        return [f"skipped: {self}. The chain goes on without this stage."]
+
+
+@dataclass
+class Stage:
+    """What a notebook holds of its own stage. `open_stage` makes it, `finish` commits it."""
+
+    name: str
+    parameters: dict[str, object]
+    run_dir: Path
+    label: str  # preset and data set, for every figure
+    folder: Path  # temporary until `finish`
+    inputs: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    figures: list[dict] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    # filled in, or made from what was
+    smoke_size: bool = field(default_factory=lambda: SMOKE_SIZE in os.environ)
+
+    def read(self, name: str) -> Path:
+        """The folder of an earlier stage of this run.
+
+        In a notebook opened by hand, a stage that has not run is run at smoke size.
+
+        Raises StoreError if it has not run (under the runner, MDLIB_BATCH), failed to, or ran
+        before its own inputs did.
+        """
+        if "MDLIB_BATCH" not in os.environ and not manifest_path(self.run_dir, name).is_file():
+            _fill(self.run_dir, name)
+        manifest = read_manifest(self.run_dir, name)
+        for earlier, digest in manifest["inputs"].items():
+            if identity(read_manifest(self.run_dir, earlier)) != digest:
+                raise store.StoreError(
+                    f"{name} was made from another {earlier} than this run holds now: run {name} again (nothing overwrites it for you)"
+                )
+        self.inputs[name] = identity(manifest)
+        if manifest.get("smoke_size") and not self.smoke_size:
+            self.smoke_size, self.label = True, f"{self.label} · smoke-size inputs"
+            print(
+                f"{name} is of smoke size: numbers from here on mean nothing, and the figures say so"
+            )
+        return self.run_dir / "artifacts" / name
+
+    def read_file(self, path: str | Path) -> Path:
+        """A file or folder outside the run (data, weights), by a path from the repository's root or
+        an absolute one.
+
+        Its digest is recorded: of a folder that of the names and sizes in it.
+        """
+        full = ROOT / path
+        if not full.exists():
+            raise store.StoreError(f"{full} is missing")
+        self.files[str(path)] = _digest(full)
+        return full
+
+    def weights(self, value: str | None, *, known: Iterable[str] = ()) -> str | Path | None:
+        """A parameter `weights` as encoders and backbones take it: None, "random" and names in
+        `known` as they are, else a file.
+
+        The file is recorded as by `read_file`. Raises StoreError where there is none.
+        """
+        if value is None or value == "random" or value in known:
+            return value
+        if not (ROOT / value).is_file():
+            raise store.StoreError(
+                f"weights {value!r}: no file {ROOT / value}; expected a file, {', '.join(['random', *known])} or null"
+            )
+        return self.read_file(value)
+
+    def checkpoint(self, training: str) -> Path:
+        """Where a training of this stage keeps its checkpoint: beside the stages, so that it
+        outlives a kill.
+
+        Other parameters or inputs have another file, so a changed run starts anew; `finish` removes
+        them all.
+        """
+        made_of = repr(
+            [sorted(part.items()) for part in (self.parameters, self.inputs, self.files)]
+        )
+        folder = self.run_dir / "artifacts" / "checkpoints"
+        return (
+            folder
+            / f"{self.name}-{training}-{store.digest_bytes(made_of.encode())[:8]}.safetensors"
+        )
+
+    def figure(self, figure, name: str, *, caption: str, invented: bool = False) -> None:
+        """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its
+        alt text. At its foot stand the run's preset and data, or that its numbers are invented to
+        draw an idea.
+        """
+        path = self.run_dir / "figures" / f"{self.name}-{name}.png"
+        figure.text(
+            1.0,
+            -0.01,
+            "invented numbers" if invented else self.label,
+            ha="right",
+            va="top",
+            fontsize=7,
+            color="0.45",
+        )
+        with store.atomic(path) as temporary:
+            figure.savefig(
+                temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+            )
+        self.figures.append({"file": path.name, "caption": caption})
+
+    def finish(self, metrics: dict[str, float] | None = None) -> dict[str, float]:
+        """Write the manifest and give the stage its final name.
+
+        Returns the metrics, rounded to six digits.
+        """
+        metrics = {k: round(float(v), 6) for k, v in (metrics or {}).items()}
+        bad = [k for k, v in metrics.items() if not np.isfinite(v)]
+        if bad:
+            raise ValueError(f"metrics are not finite: {bad}")
+        self._commit(metrics)
+        return metrics
+
+    def skip(self, reason: str) -> NoReturn:
+        """End the notebook here, without results: the manifest says why, and later stages go on.
+
+        Raises StageSkipped.
+        """
+        self._commit({}, skipped=reason)
+        raise StageSkipped(reason)
+
+    def _commit(self, metrics: dict[str, float], **more: str) -> None:
+        manifest = {
+            "stage": self.name,
+            "parameters": self.parameters,
+            "inputs": self.inputs,
+            "files": self.files,
+            "code": code_digest(self.name),
+            "versions": versions(),
+            "seconds": round(time.monotonic() - self.began, 2),
+            "metrics": metrics,
+            "figures": self.figures,
+            "smoke_size": self.smoke_size,
+            **more,
+        }
+        store.write_json(self.folder / "manifest.json", manifest)
+        final = self.run_dir / "artifacts" / self.name
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(self.folder, final)
+        self.folder = final
+        for checkpoint in (self.run_dir / "artifacts" / "checkpoints").glob(f"{self.name}-*"):
+            checkpoint.unlink()
+
+
+def open_stage(name: str, values: dict[str, object]) -> Stage:
+    """Open a stage from its notebook: `stage = open_stage("01_distill_masks", globals())`.
+
+    Takes the notebook's parameters out of `values`, checks their types, prints device, versions and
+    paths.
+    """
+    known = read_parameters(name)
+    parameters = {key: check_value(key, values[key], known[key].type) for key in known}
+    run_dir = (ROOT / str(parameters.pop(PLACE))).resolve()
+    artifacts = run_dir / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    for left_over in artifacts.glob(f".{name}.*"):  # of a killed run
+        shutil.rmtree(left_over, ignore_errors=True)
+    folder = artifacts / f".{name}.{os.getpid()}"
+    folder.mkdir()
+    label = run_label(run_dir, parameters)
+    print(f"{name} · {label} · {device()} · torch {torch.__version__}")
+    return Stage(name, parameters, run_dir, label, folder)
+
+
+def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
+    """What every figure says of itself: the preset ("lab" for interactive use) and the data set."""
+    info = run_dir / "artifacts" / "run.json"
+    own = store.read_json(info)["preset"] if info.is_file() else "lab"
+    preset = "smoke" if SMOKE_SIZE in os.environ else own
+    return f"{preset} preset · {data_label(run_dir, parameters)}"
+
+
+def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> str:
+    """The name of a run's data set, from 00's own parameters while it is made, from its manifest
+    afterwards.
+    """
+    path = manifest_path(run_dir, "00_prepare_data")
+    stored = store.read_json(path)["parameters"] if path.is_file() else {}
+    dataset = (parameters or {}).get("dataset", stored.get("dataset", "zoo"))
+    return ZOO if dataset == "zoo" else str(dataset)
+
+
+def device() -> str:
+    """ "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        **{library: metadata.version(library) for library in LIBRARIES},
+    }
+
+
+def manifest_path(run_dir: Path, name: str) -> Path:
+    return run_dir / "artifacts" / name / "manifest.json"
+
+
+def read_manifest(run_dir: Path, name: str) -> dict:
+    path = manifest_path(run_dir, name)
+    if not path.is_file():
+        raise store.StoreError(f"stage {name} has not run in {run_dir}: run that notebook first")
+    return store.read_json(path)
+
+
+def _fill(run_dir: Path, name: str) -> None:
+    """`python -m mdlib fill` in a process of its own, its lines shown as they come.
+
+    Raises StoreError if it fails.
+    """
+    print(
+        f"{name} has not run in {os.path.relpath(run_dir, ROOT)}: running it and what it needs at smoke size",
+        end=" ",
+    )
+    print("(about half a minute a stage); run that notebook for the real thing", flush=True)
+    command = [sys.executable, "-m", "mdlib", "fill", str(run_dir), name]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as runner:
+        for line in runner.stdout:
+            print(line, end="", flush=True)
+    if runner.returncode:
+        raise store.StoreError(
+            f"stage {name} has not run in {run_dir}, nor could it be run at smoke size (why stands above)"
+        )
+
+
+def _digest(path: Path) -> str:
+    return store.digest_folder(path) if path.is_dir() else store.digest_file(path)
+
+
+def identity(manifest: dict) -> str:
+    """What a stage's result depends on, as a digest: the same identity means the same result."""
+    parts = (repr(sorted(manifest[key].items())) for key in ("parameters", "inputs", "files"))
+    return store.digest_bytes(
+        manifest["stage"].encode(), manifest["code"].encode(), *(p.encode() for p in parts)
+    )
+
+
+def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str | None:
+    """Why a stage must run (again), or None if its manifest still matches."""
+    try:
+        manifest = read_manifest(run_dir, name)
+    except store.StoreError:
+        return "has not run"
+    wanted = {key: value for key, value in parameters.items() if key != PLACE}
+    changed = sorted(
+        k
+        for k in wanted.keys() | manifest["parameters"].keys()
+        if wanted.get(k) != manifest["parameters"].get(k)
+    )
+    if changed:
+        return f"parameters changed: {', '.join(changed)}"
+    if manifest["code"] != code_digest(name):
+        return "its notebook or the library code it imports changed"
+    for path, digest in manifest["files"].items():
+        if not (ROOT / path).exists() or _digest(ROOT / path) != digest:
+            return f"{path} changed"
+    for stage, digest in manifest["inputs"].items():
+        try:
+            if identity(read_manifest(run_dir, stage)) != digest:
+                return f"{stage} changed"
+        except store.StoreError:
+            return f"{stage} is missing"
+    return None
+
+
+def code_digest(notebook: str) -> str:
+    """Digest of a notebook's code and of the mdlib modules it imports, directly or not.
+
+    Comments and docstrings do not count, nor do the modules of NEUTRAL and what they import.
+    """
+    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    code = [
+        cell.source
+        for cell in cells
+        if cell.cell_type == "code" and not ASIDE & set(cell.metadata.get("tags", []))
+    ]
+    own = ast.parse("\n".join(code))
+    found: dict[Path, ast.Module] = {}
+    queue = _imports(own)
+    while queue:
+        path = queue.pop()
+        if path not in found:
+            found[path] = ast.parse(path.read_text(encoding="utf-8"))
+            queue |= _imports(found[path])
+    trees = [own, *(found[path] for path in sorted(found))]
+    return store.digest_bytes(*(ast.dump(_without_docstrings(tree)).encode() for tree in trees))
+
+
+def _imports(tree: ast.Module) -> set[Path]:
+    """The files of the mdlib modules that a module imports, anywhere in it, but for NEUTRAL."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    paths = set()
+    for name in names:
+        counted = not any(f"{name}.".startswith(f"{neutral}.") for neutral in NEUTRAL)
+        if name.split(".")[0] == "mdlib" and counted:
+            base = ROOT / name.replace(".", "/")
+            paths |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()}
+    return paths
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body[0].value.value = ""
+    return tree
+
+
+# Tags of cells that do not change what a stage computes: its values (compared apart), and what a
+# reader tries after it.
+ASIDE = {"parameters", "exercise", "explorer"}
+# What a notebook draws with and how it is run do not change what it computes.
+NEUTRAL = ("mdlib.run", "mdlib.show", "mdlib.core.colours", "mdlib.core.progress")

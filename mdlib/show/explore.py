@@ -1,0 +1,247 @@
+"""Explorers: figures with sliders, for 01, 02, 04 and 06.
+
+Under the runner each draws once, with the notebook's values.
+
+Every explorer is a pure function from settings to arrays (`*_view`), and a few lines that draw
+them.
+"""
+
+import os
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from mdlib.core.colours import class_colours, colour_map, overlay
+from mdlib.evaluate import metrics
+from mdlib.method import clusters, crf, masks
+from mdlib.method import pseudo_labels as pseudo
+from mdlib.models.encoder import Tokens
+from mdlib.show import figures
+
+
+def patch_view(
+    tokens: Tokens, *, patch: int | None, head: int | None, top_k: float, center: str
+) -> dict[str, np.ndarray]:
+    """Stage 1 of one image, from any patch and in any head: name -> (h, w) map.
+
+    patch: row-major index that serves as the seed; None: the best candidate. head: this one alone;
+    None: all. "candidates" is 0 elsewhere, 1 at candidates, 2 at sources, 3 at the seed.
+    """
+    heads = slice(None) if head is None else slice(head, head + 1)
+    query, keys = tokens.cls_query[:1, heads], tokens.keys[:1, heads]
+    keys = masks.center_keys(query, keys, cls_heads=keys.shape[1], center=center)
+    scores = masks.cls_scores(query, keys, cls_heads=keys.shape[1])
+    candidates = masks.top_patches(scores, top_k=top_k)[0]
+    seed = candidates[0] if patch is None else torch.tensor(patch, device=candidates.device)
+    flat = keys[0].transpose(0, 1).flatten(1)  # (N, D)
+    affinity = flat @ flat[seed]
+    sources = candidates[affinity[candidates] > 0]
+    g_diff = flat @ flat[sources].sum(0)
+    chosen = torch.zeros_like(affinity).index_fill_(0, candidates, 1.0).index_fill_(0, sources, 2.0)
+    chosen[seed] = 3.0
+    found = masks.seed_component((g_diff > 0).view(1, *tokens.grid_hw), seed[None])[0]
+    maps = {
+        "G_CLS": scores[0],
+        "candidates": chosen,
+        "affinity": affinity,
+        "G_diff": g_diff,
+        "mask": found,
+    }
+    return {name: values.reshape(tokens.grid_hw).cpu().numpy() for name, values in maps.items()}
+
+
+def cluster_view(
+    z: np.ndarray, centres: np.ndarray, *, cluster: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Members of a cluster nearest to its centre and farthest from it: two arrays of at most
+    `count` indices into z (n, D).
+    """
+    members = np.flatnonzero(clusters.assign_clusters(z, centres) == cluster)
+    ranked = members[((z[members] - centres[cluster]) ** 2).sum(1).argsort(kind="stable")]
+    return ranked[:count], ranked[::-1][:count]
+
+
+def threshold_view(
+    predictions: list[tuple],
+    true: list[np.ndarray],
+    names: np.ndarray,
+    *,
+    threshold: float,
+    classes: int,
+) -> tuple[list[np.ndarray], float]:
+    """Label maps at a threshold, and their mIoU. predictions: (masks, clusters, scores) of each
+    image, as pseudo.label_map takes them.
+    """
+    maps = [pseudo.label_map(*found, threshold=threshold, overlap="skip") for found in predictions]
+    counts = (
+        metrics.confusion(*pair, num_preds=len(names), num_targets=classes)
+        for pair in zip(maps, true, strict=True)
+    )
+    return maps, metrics.mean_iou(sum(counts), names)
+
+
+def crf_view(
+    image: np.ndarray, probabilities: np.ndarray, *, most: int = 6, **settings
+) -> np.ndarray:
+    """The CRF's labels (H, W).
+
+    Only the `most` classes with the largest mass take part: a slider must not wait for sixty.
+    """
+    kept = np.sort(np.argsort(-probabilities.sum((1, 2)), kind="stable")[:most])
+    p = probabilities[kept] + 1e-6
+    return kept[crf.dense_crf(image, p / p.sum(0), **settings).argmax(0)]
+
+
+# ---------------------------------------------------------------- what the notebooks show
+
+
+def patches(tokens: Tokens, image: np.ndarray, *, top_k: float, center: str) -> widgets.VBox | None:
+    """01: choose a patch as the seed, a head, `top_k` and the keys' origin."""
+    height, width = tokens.grid_hw
+
+    def draw(row, column, head, top_k, center):
+        patch = None if row < 0 or column < 0 else row * width + column
+        maps = patch_view(
+            tokens, patch=patch, head=None if head < 0 else head, top_k=top_k, center=center
+        )
+        figures.image_grid([image, *maps.values()], ["image", *maps], columns=6, size=1.7)
+
+    return _live(
+        draw,
+        row=widgets.IntSlider(-1, -1, height - 1, description="row (-1: seed)"),
+        column=widgets.IntSlider(-1, -1, width - 1, description="column"),
+        head=widgets.IntSlider(-1, -1, tokens.keys.shape[1] - 1, description="head (-1: all)"),
+        top_k=widgets.FloatSlider(top_k, min=0.05, max=1.0, step=0.05, description="top_k"),
+        center=widgets.Dropdown(options=masks.CENTERS, value=center, description="center"),
+    )
+
+
+def members(
+    z: np.ndarray, crops: torch.Tensor, centres: np.ndarray, *, seed: int
+) -> widgets.VBox | None:
+    """02: choose a cluster and k; its nearest and its farthest masks."""
+    pictures = crops.permute(0, 2, 3, 1).numpy()
+    fitted, most = {len(centres): centres}, max(len(centres), min(100, len(z)))
+
+    def draw(k, cluster):
+        if k not in fitted:
+            fitted[k] = clusters.fit_kmeans(
+                z, k=k, seed=seed, batch_size=1000, restarts=1
+            ).cluster_centers_
+        near, far = cluster_view(z, fitted[k], cluster=cluster % k, count=8)
+        _mosaic(
+            [[pictures[i] for i in part] for part in (near, far)],
+            columns=8,
+            title="above nearest to the centre, below farthest from it",
+        )
+
+    largest = int(np.bincount(clusters.assign_clusters(z, centres)).argmax())
+    return _live(
+        draw,
+        k=widgets.IntSlider(len(centres), 2, most, description="k", continuous_update=False),
+        cluster=widgets.IntSlider(largest, 0, most - 1, description="cluster"),
+    )
+
+
+def thresholds(
+    predictions: list[tuple], samples: list, names: np.ndarray, *, threshold: float, classes: int
+) -> widgets.VBox | None:
+    """04: move the threshold; masks, label maps and their mIoU on these samples."""
+    colours, true = class_colours(classes), [sample.semantic for sample in samples]
+
+    def draw(threshold):
+        maps, miou = threshold_view(predictions, true, names, threshold=threshold, classes=classes)
+        kept = [
+            found[0][pseudo.confident(found[2], threshold=threshold)] for found in predictions[:8]
+        ]
+        painted = [overlay(s.image, k) for s, k in zip(samples, kept)]
+        named = [colour_map(np.maximum(names[m], 0), colours) for m in maps[:8]]
+        _mosaic(
+            [painted, named],
+            columns=8,
+            title=f"kept masks, and the label maps: mIoU {miou:.2f} on {len(samples)} pictures",
+        )
+
+    return _live(
+        draw,
+        threshold=widgets.FloatSlider(
+            threshold, min=0.0, max=1.0, step=0.05, description="threshold"
+        ),
+    )
+
+
+def borders(
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    true: np.ndarray,
+    names: np.ndarray,
+    *,
+    classes: int,
+    **settings,
+) -> widgets.VBox | None:
+    """06: move the CRF's parameters on one picture."""
+    colours = class_colours(classes)
+
+    def draw(**moved):
+        found = crf_view(image, probabilities, **{**settings, **moved})
+        maps = [
+            colour_map(np.maximum(names[m], 0), colours) for m in (probabilities.argmax(0), found)
+        ]
+        _mosaic(
+            [[image, *maps, colour_map(true, colours)]],
+            columns=4,
+            title="image, network, CRF, true",
+        )
+
+    ranges = {
+        "steps": (0, 10, 1),
+        "bilateral_sxy": (1, 60, 1),
+        "bilateral_srgb": (1, 60, 1),
+        "bilateral_compat": (0, 20, 1),
+        "gaussian_compat": (0, 10, 1),
+    }
+    slider = {int: widgets.IntSlider, float: widgets.FloatSlider}
+    return _live(
+        draw,
+        **{
+            n: slider[type(settings[n])](
+                settings[n], min=a, max=max(b, settings[n]), step=s, description=n
+            )
+            for n, (a, b, s) in ranges.items()
+        },
+    )
+
+
+def _mosaic(rows: list[list[np.ndarray]], *, columns: int, title: str, side: int = 160) -> None:
+    """Rows of pictures as one: a slider must not wait until sixteen axes are laid out."""
+    canvas = np.ones((len(rows) * side, columns * side, 3))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            # nearest neighbours
+            high, wide = ((np.arange(side - 4) * n // (side - 4)) for n in image.shape[:2])
+            shown = image[high][:, wide] / (255 if image.dtype == np.uint8 else 1)
+            canvas[y * side : y * side + side - 4, x * side : x * side + side - 4] = shown
+    _, ax = plt.subplots(
+        figsize=(1.15 * columns, 1.15 * len(rows) + 0.3) if columns > 4 else (8, 2.3)
+    )
+    figures.image_row(ax, canvas, title)
+
+
+def _live(draw: Callable, **controls: widgets.ValueWidget) -> widgets.VBox | None:
+    """Sliders above the figure that `draw` makes; under the runner (MDLIB_BATCH) the figure alone,
+    with their first values.
+    """
+
+    def redraw(**values):
+        draw(**values)
+        plt.show()
+
+    if "MDLIB_BATCH" in os.environ:
+        redraw(**{name: control.value for name, control in controls.items()})
+        return None
+    for control in controls.values():
+        control.style.description_width = "8em"
+    return widgets.VBox([*controls.values(), widgets.interactive_output(redraw, controls)])

@@ -1,0 +1,282 @@
+"""What is in a folder of pictures, for people: names for clusters, thumbnails, a contact sheet,
+files to take away.
+
+Nothing here needs a label. Clusters stand in the order of their size, masks in the order of their
+distance to the centre.
+
+[1] Rousseeuw, Silhouettes: a graphical aid to the interpretation and validation of cluster
+analysis, 1987.
+"""
+
+import base64
+import html
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+from sklearn.metrics import silhouette_score
+
+from mdlib.core import files as store
+from mdlib.core.colours import overlay
+from mdlib.core.progress import track
+from mdlib.data import Dataset, Sample
+from mdlib.data.sample import mask_to_box
+from mdlib.method.clusters import fit_kmeans
+from mdlib.method.pseudo_labels import LARGEST_LABEL
+from mdlib.run.predict import coco_annotation
+
+MARGIN = 0.12  # around a mask in its thumbnail, as a share of the mask's longer side
+PAPER = 0.96  # grey level of what a thumbnail leaves empty
+SAMPLE = 2000  # masks of which the silhouette is the mean; all pairs of them are looked at
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """members: (m,) indices of its masks, nearest to the centre first."""
+
+    number: int
+    name: str
+    members: np.ndarray
+
+
+def read_names(path: Path, *, k: int) -> dict[int, str]:
+    """The names that a person gave to clusters: a YAML or JSON file {number: name}; numbers 0..k -
+    1, not all need one.
+
+    Raises StoreError for a file that is missing or something else, and for numbers that the run
+    does not have.
+    """
+    try:
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise store.StoreError(f"{path} is missing: the names of clusters") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise store.StoreError(f"{path} is neither YAML nor JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise store.StoreError(
+            f"{path} must hold cluster numbers and names, one `3: cat` a line; it holds {given!r:.80}"
+        )
+    names: dict[int, str] = {}
+    for number, name in given.items():
+        # keys of JSON are text
+        number = int(number) if isinstance(number, str) and number.isdecimal() else number
+        if type(number) is not int or not 0 <= number < k:
+            raise store.StoreError(
+                f"{path} names cluster {number!r}; this run has the clusters 0..{k - 1}"
+            )
+        if not isinstance(name, str) or not name.strip():
+            raise store.StoreError(
+                f"{path}: the name of cluster {number} must be text, got {name!r}"
+            )
+        if number in names:
+            raise store.StoreError(f"{path} names cluster {number} twice")
+        names[number] = name.strip()
+    return names
+
+
+def unnamed(number: int) -> str:
+    return f"cluster {number}"
+
+
+def group(
+    features: np.ndarray, centres: np.ndarray, assigned: np.ndarray, names: dict[int, str]
+) -> list[Cluster]:
+    """Clusters by size, the largest first, empty ones left out.
+
+    (n, D) whitened, (k, D), (n,) cluster of each mask.
+    """
+    distance = ((features - centres[assigned]) ** 2).sum(1)
+    nearest = distance.argsort(kind="stable")
+    sizes = np.bincount(assigned, minlength=len(centres))
+    order = [int(j) for j in np.argsort(-sizes, kind="stable") if sizes[j]]
+    return [Cluster(j, names.get(j, unnamed(j)), nearest[assigned[nearest] == j]) for j in order]
+
+
+def try_k(
+    features: np.ndarray, ks: list[int], *, runs: int, seed: int, batch_size: int
+) -> list[dict]:
+    """k-means for each k, `runs` times with other seeds: one {"k", "inertia", "silhouette"} a run.
+
+    inertia: sum of the squared distances to the centres, as a share of what it is for one cluster.
+    silhouette [1]: mean over masks of (b - a) / max(a, b), where a is the mean distance to the
+    other masks of its cluster and b that to those of the next one; in [-1, 1]. Raises ValueError
+    for a k outside 2..n - 1, where the silhouette has no meaning.
+    """
+    if min(ks) < 2 or max(ks) >= len(features):
+        raise ValueError(
+            f"k must be at least 2 and less than the number of masks, {len(features)}; asked for {min(ks)} to {max(ks)}"
+        )
+    whole = float(((features - features.mean(0)) ** 2).sum())
+    rows = []
+    for k, run in track(
+        [(k, run) for k in ks for run in range(runs)], total=len(ks) * runs, what="k-means"
+    ):
+        model = fit_kmeans(features, k=k, seed=seed + run, batch_size=batch_size, restarts=1)
+        score = silhouette(features, model.labels_, seed=seed)
+        rows.append(
+            {"k": int(k), "inertia": float(model.inertia_) / max(whole, 1e-12), "silhouette": score}
+        )
+    return rows
+
+
+def silhouette(features: np.ndarray, assigned: np.ndarray, *, seed: int) -> float:
+    """Mean silhouette, from SAMPLE of the masks where there are more. 0 where one cluster holds
+    them all, or each its own.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(features))[:SAMPLE]
+    features, assigned = features[chosen], assigned[chosen]
+    return (
+        float(silhouette_score(features, assigned))
+        if 2 <= len(np.unique(assigned)) < len(assigned)
+        else 0.0
+    )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def thumbnail(image: np.ndarray, mask: np.ndarray, *, side: int) -> np.ndarray:
+    """(H, W, 3) uint8 and (H, W) bool -> (side, side, 3) uint8: the mask with a border and its
+    surroundings, which are faded.
+    """
+    height, width = mask.shape
+    x0, y0, x1, y1 = mask_to_box(mask)
+    margin = round(MARGIN * max(x1 - x0, y1 - y0))
+    window = np.s_[
+        max(0, y0 - margin) : min(height, y1 + margin),
+        max(0, x0 - margin) : min(width, x1 + margin),
+    ]
+    part, inside = Image.fromarray(image[window]), Image.fromarray(mask[window])
+    size = [max(1, round(s * side / max(part.size))) for s in part.size]
+    shown = np.asarray(inside.resize(size, Image.NEAREST))
+    drawn = overlay(np.asarray(part.resize(size, Image.LANCZOS)), shown[None], strength=0.0)
+    drawn[~shown] = 0.4 * drawn[~shown] + 0.6 * PAPER
+    square = np.full((side, side, 3), PAPER)
+    top, left = (side - size[1]) // 2, (side - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = drawn
+    return (square * 255).round().astype(np.uint8)
+
+
+def thumbnails(
+    dataset: Dataset, records: list[dict], chosen: list[int], *, side: int
+) -> dict[int, np.ndarray]:
+    """{index of a mask: its thumbnail} for the chosen masks; each picture is opened once."""
+    place = {image_id: i for i, image_id in enumerate(dataset.ids())}
+    wanted: dict[int, list[int]] = {}
+    for index in chosen:
+        wanted.setdefault(place[records[index]["image_id"]], []).append(index)
+    found = {}
+    for i in track(sorted(wanted), total=len(wanted), what="thumbnails"):
+        image = dataset[i].image
+        found |= {index: thumbnail(image, records[index]["mask"], side=side) for index in wanted[i]}
+    return found
+
+
+def contact_sheet(
+    clusters: list[Cluster],
+    thumbs: dict[int, np.ndarray],
+    captions: list[str],
+    *,
+    title: str,
+    note: str,
+) -> str:
+    """One HTML page that needs no other file: each cluster's thumbnails, those that there are.
+    captions: the file of each mask.
+    """
+    links, sections = [], []
+    for c in clusters:
+        head = html.escape(c.name)
+        number = "" if c.name == unnamed(c.number) else f"cluster {c.number}, "
+        links.append(f'<a href="#c{c.number}">{head} <small>{len(c.members)}</small></a>')
+        cells = "".join(_cell(thumbs[i], captions[i]) for i in c.members if i in thumbs)
+        sections.append(
+            f'<section id="c{c.number}"><h2>{head} <small>{number}{_masks(len(c.members))}</small></h2><div class="grid">{cells}</div></section>'
+        )
+    return PAGE.format(
+        title=html.escape(title),
+        note=html.escape(note),
+        links="".join(links),
+        sections="".join(sections),
+    )
+
+
+def _cell(thumb: np.ndarray, caption: str) -> str:
+    jpeg = io.BytesIO()
+    Image.fromarray(thumb).save(jpeg, format="JPEG", quality=82)
+    data, path, name = (
+        base64.b64encode(jpeg.getvalue()).decode(),
+        html.escape(caption),
+        html.escape(caption.rpartition("/")[2]),
+    )
+    return f'<figure title="{path}"><img src="data:image/jpeg;base64,{data}" alt="a mask in {path}"><figcaption>{name}</figcaption></figure>'
+
+
+def _masks(count: int) -> str:
+    return f"{count:,} mask" + ("s" if count != 1 else "")
+
+
+# ---------------------------------------------------------------- files to take away
+
+
+def export(
+    folder: Path, dataset: Dataset, records: list[dict], assigned: np.ndarray, *,
+    names: dict[int, str], k: int, files: dict[str, str], draw: Callable[[Sample, list[dict]], np.ndarray],
+) -> None:  # fmt: skip
+    """Write masks.json (COCO, a category a cluster), maps/ID.png (palette; 0 background, 1 +
+    cluster) and classes.txt.
+
+    files: the file name of each id. draw(sample, its records with "cluster") gives its map, (H, W)
+    integers. Raises ValueError where there are more clusters than a palette has room for.
+    """
+    if k > LARGEST_LABEL:
+        raise ValueError(f"a palette PNG holds {LARGEST_LABEL} clusters, this run has {k}")
+    titles = [names.get(j, unnamed(j)) for j in range(k)]
+    labelled = [
+        record | {"cluster": int(cluster)}
+        for record, cluster in zip(records, assigned, strict=True)
+    ]
+    # those of another set of pictures would stay
+    shutil.rmtree(folder / "maps", ignore_errors=True)
+    images, annotations = [], []
+    gathered = store.by_image(labelled, dataset.ids())
+    for number, found in enumerate(track(gathered, total=len(dataset), what="maps"), 1):
+        sample = dataset[number - 1]
+        height, width = sample.image.shape[:2]
+        store.write_label_map(folder / "maps" / f"{sample.id}.png", draw(sample, found))
+        image = {"id": number, "file_name": files[sample.id], "height": height, "width": width}
+        images.append({**image, "label_map": f"maps/{sample.id}.png"})
+        annotations += [
+            coco_annotation(record, number, len(annotations) + i + 1)
+            for i, record in enumerate(found)
+        ]
+    categories = [{"id": 1 + j, "name": title} for j, title in enumerate(titles)]
+    store.write_json(
+        folder / "masks.json",
+        {"images": images, "annotations": annotations, "categories": categories},
+    )
+    store.write_text(
+        folder / "classes.txt", "".join(f"{name}\n" for name in ("background", *titles))
+    )
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.45 system-ui, sans-serif; color: #222; max-width: 75rem; margin: 1.5rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; margin-bottom: .3rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .6rem; overflow-wrap: anywhere; }}
+p, small, figcaption {{ color: #5a5a5a; }} small {{ font-weight: normal; font-size: .85em; }}
+nav {{ display: flex; flex-wrap: wrap; gap: .4rem; max-height: 14rem; overflow-y: auto; }}
+nav a {{ padding: .35rem .6rem; border: 1px solid #ccc; border-radius: 1rem; color: inherit; text-decoration: none; font-size: .9rem; }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .6rem; }}
+figure {{ margin: 0; min-width: 0; }} img {{ display: block; width: 100%; border-radius: 4px; }}
+figcaption {{ font-size: .75rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
+</style></head><body>
+<h1>{title}</h1><p>{note}</p><nav aria-label="clusters">{links}</nav>
+{sections}
+</body></html>
+"""

@@ -1,0 +1,219 @@
+"""What the choices of stages 1, 2 and 4 are worth: arms that need no training.
+
+Tokens, features and predictions are computed once; an arm is another rule on the same ones. Every
+arm is judged image by image, so that `evidence` can pair it with another.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from sklearn.metrics import normalized_mutual_info_score
+from torch import Tensor
+
+from mdlib.core.progress import track
+from mdlib.data import Dataset
+from mdlib.data.sample import mask_to_box
+from mdlib.evaluate import metrics
+from mdlib.evaluate import naming as protocols
+from mdlib.method import clusters, masks
+from mdlib.method import proposals as distill
+from mdlib.method import pseudo_labels as pseudo
+from mdlib.models.encoder import Encoder, Tokens
+
+AFFINITIES = ("keys", "queries", "values", "patches")
+
+# ---------------------------------------------------------------- stage 1
+
+
+def image_tokens(dataset: Dataset, encoder: Encoder, *, input_side: int) -> list[Tokens]:
+    """The tokens of each image, alone in its batch, seen with its shorter side at input_side pixels
+    as in stage 1.
+    """
+    images = (
+        torch.from_numpy(dataset[i].image).permute(2, 0, 1)[None] for i in range(len(dataset))
+    )
+    resized = (distill.resize_images(image, input_side=input_side) for image in images)
+    return [encoder.tokens(image) for image in track(resized, total=len(dataset), what="tokens")]
+
+
+def affinity_mask(
+    tokens: Tokens, *, affinity: str, top_k: float, cls_heads: int, mass: float | None, center: str
+) -> tuple[Tensor, Tensor]:
+    """Stage 1's one mask with other features in place of the keys in G_I: (B, h, w) bool and scores
+    (B,).
+
+    affinity: "keys" (the method), "queries" or "values" of the last block, or "patches", its output
+    tokens. CLS scores and candidates come from the keys whatever the features are; these are
+    centred as the keys are: by the mean of all patches, or half-way between those that CLS likes
+    and those that it does not.
+    """
+    if affinity not in AFFINITIES:
+        raise ValueError(f"affinity must be one of {AFFINITIES}, got {affinity!r}")
+    heads = tokens.keys.shape[1]
+    features = (
+        tokens.patches.unflatten(2, (heads, -1)).transpose(1, 2)
+        if affinity == "patches"
+        else getattr(tokens, affinity)
+    )
+    # As more heads of the keys they are centred by what CLS says of the first, true ones.
+    both = masks.center_keys(
+        tokens.cls_query.repeat(1, 2, 1),
+        torch.cat([tokens.keys, features], 1),
+        cls_heads=cls_heads,
+        center=center,
+    )
+    keys, features = both.split(heads, 1)
+    candidates = masks.candidate_patches(
+        tokens.cls_query, keys, top_k=top_k, cls_heads=cls_heads, mass=mass
+    )
+    g_diff, seed = masks.diffuse(features, candidates)
+    found = masks.seed_component((g_diff > 0).view(-1, *tokens.grid_hw), seed)
+    return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)
+
+
+def judge_masks(
+    rule: Callable[[Tokens], tuple[Tensor, Tensor]],
+    tokens: list[Tokens],
+    dataset: Dataset,
+    *,
+    input_side: int,
+    patch: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A rule on every image: scores (n,) and the IoU (n, m) of its n masks with the m true objects,
+    as metrics.mask_ap takes them.
+
+    rule: tokens of one image -> masks (1, h, w) or (1, n, h, w) bool and scores of as many; an
+    empty mask is none.
+    """
+    judged = []
+    for i, seen in enumerate(tokens):
+        sample = dataset[i]
+        found, scores = rule(seen)
+        grids = found.reshape(-1, *seen.grid_hw)
+        scale = input_side / min(sample.image.shape[:2])
+        crop_hw = tuple(round(side * scale) for side in sample.image.shape[:2])
+        padded_hw = tuple(cells * patch for cells in seen.grid_hw)
+        pixels = (
+            masks.mask_to_pixels(
+                grids, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=sample.image.shape[:2]
+            )
+            .cpu()
+            .numpy()
+        )
+        there = pixels.any((1, 2))
+        judged.append(
+            (
+                scores.reshape(-1).cpu().numpy()[there],
+                metrics.mask_iou(pixels[there], sample.instances.masks),
+            )
+        )
+    return judged
+
+
+def first_ious(judged: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """(images,): the IoU of each image's first mask with the object that it overlaps best; 0
+    without either.
+    """
+    return np.array(
+        [overlaps[0].max(initial=0.0) if len(overlaps) else 0.0 for _, overlaps in judged]
+    )
+
+
+# ---------------------------------------------------------------- stage 2
+
+
+def describe_masks(
+    encoder: Encoder, dataset: Dataset, records: list[dict], *, size: int, batch: int
+) -> dict[str, np.ndarray]:
+    """Three descriptions of n masks, each (n, D): the CLS token of the box crop (the paper), the
+    CLS token of the crop with all outside the mask black, and the mean of the box crop's patch
+    tokens inside the mask.
+    """
+    crops = clusters.crop_masks(dataset, records, size=size)
+    inside = torch.zeros(len(records), size, size, dtype=torch.bool)
+    for i, record in enumerate(records):
+        shown = np.repeat(record["mask"][..., None], 3, 2).astype(np.uint8) * 255
+        inside[i] = (
+            clusters.crop_boxes(shown, np.array([mask_to_box(record["mask"])]), size=size)[0, 0]
+            > 127
+        )
+    found: dict[str, list[Tensor]] = {"box crop": [], "masked crop": [], "masked pooling": []}
+    for some, within in zip(crops.split(batch), inside.split(batch)):
+        tokens = encoder.tokens(some)
+        found["box crop"].append(tokens.cls)
+        found["masked crop"].append(encoder.tokens(some * within[:, None]).cls)
+        padded = F.pad(within[:, None].float(), (0, -size % encoder.patch) * 2)
+        share = F.avg_pool2d(padded, encoder.patch).flatten(1).to(tokens.patches)  # (b, N)
+        pooled = torch.einsum("bn,bnd->bd", share, tokens.patches) / share.sum(
+            1, keepdim=True
+        ).clip(1e-6)
+        found["masked pooling"].append(pooled)
+    return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
+
+
+TRANSFORMS = ("as they are", "L2", "deviation", "deviation, L2", "PCA, L2", "PCA, deviation, L2")
+
+
+def transform(
+    name: str, train: np.ndarray, other: np.ndarray, *, components: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both (n, D) and (m, D) features, transformed by what the first say. "deviation, L2" is the
+    reference's whitening.
+    """
+    if name not in TRANSFORMS:
+        raise ValueError(f"transform must be one of {TRANSFORMS}, got {name!r}")
+    for step in name.split(", "):
+        if step == "PCA":
+            model = PCA(min(components, *train.shape), random_state=0).fit(train)
+            train, other = model.transform(train), model.transform(other)
+        elif step == "deviation":
+            deviation = clusters.feature_deviation(train)
+            train, other = train / deviation, other / deviation
+        elif step == "L2":
+            train, other = (
+                each / np.linalg.norm(each, axis=1, keepdims=True).clip(1e-12)
+                for each in (train, other)
+            )
+    return train.astype(np.float32), other.astype(np.float32)
+
+
+def cluster_scores(
+    train: tuple[np.ndarray, np.ndarray],
+    dev: tuple[np.ndarray, np.ndarray],
+    *,
+    k: int,
+    num_classes: int,
+    seeds: Iterable[int],
+    **recipe,
+) -> dict[str, list[float]]:
+    """k-means on train's (features, classes) for each seed, judged on dev's: "accuracy" (each
+    cluster named by its majority on train), "one to one" (Hungarian on train) and "nmi". recipe:
+    batch_size and restarts of clusters.fit_kmeans.
+    """
+    scores: dict[str, list[float]] = {"accuracy": [], "one to one": [], "nmi": []}
+    for seed in seeds:
+        centres = clusters.fit_kmeans(train[0], k=k, seed=seed, **recipe).cluster_centers_
+        on_train, on_dev = (
+            clusters.assign_clusters(features, centres) for features, _ in (train, dev)
+        )
+        counts = clusters.count_matrix(on_train, train[1], k=k, num_classes=num_classes)
+        for name, rule in (("accuracy", "majority"), ("one to one", "one-to-one")):
+            mapping = protocols.name_on_train(counts, rule)[1:]
+            scores[name].append(float((mapping[on_dev] == dev[1]).mean()))
+        scores["nmi"].append(float(normalized_mutual_info_score(dev[1], on_dev)))
+    return scores
+
+
+# ---------------------------------------------------------------- stage 4
+
+
+def kept_at_random(scores: np.ndarray, *, threshold: float, rng: np.random.Generator) -> np.ndarray:
+    """As many of an image's predictions as pseudo.confident keeps, drawn at random, best first:
+    (n,) -> (m,) int64.
+    """
+    count = len(pseudo.confident(scores, threshold=threshold))
+    drawn = rng.choice(len(scores), count, replace=False) if count else np.zeros(0, np.int64)
+    return drawn[np.argsort(-np.asarray(scores)[drawn], kind="stable")]

@@ -1,0 +1,343 @@
+"""Whole or absent: what is written, what is left after a failure, and what is refused on reading."""
+
+import hashlib
+import json
+import os
+import pickle
+import stat
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mdlib.core import files as store
+from mdlib.core import mask as rle
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "artifact.txt"
+    store.write_text(path, "old")
+    with pytest.raises(RuntimeError), store.atomic(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError("killed here")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_finished_write_replaces_the_old_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "new folder" / "artifact.txt"
+    store.write_text(path, "old")
+    store.write_text(path, "new")
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_at_the_path_before_the_write_is_whole(tmp_path):
+    with store.atomic(tmp_path / "artifact") as temporary:
+        temporary.write_text("half")
+        assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_an_oserror(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OSError):
+            store.write_text(tmp_path / "artifact", "x")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_file_where_a_folder_should_be_is_an_oserror(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError):
+        store.write_text(tmp_path / "file" / "artifact", "x")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+@pytest.mark.parametrize("kind", ["text", "weights", "array"])
+def test_others_may_read_what_is_written(tmp_path, kind):
+    path = tmp_path / "artifact"
+    if kind == "text":
+        store.write_text(path, "x")
+    elif kind == "weights":
+        store.save_weights(path, {"w": torch.zeros(1)}, header={})
+    else:
+        store.write_array(path, np.zeros(1))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+# ---------------------------------------------------------------- JSON and digests
+
+
+def test_json_comes_back_and_is_byte_stable(tmp_path):
+    store.write_json(tmp_path / "a.json", {"b": [1, 2.5, None], "a": "ä"})
+    store.write_json(tmp_path / "b.json", {"a": "ä", "b": [1, 2.5, None]})
+    assert store.read_json(tmp_path / "a.json") == {"a": "ä", "b": [1, 2.5, None]}
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_refused_and_the_old_file_stays(tmp_path, value):
+    store.write_json(tmp_path / "metrics.json", {"miou": 0.5})
+    with pytest.raises(ValueError):
+        store.write_json(tmp_path / "metrics.json", {"miou": value})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.5}
+
+
+def test_missing_and_broken_json_name_the_file(tmp_path):
+    with pytest.raises(store.StoreError, match="absent.json is missing"):
+        store.read_json(tmp_path / "absent.json")
+    (tmp_path / "half.json").write_text('{"a": ')
+    with pytest.raises(store.StoreError, match="half.json is not JSON"):
+        store.read_json(tmp_path / "half.json")
+
+
+def test_digests_see_content_and_the_borders_between_parts(tmp_path):
+    assert (
+        store.digest_bytes(b"ab", b"c")
+        == store.digest_bytes(b"ab", b"c")
+        != store.digest_bytes(b"a", b"bc")
+    )
+    (tmp_path / "file").write_bytes(b"abc")
+    assert store.digest_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_weights_and_header_come_back(tmp_path):
+    state = {"a": torch.randn(3, 4).T, "b": torch.tensor(7)}  # one not contiguous, one a scalar
+    store.save_weights(tmp_path / "w", state, header={"architecture": {"depth": 6}, "step": 3})
+    tensors, header = store.read_weights(tmp_path / "w")
+    assert header == {"architecture": {"depth": 6}, "step": 3}
+    assert (
+        all(torch.equal(tensors[name], state[name]) for name in state)
+        and tensors.keys() == state.keys()
+    )
+
+
+def test_load_weights_looks_at_the_architecture(tmp_path):
+    store.save_weights(tmp_path / "w", {"a": torch.zeros(1)}, header={"architecture": {"depth": 6}})
+    assert store.load_weights(tmp_path / "w", architecture={"depth": 6}).keys() == {"a"}
+    with pytest.raises(store.WeightsError, match="12"):
+        store.load_weights(tmp_path / "w", architecture={"depth": 12})
+
+
+def test_a_pickle_is_not_weights(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(store.WeightsError, match="not a whole safetensors file"):
+        store.read_weights(tmp_path / "w.pt")
+
+
+def test_safetensors_of_others_are_not_called_broken(tmp_path):
+    # Hugging Face and timm write {"format": "pt"} into the header, which is no JSON; the file is
+    # whole.
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "w", metadata={"format": "pt"})
+    with pytest.raises(store.WeightsError, match="expected"):
+        store.load_weights(tmp_path / "w", architecture={"depth": 6})
+
+
+def test_the_architecture_of_a_header_is_given_back():
+    made = {"network": "mask_rcnn", "backbone": "vit", "num_clusters": 8, "note": "more is allowed"}
+    assert (
+        store.check_architecture(
+            {"architecture": made},
+            network="mask_rcnn",
+            keys=("backbone", "num_clusters"),
+            source="w",
+        )
+        == made
+    )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"architecture": None},
+        {"architecture": "mask_rcnn"},
+        {"architecture": {"network": "deeplab_v3", "backbone": "vit"}},
+        {"architecture": {"network": "mask_rcnn"}},
+        {"architecture": {"backbone": "vit"}},
+    ],
+)
+def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
+    with pytest.raises(
+        store.WeightsError, match="w.safetensors holds .*, expected a mask_rcnn with backbone"
+    ):
+        store.check_architecture(
+            header, network="mask_rcnn", keys=("backbone",), source="w.safetensors"
+        )
+
+
+# ---------------------------------------------------------------- masks and maps
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_rle_equals_pycocotools_and_comes_back(rng, density):
+    mask = rng.random((13, 17)) < density
+    encoded = rle.encode_mask(mask)
+    theirs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    assert encoded == {"size": [13, 17], "counts": theirs["counts"].decode()}
+    decoded = rle.decode_mask(json.loads(json.dumps(encoded)))
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, mask)
+
+
+def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
+    masks = rng.random((3, 9, 11)) < 0.4
+    records = [
+        {"image_id": f"val_{i}", "mask": m, "score": i / 7, "box": [1, 2, 3, 4]}
+        for i, m in enumerate(masks)
+    ]
+    store.write_masks(tmp_path / "masks.json", records)
+    for ours, read in zip(records, store.read_masks(tmp_path / "masks.json"), strict=True):
+        assert read.keys() == ours.keys()
+        np.testing.assert_array_equal(read["mask"], ours["mask"])
+        assert all(read[key] == ours[key] for key in ours if key != "mask")
+    # Other tools read it: pycocotools agrees on the area that was written.
+    annotation = json.loads((tmp_path / "masks.json").read_text())["annotations"][0]
+    assert (
+        coco_mask.area(annotation["segmentation"]) == annotation["area"] == records[0]["mask"].sum()
+    )
+    # as they are, still encoded
+    store.write_masks(tmp_path / "again.json", store.read_masks(tmp_path / "masks.json"))
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "masks.json").read_bytes()
+
+
+def test_masks_are_written_one_by_one_and_read_without_their_pixels(tmp_path):
+    alive, most = weakref.WeakSet(), 0
+
+    class Mask(np.ndarray):  # a plain array cannot be in a WeakSet
+        __hash__ = object.__hash__
+
+    def records(count=40, side=512):
+        nonlocal most
+        for i in range(count):
+            mask = np.zeros((side, side), bool).view(Mask)
+            mask[i : 3 * i, 5 : 5 + i] = True
+            alive.add(mask)
+            most = max(most, len(alive))
+            yield {"image_id": str(i), "mask": mask, "score": 0.5}
+
+    store.write_masks(tmp_path / "masks.json", records())
+    assert most <= 3  # the one that is written, and the one that is made
+    tracemalloc.start()
+    read = [record | {"cluster": 1} for record in store.read_masks(tmp_path / "masks.json")]
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read) == 40 and held < 0.05 * 40 * 512 * 512
+    assert read[7]["mask"].sum() == 14 * 7 and read[7]["cluster"] == 1
+
+
+def test_a_file_of_masks_that_breaks_off_is_refused_and_none_is_left_by_a_writer_that_fails(
+    rng, tmp_path
+):
+    records = [
+        {"image_id": "a", "mask": rng.random((5, 5)) < 0.5, "score": score}
+        for score in (0.5, float("nan"))
+    ]
+    with pytest.raises(ValueError):
+        store.write_masks(tmp_path / "masks.json", records)
+    assert not list(tmp_path.iterdir())
+    store.write_masks(tmp_path / "masks.json", records[:1])
+    (tmp_path / "masks.json").write_bytes((tmp_path / "masks.json").read_bytes()[:-4])
+    with pytest.raises(store.StoreError, match="not JSON"):
+        store.read_masks(tmp_path / "masks.json")
+
+
+def test_label_maps_come_back_by_index_with_vocs_colours(rng, tmp_path):
+    labels = rng.choice([0, 1, 15, 255], (9, 11))
+    store.write_label_map(tmp_path / "map.png", labels)
+    image = Image.open(tmp_path / "map.png")
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), labels)
+    # Colours of VOC's devkit: aeroplane, person, void.
+    colours = {1: (128, 0, 0), 15: (192, 128, 128), 255: (224, 224, 192), 0: (0, 0, 0)}
+    np.testing.assert_array_equal(
+        np.asarray(image.convert("RGB")), [[colours[v] for v in row] for row in labels]
+    )
+
+
+@pytest.mark.parametrize("labels", [[[256]], [[-1]], [[0.5]]])
+def test_label_maps_refuse_what_a_byte_cannot_hold(tmp_path, labels):
+    with pytest.raises(ValueError):
+        store.write_label_map(tmp_path / "map.png", np.array(labels))
+    assert not list(tmp_path.iterdir())
+
+
+def test_label_maps_are_read_as_they_were_written(rng, tmp_path):
+    labels = rng.choice([0, 1, 15, 254, 255], (9, 11)).astype(np.uint16)
+    store.write_label_map(tmp_path / "map.png", labels)
+    read = store.read_label_map(tmp_path / "map.png")
+    assert read.dtype == np.uint8 and read.flags.writeable
+    np.testing.assert_array_equal(read, labels)
+    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(store.read_label_map(tmp_path / "grey.png"), labels)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16"])
+def test_a_picture_is_no_label_map(tmp_path, mode):
+    Image.new(mode, (5, 4)).save(tmp_path / "picture.png")
+    with pytest.raises(store.StoreError, match=f"picture.png is {mode}, not a palette"):
+        store.read_label_map(tmp_path / "picture.png")
+
+
+def test_missing_and_truncated_label_maps_name_the_file(rng, tmp_path):
+    with pytest.raises(store.StoreError, match="absent.png is missing"):
+        store.read_label_map(tmp_path / "absent.png")
+    store.write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
+    whole = (tmp_path / "map.png").read_bytes()
+    assert len(whole) > 1500
+    for cut in (0, 4, 20, 60, 1000, len(whole) - 30):
+        (tmp_path / "map.png").write_bytes(whole[:cut])
+        with pytest.raises(store.StoreError, match="map.png is not a whole PNG"):
+            store.read_label_map(tmp_path / "map.png")
+
+
+def test_a_damaged_label_map_is_refused(rng, tmp_path):
+    store.write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
+    damaged = bytearray((tmp_path / "map.png").read_bytes())
+    damaged[1200] ^= 0xFF
+    (tmp_path / "map.png").write_bytes(damaged)
+    with pytest.raises(store.StoreError, match="map.png is not a whole PNG"):
+        store.read_label_map(tmp_path / "map.png")
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def test_arrays_come_back_under_any_name(rng, tmp_path):
+    array = rng.normal(size=(3, 4)).astype(np.float32)
+    store.write_array(tmp_path / "features.bin", array)  # numpy alone would append .npy
+    np.testing.assert_array_equal(store.read_array(tmp_path / "features.bin"), array)
+
+
+def test_pickled_objects_are_neither_written_nor_read(tmp_path):
+    objects = np.array([{"a": 1}, None], object)
+    with pytest.raises(ValueError):
+        store.write_array(tmp_path / "a.npy", objects)
+    np.save(tmp_path / "b.npy", objects, allow_pickle=True)
+    (tmp_path / "c.npy").write_bytes(pickle.dumps([1, 2]))
+    for name in ("b.npy", "c.npy"):
+        with pytest.raises(store.StoreError, match=name):
+            store.read_array(tmp_path / name)
+
+
+def test_missing_and_truncated_arrays_name_the_file(tmp_path):
+    with pytest.raises(store.StoreError, match="absent.npy is missing"):
+        store.read_array(tmp_path / "absent.npy")
+    store.write_array(tmp_path / "a.npy", np.zeros(100))
+    whole = (tmp_path / "a.npy").read_bytes()
+    for cut in (0, 20, 300):
+        (tmp_path / "a.npy").write_bytes(whole[:cut])
+        with pytest.raises(store.StoreError, match="not a whole"):
+            store.read_array(tmp_path / "a.npy")

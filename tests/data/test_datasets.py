@@ -1,0 +1,556 @@
+"""Zoo scenes keep their promises; every sort of picture file is read rightly or refused by name."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdlib.core import files as store
+from mdlib.data import (
+    Instances,
+    Remembered,
+    Sample,
+    check_sample,
+    label_kind,
+    labelled_roles,
+    open_dataset,
+    open_role,
+    open_roles,
+    try_sample,
+)
+from mdlib.data.images import ImageError, image_size, read_image, read_label_map
+from mdlib.data.sample import mask_to_box
+from mdlib.data.zoo import ClipDataset
+
+SPLITS = ("train", "dev", "val")
+
+
+def zoo(root, split="val", count=None):
+    return open_dataset("zoo", root=root, split=split, count=count)
+
+
+def assert_same(a, b):
+    assert a.id == b.id and a.instances.names == b.instances.names
+    for x, y in (
+        (a.image, b.image),
+        (a.semantic, b.semantic),
+        (a.instances.masks, b.instances.masks),
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+# ---------------------------------------------------------------- zoo
+
+
+@pytest.fixture(scope="module")
+def scenes(zoo_root):
+    """Thirty scenes of each split: enough for one, two and three subjects, and for held-out
+    cut-outs.
+    """
+    return {split: list(zoo(zoo_root, split, 30)) for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def all_scenes(scenes):
+    return list(itertools.chain(*scenes.values()))
+
+
+def test_scenes_hold_one_to_three_subjects(all_scenes):
+    assert {len(s.instances.labels) for s in all_scenes} == {1, 2, 3}
+
+
+def test_a_scene_is_the_same_whatever_the_count_and_the_instance(zoo_root, scenes):
+    for index in (0, 7):
+        assert_same(zoo(zoo_root, count=index + 1)[index], scenes["val"][index])
+        assert_same(zoo(zoo_root, count=1000)[index], scenes["val"][index])
+
+
+def test_splits_and_indices_show_different_scenes(all_scenes):
+    assert len({s.image.tobytes() for s in all_scenes}) == len(all_scenes)
+
+
+def test_masks_do_not_overlap_and_none_is_empty(all_scenes):
+    for sample in all_scenes:
+        masks = sample.instances.masks
+        assert masks.dtype == bool and masks.sum(0).max() == 1
+        assert masks.any((1, 2)).all()
+
+
+def test_the_semantic_map_is_the_instances_painted(all_scenes):
+    for sample in all_scenes:
+        painted = (sample.instances.masks * sample.instances.labels[:, None, None]).sum(0)
+        np.testing.assert_array_equal(sample.semantic, painted)
+
+
+def test_boxes_are_tight(all_scenes):
+    for sample in all_scenes[::4]:
+        for mask, (x0, y0, x1, y1) in zip(sample.instances.masks, sample.instances.boxes):
+            ys, xs = np.nonzero(mask)
+            assert (x0, y0, x1, y1) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+
+def test_held_out_cutouts_stand_in_their_split_alone(zoo_root, scenes):
+    offered = {split: {c.name: c.split for c in zoo(zoo_root, split).cutouts} for split in SPLITS}
+    for split in SPLITS:
+        # "train" alone for train; never another's
+        assert set(offered[split].values()) == {"train", split}
+        assert {name for s in scenes[split] for name in s.instances.names} <= offered[split].keys()
+
+
+def test_some_held_out_cutouts_are_shown(zoo_root, scenes):
+    for split in ("dev", "val"):
+        shown = {name for s in scenes[split] for name in s.instances.names}
+        assert shown - zoo(zoo_root, split).seen
+
+
+def test_every_held_out_class_was_seen_in_training(zoo_root):
+    train = {c.label for c in zoo(zoo_root, "train").cutouts}
+    assert all({c.label for c in zoo(zoo_root, split).cutouts} == train for split in SPLITS)
+
+
+def test_a_name_says_its_class(zoo_root, all_scenes):
+    classes = zoo(zoo_root).classes
+    assert classes[0] == "background"
+    for sample in all_scenes:
+        of_names = [name.rpartition("_")[0] for name in sample.instances.names]
+        assert of_names == [classes[label] for label in sample.instances.labels]
+
+
+def test_scenes_pass_the_check(zoo_root, all_scenes):
+    assert {check_sample(s, num_classes=len(zoo(zoo_root).classes)) for s in all_scenes} == {None}
+
+
+def test_a_data_set_ends(zoo_root):
+    data = zoo(zoo_root, count=2)
+    assert [s.id for s in data] == data.ids() and len(data) == 2
+    for index in (2, -1):
+        with pytest.raises(IndexError):
+            data[index]
+
+
+def test_clips_are_pure_and_of_train_cutouts_alone(zoo_root):
+    one, other = ClipDataset(zoo_root, seed=5), ClipDataset(zoo_root, seed=5)
+    for a, b, c in zip(one[3], other[3], ClipDataset(zoo_root, seed=6)[3]):
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).any()
+    assert {c.split for c in one.cutouts} == {"train"}
+
+
+def test_unknown_names_are_refused_with_the_known_ones(zoo_root, tmp_path):
+    with pytest.raises(ValueError, match="'test'.*val"):
+        zoo(zoo_root, "test")
+    with pytest.raises(ValueError, match="'cityscapes'.*zoo"):
+        open_dataset("cityscapes", root=zoo_root, split="val")
+    with pytest.raises(FileNotFoundError, match="no zoo at"):
+        zoo(tmp_path)
+
+
+# ---------------------------------------------------------------- samples
+
+
+@pytest.fixture
+def sample():
+    masks = np.zeros((2, 10, 12), bool)
+    masks[0, 1:4, 1:4], masks[1, 5:9, 5:12] = True, True
+    semantic = (masks * np.array([2, 1])[:, None, None]).sum(0).astype(np.uint8)
+    return Sample(
+        "one", np.zeros((10, 12, 3), np.uint8), semantic, Instances(masks, np.array([2, 1]))
+    )
+
+
+def test_a_good_sample_passes(sample):
+    assert check_sample(sample, num_classes=3) is None
+    sample.semantic[0, 0] = 255  # void is allowed
+    assert check_sample(sample, num_classes=3) is None
+    assert check_sample(Sample("bare", sample.image), num_classes=3) is None
+
+
+def test_faults_are_named(sample):
+    assert "unknown values [2]" in check_sample(sample, num_classes=2)
+    masks, labels = sample.instances.masks, sample.instances.labels
+    faults = {
+        "instance labels": Instances(masks, np.array([3, 1])),
+        "1 labels for 2": Instances(masks, labels[:1]),
+        "empty": Instances(masks & (np.arange(2) > 0)[:, None, None], labels),
+    }
+    for words, instances in faults.items():
+        assert words in check_sample(
+            dataclasses.replace(sample, instances=instances), num_classes=3
+        )
+    assert "too small" in check_sample(
+        Sample("tiny", np.zeros((7, 12, 3), np.uint8)), num_classes=3
+    )
+
+
+def test_a_picture_without_objects_passes(sample):
+    nothing = Instances(np.zeros((0, 10, 12), bool), np.zeros(0, np.int64))
+    assert check_sample(dataclasses.replace(sample, instances=nothing), num_classes=3) is None
+    assert nothing.boxes.shape == (0, 4)
+
+
+def test_a_sample_refuses_shapes_and_types_that_do_not_fit(sample):
+    wrong = [
+        {"image": sample.image.astype(np.float32)},
+        {"image": sample.image[..., 0]},
+        {"semantic": sample.semantic[:-1]},
+        {"semantic": sample.semantic.astype(np.int64)},
+        {"instances": Instances(sample.instances.masks[:, :-1], sample.instances.labels)},
+        {
+            "instances": Instances(
+                sample.instances.masks, sample.instances.labels, crowds=np.zeros((1, 12, 10), bool)
+            )
+        },
+    ]
+    for change in wrong:
+        with pytest.raises(ValueError, match="one"):
+            dataclasses.replace(sample, **change)
+
+
+def test_objects_may_be_known_by_their_drawn_boxes_alone(sample):
+    def boxed(*boxes):
+        instances = Instances(
+            None,
+            np.ones(len(boxes), np.int64),
+            drawn_boxes=np.array(boxes, np.float64).reshape(-1, 4),
+        )
+        return dataclasses.replace(sample, instances=instances)
+
+    whole = boxed([0, 0, 12, 10], [1.5, 2, 3, 4])
+    assert (
+        check_sample(whole, num_classes=3) is None and check_sample(boxed(), num_classes=3) is None
+    )
+    assert whole.instances.masks is None and whole.instances.boxes.tolist() == [
+        [0, 0, 12, 10],
+        [1.5, 2, 3, 4],
+    ]
+    for wrong in ([3, 3, 3, 5], [0, 0, 13, 10], [0, -1, 4, 4]):
+        assert "a box is empty or leaves the image" in check_sample(boxed(wrong), num_classes=3)
+    fewer = dataclasses.replace(whole.instances, labels=np.ones(1, np.int64))
+    assert "1 labels for 2" in check_sample(
+        dataclasses.replace(sample, instances=fewer), num_classes=3
+    )
+
+
+def test_instances_are_given_by_masks_or_by_boxes(sample):
+    masks, boxes = sample.instances.masks, sample.instances.boxes
+    for given in ((None, None), (masks, boxes)):
+        with pytest.raises(ValueError, match="by masks, or by drawn boxes"):
+            Instances(given[0], np.array([1, 2]), drawn_boxes=given[1])
+
+
+def test_an_empty_mask_has_no_box():
+    with pytest.raises(ValueError, match="empty"):
+        mask_to_box(np.zeros((3, 3), bool))
+
+
+# ---------------------------------------------------------------- picture files
+
+
+def saved(folder, image, name="picture.png", **options):
+    image.save(folder / name, **options)
+    return folder / name
+
+
+@pytest.fixture
+def picture(rng):
+    return rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)
+
+
+def test_plain_rgb_comes_back(tmp_path, picture):
+    np.testing.assert_array_equal(read_image(saved(tmp_path, Image.fromarray(picture))), picture)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path, picture):
+    read = read_image(saved(tmp_path, Image.fromarray(picture[..., 0])))
+    np.testing.assert_array_equal(read, picture[..., :1].repeat(3, 2))
+
+
+def test_sixteen_bit_keeps_its_tones(tmp_path, picture):
+    deep = picture[..., 0].astype(np.uint16) * 257  # 255 * 257 = 65535
+    np.testing.assert_array_equal(
+        read_image(saved(tmp_path, Image.fromarray(deep)))[..., 0], picture[..., 0]
+    )
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    # magenta and yellow: red
+    path = saved(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "ink.tiff")
+    assert (read_image(path) == [255, 0, 0]).all()
+
+
+def test_transparent_pixels_show_white_and_not_their_hidden_colour(tmp_path):
+    pixels = np.full((10, 10, 4), (200, 0, 0, 255), np.uint8)
+    pixels[:5, :, 3] = 0
+    pixels[5, :, 3] = 128
+    read = read_image(saved(tmp_path, Image.fromarray(pixels)))
+    assert (read[:5] == 255).all() and (read[6:] == [200, 0, 0]).all()
+    np.testing.assert_allclose(read[5], np.tile([227, 127, 127], (10, 1)), atol=1)
+
+
+def test_a_palette_is_read_by_colour_and_its_transparent_entry_is_white(tmp_path):
+    image = Image.fromarray(np.tile([0, 1], (10, 5)).astype(np.uint8)).convert("L")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    read = read_image(saved(tmp_path, image, "plain.png"))
+    assert (read[:, ::2] == [10, 20, 30]).all() and (read[:, 1::2] == [40, 50, 60]).all()
+    read = read_image(saved(tmp_path, image, "clear.png", transparency=0))
+    assert (read[:, ::2] == 255).all() and (read[:, 1::2] == [40, 50, 60]).all()
+
+
+# quarter turns to the left
+@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_pictures_stand_upright(tmp_path, picture, tag, turns):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    read = read_image(saved(tmp_path, Image.fromarray(picture), exif=exif))
+    np.testing.assert_array_equal(read, np.rot90(picture, turns))
+    assert image_size(tmp_path / "picture.png") == read.shape[:2]
+
+
+@pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp", "cut.gif"])
+def test_truncated_files_are_refused(tmp_path, rng, name):
+    path = saved(tmp_path, Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), name)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=name):
+        read_image(path)
+
+
+def test_files_that_are_no_pictures_are_refused_by_name(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("empty.jpg", "text.jpg", "folder.jpg", "absent.jpg"):
+        for read in (read_image, image_size):
+            with pytest.raises(ImageError, match=name):
+                read(tmp_path / name)
+
+
+def test_too_small_pictures_are_refused(tmp_path):
+    path = saved(tmp_path, Image.new("RGB", (1, 1)))
+    with pytest.raises(ImageError, match="1 x 1"):
+        read_image(path)
+    assert read_image(path, min_side=1).shape == (1, 1, 3)
+
+
+def test_too_large_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("mdlib.data.images.MAX_PIXELS", 100)
+    with pytest.raises(ImageError, match="more than 100"):
+        read_image(saved(tmp_path, Image.new("RGB", (11, 10))))
+
+
+def test_a_picture_of_numbers_that_are_not_finite_is_refused(tmp_path):
+    pixels = np.zeros((10, 10), np.float32)
+    pixels[0, 0] = np.nan
+    with pytest.raises(ImageError, match="finite"):
+        read_image(saved(tmp_path, Image.fromarray(pixels), "deep.tiff"))
+
+
+# ---------------------------------------------------------------- label maps
+
+
+@pytest.fixture
+def labels(rng):
+    return rng.choice([0, 1, 2, 255], (10, 14)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_label_maps_are_read_by_index(tmp_path, labels, palette):
+    image = Image.fromarray(labels)
+    if palette:
+        # all colours equal: read by colour, nothing would be left
+        image.putpalette([7, 7, 7] * 256)
+    read = read_label_map(saved(tmp_path, image), image_hw=(10, 14), num_classes=3)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_label_maps_that_do_not_fit_are_refused(tmp_path, labels):
+    path = saved(tmp_path, Image.fromarray(labels), "map.png")
+    with pytest.raises(ImageError, match=r"map.png.*\(10, 14\).*\(14, 10\)"):
+        read_label_map(path, image_hw=(14, 10), num_classes=3)
+    with pytest.raises(ImageError, match=r"map.png.*unknown labels \[2\]"):
+        read_label_map(path, image_hw=(10, 14), num_classes=2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_colour_and_deep_label_maps_are_refused(tmp_path, mode):
+    with pytest.raises(ImageError, match="palette or grey"):
+        read_label_map(saved(tmp_path, Image.new(mode, (14, 10))), image_hw=(10, 14), num_classes=3)
+
+
+# ---------------------------------------------------------------- remembered
+
+
+class Counting(list):
+    """A data set of samples that counts how often each was asked for."""
+
+    name, classes = "counting", ("background", "thing")
+
+    def __init__(self, samples):
+        super().__init__(samples)
+        self.asked = [0] * len(self)
+
+    def ids(self):
+        return [sample.id for sample in self]
+
+    def __getitem__(self, index):
+        self.asked[index] += 1
+        return super().__getitem__(index)
+
+
+def sized(index, *, labelled=False):
+    """A sample of 300 bytes, or of 300 + 100 + 2 * 100 with its labels."""
+    image = np.full((10, 10, 3), index, np.uint8)
+    if not labelled:
+        return Sample(f"s{index}", image)
+    return Sample(
+        f"s{index}",
+        image,
+        np.zeros((10, 10), np.uint8),
+        Instances(np.ones((2, 10, 10), bool), np.array([1, 1])),
+    )
+
+
+def test_a_remembered_data_set_is_the_data_set(zoo_root):
+    plain = zoo(zoo_root, count=3)
+    remembered = Remembered(plain)
+    assert (len(remembered), remembered.ids(), remembered.classes, remembered.name) == (
+        3,
+        plain.ids(),
+        plain.classes,
+        plain.name,
+    )
+    for _ in range(2):
+        for index in (2, 0, 1):
+            assert_same(remembered[index], plain[index])
+
+
+def test_a_remembered_sample_is_composed_once():
+    plain = Counting([sized(0), sized(1)])
+    remembered = Remembered(plain)
+    for index in (0, 1, 1, 0, 1):
+        assert remembered[index].id == f"s{index}"
+    assert plain.asked == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "budget", "asked"),
+    [(False, 1200, 1), (False, 1199, 3), (True, 2400, 1), (True, 2399, 3)],
+)
+def test_a_data_set_is_remembered_where_all_of_it_fits(labelled, budget, asked):
+    plain = Counting([sized(i, labelled=labelled) for i in range(4)])
+    remembered = Remembered(plain, budget=budget)
+    for _ in range(3):
+        assert [remembered[i].id for i in range(4)] == ["s0", "s1", "s2", "s3"]
+    assert plain.asked == [asked] * 4
+
+
+def test_a_few_of_a_large_data_set_are_remembered():
+    plain = Counting([sized(i) for i in range(9)])
+    few = Remembered(plain, budget=900, first=3)
+    for _ in range(2):
+        assert [sample.id for sample in few] == ["s0", "s1", "s2"]
+    assert plain.asked == [1, 1, 1] + [0] * 6
+
+
+def test_what_is_remembered_never_takes_more_than_the_budget():
+    small = Sample("small", np.zeros((5, 10, 3), np.uint8))
+    # 600, 150, 300 and 150 bytes
+    plain = Counting([sized(0, labelled=True), small, sized(2), small])
+    remembered = Remembered(plain, budget=800)
+    for _ in range(2):
+        list(remembered)
+    assert (
+        plain.asked == [2, 1, 2, 1]
+        and sum(sample.image.nbytes for sample in remembered.kept.values()) <= 800
+    )
+
+
+def test_boxes_and_crowds_are_remembered_too():
+    image = np.zeros((10, 10, 3), np.uint8)
+    boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
+    crowded = Instances(
+        np.ones((1, 10, 10), bool), np.ones(1, np.int64), crowds=np.ones((2, 10, 10), bool)
+    )
+    remembered = Remembered(
+        Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]),
+        budget=1199,
+    )
+    assert [remembered[i].id for i in (0, 1, 0, 1)] == ["a", "b", "a", "b"]
+    # 300 bytes, then 300 + 100 + 200, half a byte more than half of the budget
+    assert remembered.dataset.asked == [1, 2]
+
+
+def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):
+    assert len(list(Remembered(zoo(zoo_root, count=2)))) == 2
+
+
+# ---------------------------------------------------------------- roles
+
+
+def prepare(folder, zoo_root, **splits):
+    """What 00 writes, for a zoo: role -> {"split", "count", "left_out", "labels"}."""
+    roles = {role: {"left_out": [], "labels": "masks", **entry} for role, entry in splits.items()}
+    store.write_json(
+        folder / "index.json",
+        {"dataset": "zoo", "root": str(zoo_root), "classes": [], "splits": roles},
+    )
+
+
+def test_a_role_is_opened_without_the_images_that_were_left_out(tmp_path, zoo_root):
+    prepare(
+        tmp_path,
+        zoo_root,
+        train={"split": "dev", "count": 4, "left_out": ["dev_00001"]},
+        val={"split": "val", "count": 2, "labels": "none"},
+    )
+    train = open_role(tmp_path, "train")
+    assert train.ids() == ["dev_00000", "dev_00002", "dev_00003"] == [sample.id for sample in train]
+    assert open_role(tmp_path, "train", first=2).ids() == ["dev_00000", "dev_00002"]
+    assert {role: len(data) for role, data in open_roles(tmp_path).items()} == {
+        "train": 3,
+        "val": 2,
+    }
+
+
+def test_a_role_that_a_run_does_not_have_is_named(tmp_path, zoo_root):
+    prepare(tmp_path, zoo_root, train={"split": "train", "count": 2})
+    with pytest.raises(store.StoreError, match="no val images, only train: see val_split"):
+        open_role(tmp_path, "val")
+
+
+def test_roles_without_masks_are_named_and_not_labelled(tmp_path, zoo_root, capsys):
+    prepare(
+        tmp_path,
+        zoo_root,
+        train={"split": "train", "count": 2},
+        val={"split": "val", "count": 2, "labels": "boxes"},
+    )
+    assert labelled_roles(tmp_path) == {"train"}
+    assert capsys.readouterr().out.startswith("val: no label maps")
+
+
+def test_what_is_known_of_a_sample():
+    image = np.zeros((10, 10, 3), np.uint8)
+    boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
+    kinds = [
+        label_kind(sample)
+        for sample in (sized(0), sized(0, labelled=True), Sample("b", image, instances=boxed))
+    ]
+    assert kinds == ["none", "masks", "boxes"]
+
+
+def test_a_sample_that_cannot_be_used_is_a_sentence():
+    class Broken(Counting):
+        def __getitem__(self, index):
+            if index == 1:
+                raise ImageError("b.jpg: empty")
+            return super().__getitem__(index)
+
+    data = Broken([sized(0), sized(1), Sample("s2", np.zeros((4, 10, 3), np.uint8))])
+    data.classes = ("background",)
+    assert try_sample(data, 0)[0].id == "s0" and try_sample(data, 0)[1] is None
+    assert try_sample(data, 1) == (None, "b.jpg: empty")
+    sample, problem = try_sample(data, 2)
+    assert sample is None and "too small" in problem

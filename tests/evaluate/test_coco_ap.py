@@ -1,0 +1,254 @@
+"""COCO's evaluation through faster_coco_eval: hand-made cases, pycocotools as an outside judge, and
+the "single" protocol.
+"""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mdlib.data.sample import Instances
+from mdlib.evaluate import coco_ap as instances
+from mdlib.evaluate import metrics
+from mdlib.evaluate.coco_ap import coco_scores, named, single
+
+
+def box(x0, y0, x1, y1, side=128):
+    mask = np.zeros((side, side), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def truth(*masks, labels=None):
+    stacked = np.stack(masks) if masks else np.zeros((0, 128, 128), bool)
+    return Instances(masks=stacked, labels=np.array(labels or [1] * len(masks), np.int64))
+
+
+def said(mask, score, label=1):
+    return {"mask": mask, "score": score, "label": label, "cluster": label - 1}
+
+
+A, B = box(0, 0, 20, 20), box(60, 60, 100, 100)  # 400 pixels: small; 1,600: medium
+HALF = box(0, 0, 20, 12)  # IoU 0.6 with A
+
+
+def ap(hits, positives):
+    return metrics.average_precision(-np.arange(len(hits)), np.array(hits, bool), positives)
+
+
+# ---------------------------------------------------------------- hand-made cases
+
+
+def test_the_truth_scores_one_everywhere():
+    values = coco_scores([[said(A, 0.9), said(B, 0.8)]], [truth(A, B)], class_aware=False).values
+    expected = dict.fromkeys(
+        ("AP", "AP50", "AP75", "AR10", "AR100", "AP_small", "AR_small", "AP_medium", "AR_medium"),
+        1.0,
+    )
+    # one prediction finds one of two; no object is large
+    assert values == pytest.approx(expected | {"AR1": 0.5})
+
+
+def test_a_mask_of_iou_06_is_a_hit_at_three_thresholds_of_ten():
+    result = coco_scores([[said(HALF, 0.9)]], [truth(A)], class_aware=False)
+    assert result.values["AP"] == pytest.approx(0.3)  # 0.50, 0.55, 0.60
+    assert (result.values["AP50"], result.values["AP75"], result.values["AR100"]) == pytest.approx(
+        (1, 0, 0.3)
+    )
+    np.testing.assert_allclose(result.precision.mean(1), [1] * 3 + [0] * 7)
+
+
+def test_a_surer_false_alarm_and_a_duplicate_cost_precision():
+    false, twice = box(30, 100, 60, 128), box(60, 60, 100, 99)
+    found = [[said(false, 0.9), said(B, 0.8), said(twice, 0.7), said(A, 0.6)]]
+    values = coco_scores(found, [truth(A, B)], class_aware=False).values
+    assert values["AP50"] == pytest.approx(ap([0, 1, 0, 1], 2))
+    assert values["AR1"] == 0 and values["AR10"] == pytest.approx(1)
+
+
+def test_sizes_judge_the_objects_of_their_size_alone():
+    values = coco_scores([[said(B, 0.9)]], [truth(A, B)], class_aware=False).values
+    assert values["AP_small"] == 0 and values["AP_medium"] == pytest.approx(1)
+    assert "AP_large" not in values
+
+
+def test_class_aware_asks_for_the_class_and_weighs_classes_alike():
+    truths = [truth(A, B, labels=[3, 7])]
+    right, swapped = (
+        [[said(A, 0.9, label=first), said(B, 0.8, label=second)]]
+        for first, second in ((3, 7), (7, 3))
+    )
+    assert coco_scores(right, truths, class_aware=True).values["AP50"] == pytest.approx(1)
+    assert coco_scores(swapped, truths, class_aware=True).values["AP50"] == 0
+    assert coco_scores(swapped, truths, class_aware=False).values["AP50"] == pytest.approx(1)
+    # 9 is no true class: it belongs to none that is averaged
+    one = [[said(A, 0.9, label=3), said(B, 0.8, label=9)]]
+    assert coco_scores(one, truths, class_aware=True).values["AP50"] == pytest.approx(0.5)
+
+
+def test_a_prediction_in_a_crowd_is_ignored():
+    crowd = Instances(masks=A[None], labels=np.array([1]), crowds=box(40, 0, 128, 40)[None])
+    found = [[said(box(50, 5, 70, 25), 0.9), said(A, 0.5)]]
+    for class_aware in (False, True):
+        assert coco_scores(found, [crowd], class_aware=class_aware).values["AP50"] == pytest.approx(
+            1
+        )
+    assert coco_scores(found, [truth(A)], class_aware=False).values["AP50"] == pytest.approx(0.5)
+
+
+# ---------------------------------------------------------------- against pycocotools
+
+
+def random_case(rng, count=25):
+    images, truths = [], []
+    for _ in range(count):
+        corners = rng.integers(0, 70, (rng.integers(0, 4), 2))
+        sides = rng.integers(8, 58, (len(corners), 2))
+        masks = [box(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, sides)]
+        true = truth(*masks, labels=rng.integers(1, 4, len(masks)).tolist())
+        near = [
+            (np.roll(m, rng.integers(-5, 6, 2), (0, 1)), c)
+            for m, c in zip(masks, true.labels)
+            if rng.random() < 0.8
+        ]
+        near += [
+            (box(x, y, x + 30, y + 20), 1) for x, y in rng.integers(0, 90, (rng.integers(0, 3), 2))
+        ]
+        images.append(
+            [
+                said(
+                    m, round(rng.random(), 2), int(c if rng.random() < 0.8 else rng.integers(1, 4))
+                )
+                for m, c in near
+            ]
+        )
+        truths.append(true)
+    return images, truths
+
+
+def pycocotools_stats(images, truths, class_aware):
+    reference = COCO()
+    reference.dataset = {**instances._annotations(truths, class_aware), "info": {}}
+    found = [
+        {"image_id": i, "category_id": r["label"] if class_aware else 1, "score": r["score"], "segmentation": instances.encode_mask(r["mask"])}
+        for i, records in enumerate(images) for r in records
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference.createIndex()
+        judge = COCOeval(reference, reference.loadRes(found), "segm")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    order = [
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AP_medium",
+        "AP_large",
+        "AR1",
+        "AR10",
+        "AR100",
+        "AR_small",
+        "AR_medium",
+        "AR_large",
+    ]
+    return {name: value for name, value in zip(order, judge.stats) if value > -1}
+
+
+@pytest.mark.parametrize("class_aware", [False, True])
+def test_all_numbers_equal_pycocotools(rng, class_aware):
+    images, truths = random_case(rng)
+    expected = pycocotools_stats(images, truths, class_aware)
+    assert 0.05 < expected["AP"] < 0.95  # neither end, or the comparison says little
+    assert coco_scores(images, truths, class_aware=class_aware).values == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_ap50_equals_our_own(rng):
+    images, truths = random_case(rng)
+    pairs = [
+        (
+            np.array([r["score"] for r in found]),
+            metrics.mask_iou(
+                np.stack([r["mask"] for r in found]) if found else A[None][:0], true.masks
+            ),
+        )
+        for found, true in zip(images, truths)
+    ]
+    result = coco_scores(images, truths, class_aware=False)
+    assert result.values["AP50"] == pytest.approx(metrics.mask_ap(pairs), abs=1e-6)
+    assert result.precision[0].mean() == pytest.approx(result.values["AP50"])
+
+
+# ---------------------------------------------------------------- nothing there
+
+
+def test_no_prediction_at_all_scores_zero_where_there_are_objects():
+    assert coco_scores([[], []], [truth(A), truth()], class_aware=False).values == dict.fromkeys(
+        ("AP", "AP50", "AP75", "AR1", "AR10", "AR100", "AP_small", "AR_small"), 0.0
+    )
+
+
+def test_no_object_at_all_has_no_score():
+    for images in ([[said(A, 0.9)]], [[]]):
+        result = coco_scores(images, [truth()], class_aware=False)
+        assert result.values == {} and not result.precision.any()
+
+
+def test_boxes_alone_and_lists_of_different_length_are_refused():
+    boxes = Instances(masks=None, labels=np.array([1]), drawn_boxes=np.array([[0, 0, 5, 5]]))
+    with pytest.raises(ValueError, match="boxes alone"):
+        coco_scores([[]], [boxes], class_aware=False)
+    with pytest.raises(ValueError):
+        coco_scores([[], []], [truth(A)], class_aware=False)
+
+
+# ---------------------------------------------------------------- protocols
+
+
+def one_each(images, truths):
+    """`single`, with its objects as a list."""
+    best, reduced = single(images, truths)
+    return best, list(reduced)
+
+
+def test_single_keeps_the_surest_prediction_and_the_object_that_its_box_overlaps_best():
+    images, truths = one_each([[said(A, 0.4), said(B, 0.9)]], [truth(A, B, labels=[1, 2])])
+    assert [r["score"] for r in images[0]] == [0.9]
+    assert truths[0].labels.tolist() == [2] and (truths[0].masks[0] == B).all()
+
+
+def test_single_of_an_image_without_prediction_misses_its_largest_object():
+    images, truths = one_each([[], [said(A, 0.9)]], [truth(A, B, labels=[1, 2]), truth(A)])
+    assert images[0] == [] and truths[0].labels.tolist() == [2]
+    values = coco_scores(images, truths, class_aware=False).values
+    assert values["AP50"] == pytest.approx(ap([1], 2)) and values["AR1"] == pytest.approx(0.5)
+
+
+def test_single_of_an_image_without_object_is_a_false_alarm():
+    images, truths = one_each([[said(B, 0.9)], [said(A, 0.8)]], [truth(), truth(A)])
+    assert not len(truths[0].labels)
+    assert coco_scores(images, truths, class_aware=False).values["AP50"] == pytest.approx(0.5)
+
+
+def test_single_equals_the_library_s_own_form(rng):
+    images, truths = random_case(rng)
+    kept = [i for i, true in enumerate(truths) if len(true.labels)]
+    one, reduced = one_each([images[i] for i in kept], [truths[i] for i in kept])
+    overlaps = [
+        metrics.mask_iou(r[0]["mask"][None], t.masks)[0, 0] if r else 0.0
+        for r, t in zip(one, reduced)
+    ]
+    scores = np.array([r[0]["score"] if r else -np.inf for r in one])
+    values = coco_scores(one, reduced, class_aware=False).values
+    assert values["AP50"] == pytest.approx(metrics.mask_ap50_single(overlaps, scores), abs=1e-6)
+
+
+def test_clusters_without_a_name_predict_no_class():
+    images = named([[said(A, 0.9, label=1), said(B, 0.8, label=2)]], np.array([5, -1]))
+    assert [(r["label"], r["score"]) for r in images[0]] == [(5, 0.9)]

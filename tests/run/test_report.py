@@ -1,0 +1,86 @@
+"""The page of a run: what stands in it, and where it leads."""
+
+import pytest
+
+from mdlib.core import files as store
+from mdlib.evaluate import bootstrap as evidence
+from mdlib.run import report
+from mdlib.run.metric_names import MEANINGS
+from mdlib.run.presets import Preset
+from mdlib.run.stage import Stage
+
+
+@pytest.fixture
+def run(tmp_path):
+    """(folder, preset) of a run of one stage with two metrics, one of them unknown."""
+    folder = tmp_path / "artifacts" / ".00_prepare_data.test"
+    folder.mkdir(parents=True)
+    Stage("00_prepare_data", {"seed": 3, "dataset": "folder"}, tmp_path, "test", folder).finish(
+        {"zz_new": 2.0, "mask_iou": 0.5}
+    )
+    store.write_json(tmp_path / "artifacts" / "run.json", {"preset": "tiny"})
+    return tmp_path, Preset(
+        description="a test", notebooks=["00_prepare_data"], bands={"mask_iou": (0.6, 0.9)}
+    )
+
+
+def test_metrics_stand_in_the_order_of_their_meanings_and_unknown_ones_last(run):
+    folder, preset = run
+    report.write(folder, preset)
+    rows = report.metric_rows(store.read_json(folder / "metrics.json"))
+    assert rows == [
+        ("mask_iou", "0.500", "0.6 to 0.9", "OUTSIDE", MEANINGS["mask_iou"]),
+        ("zz_new", "2.000", "", "", ""),
+    ]
+
+
+def test_the_page_leads_to_the_contact_sheet_where_there_is_one(run):
+    folder, preset = run
+    report.write(folder, preset)
+    assert "contact_sheet" not in (folder / "index.html").read_text(encoding="utf-8")
+    store.write_text(folder / "export" / "contact_sheet.html", "clusters")
+    report.write(folder, preset)
+    assert '<a href="export/contact_sheet.html">' in (folder / "index.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_claims_stand_on_the_page_where_some_were_tested(run):
+    folder, preset = run
+    report.write(folder, preset)
+    pages = [folder / name for name in ("summary.md", "index.html")]
+    assert not any("Claims" in page.read_text(encoding="utf-8") for page in pages)
+    effect = evidence.Effect(0.02, -0.01, 0.05)
+    evidence.write_claims(
+        folder / "artifacts" / "00_prepare_data",
+        [evidence.claim("", "a < b", experiment="mIoU", effect=effect)],
+    )
+    report.write(folder, preset)
+    summary, index = (page.read_text(encoding="utf-8") for page in pages)
+    assert "| a < b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
+    assert "a &lt; b" in index and "-0.010 to +0.050" in index and "does not hold" in index
+
+
+def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_another(
+    run, tmp_path, monkeypatch
+):
+    folder, preset = run
+    readme = "head\n<!-- results:begin -->\n<!-- results:end -->\nbetween\n<!-- claims:begin -->\n<!-- claims:end -->\ntail\n"
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    report.write(folder, preset)
+    report.write_readme(folder)
+    results, claims = (tmp_path / "README.md").read_text(encoding="utf-8").split("between")
+    assert (
+        "`mask_iou`" in results and claims == "\n<!-- claims:begin -->\n<!-- claims:end -->\ntail\n"
+    )
+    evidence.write_claims(
+        folder / "artifacts" / "00_prepare_data",
+        [evidence.claim("2", "two", experiment="x", effect=evidence.Effect(0.2, 0.1, 0.3))],
+    )
+    report.write(folder, preset)
+    report.write_readme(folder)
+    again, claims = (tmp_path / "README.md").read_text(encoding="utf-8").split("between")
+    assert (
+        again == results and "2. two" in claims and claims.endswith("<!-- claims:end -->\ntail\n")
+    )

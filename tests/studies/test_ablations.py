@@ -1,0 +1,221 @@
+"""Arms that need no training: where an arm is the method itself it must equal the method; elsewhere
+limits and closed forms.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mdlib.data import open_dataset
+from mdlib.data.sample import mask_to_box
+from mdlib.evaluate import metrics
+from mdlib.method import clusters
+from mdlib.method import proposals as distill
+from mdlib.method import pseudo_labels as pseudo
+from mdlib.studies import ablations
+
+RULE = {"top_k": 0.4, "cls_heads": 2, "mass": None}
+
+
+@pytest.fixture(scope="module")
+def scenes(zoo_root):
+    return open_dataset("zoo", root=zoo_root, split="dev", count=3)
+
+
+@pytest.fixture(scope="module")
+def tokens(scenes, random_encoder):
+    return ablations.image_tokens(scenes, random_encoder, input_side=64)
+
+
+@pytest.fixture
+def records(scenes):
+    """Two masks of the first scene and one of the second."""
+    masks = [
+        (0, scenes[0].instances.masks[0]),
+        (0, ~scenes[0].instances.masks[0]),
+        (1, scenes[1].instances.masks[0]),
+    ]
+    return [{"image_id": scenes[i].id, "mask": mask} for i, mask in masks]
+
+
+# ---------------------------------------------------------------- stage 1
+
+
+@pytest.mark.parametrize("center", ["none", "mean", "balanced"])
+def test_the_arm_with_keys_is_stage_1(tokens, center):
+    for seen in tokens:
+        found, scores = ablations.affinity_mask(seen, affinity="keys", center=center, **RULE)
+        expected, expected_scores = distill.mask_tokens(seen, center=center, **RULE)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(scores, expected_scores)
+
+
+@pytest.mark.parametrize("affinity", ablations.AFFINITIES)
+def test_centred_features_are_blind_to_their_own_origin(tokens, affinity):
+    seen = tokens[0]
+    moved = replace(seen, **{affinity: getattr(seen, affinity) + 3.0})
+    for center in ("mean", "balanced"):
+        before, after = (
+            ablations.affinity_mask(t, affinity=affinity, center=center, **RULE)[0]
+            for t in (seen, moved)
+        )
+        assert (before != after).float().mean() < 0.02  # up to rounding of what lies at zero
+
+
+def test_other_features_give_other_masks_and_an_unknown_one_is_refused(tokens):
+    found = {
+        a: ablations.affinity_mask(tokens[0], affinity=a, center="mean", **RULE)[0]
+        for a in ablations.AFFINITIES
+    }
+    assert all(not torch.equal(found["keys"], found[a]) for a in ("queries", "values", "patches"))
+    with pytest.raises(ValueError, match="affinity"):
+        ablations.affinity_mask(tokens[0], affinity="query", center="mean", **RULE)
+
+
+def test_judged_masks_are_those_of_the_whole_stage(scenes, tokens, random_encoder):
+    settings = {**RULE, "center": "mean"}
+    judged = ablations.judge_masks(
+        lambda seen: distill.mask_tokens(seen, **settings),
+        tokens,
+        scenes,
+        input_side=64,
+        patch=random_encoder.patch,
+    )
+    whole = list(
+        distill.distill_masks(scenes, random_encoder, input_side=64, batch_size=1, **settings)
+    )
+    expected = [
+        metrics.best_overlap(d["mask"], scenes[i].instances.masks)[0] for i, d in enumerate(whole)
+    ]
+    np.testing.assert_allclose(ablations.first_ious(judged), expected)
+    np.testing.assert_allclose(
+        [scores[0] for scores, _ in judged], [d["score"] for d in whole], rtol=1e-5
+    )
+
+
+def test_a_rule_without_masks_is_judged_as_none(scenes, tokens, random_encoder):
+    nothing = ablations.judge_masks(
+        lambda seen: (torch.zeros(1, 2, *seen.grid_hw, dtype=torch.bool), torch.zeros(1, 2)),
+        tokens, scenes, input_side=64, patch=random_encoder.patch,
+    )  # fmt: skip
+    assert all(len(scores) == len(overlaps) == 0 for scores, overlaps in nothing)
+    assert ablations.first_ious(nothing).tolist() == [0, 0, 0]
+    assert metrics.mask_ap(nothing) == 0
+
+
+# ---------------------------------------------------------------- stage 2
+
+
+def test_the_box_crop_is_stage_2_and_masking_changes_it(scenes, records, random_encoder):
+    # 44: no multiple of the patch
+    found = ablations.describe_masks(random_encoder, scenes, records, size=44, batch=2)
+    expected = clusters.describe_crops(
+        random_encoder, clusters.crop_masks(scenes, records, size=44), batch=2
+    )
+    np.testing.assert_allclose(found["box crop"], expected, rtol=1e-4, atol=1e-4)
+    assert all(each.shape == expected.shape for each in found.values())
+    assert not np.allclose(found["masked crop"], found["box crop"], atol=1e-3)
+
+
+def test_a_mask_that_fills_its_box_masks_nothing_and_pools_all(scenes, random_encoder):
+    mask = np.zeros((128, 128), bool)
+    mask[20:84, 30:94] = True
+    record = {"image_id": scenes[0].id, "mask": mask}
+    found = ablations.describe_masks(random_encoder, scenes, [record], size=64, batch=1)
+    np.testing.assert_allclose(found["masked crop"], found["box crop"], rtol=1e-5, atol=1e-5)
+    crop = clusters.crop_boxes(scenes[0].image, np.array([mask_to_box(mask)]), size=64)
+    np.testing.assert_allclose(
+        found["masked pooling"],
+        random_encoder.tokens(crop).patches.mean(1).numpy(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_the_reference_s_transform_is_whitening(rng):
+    train, other = (
+        rng.normal(1, [1, 5, 0.1, 2], (50, 4)).astype(np.float32),
+        rng.normal(size=(7, 4)).astype(np.float32),
+    )
+    deviation = clusters.feature_deviation(train)
+    for found, plain in zip(
+        ablations.transform("deviation, L2", train, other, components=2), (train, other)
+    ):
+        np.testing.assert_allclose(found, clusters.whiten(plain, deviation), rtol=1e-5)
+
+
+def test_transforms_do_what_their_names_say(rng):
+    train, other = (
+        rng.normal(2, [1, 5, 0.1, 2], (50, 4)).astype(np.float32),
+        rng.normal(size=(7, 4)).astype(np.float32),
+    )
+    as_it_is = ablations.transform("as they are", train, other, components=2)
+    np.testing.assert_array_equal(as_it_is[1], other)
+    for name in ablations.TRANSFORMS:
+        first, second = ablations.transform(name, train, other, components=2)
+        assert first.shape[1] == second.shape[1] == (2 if "PCA" in name else 4)
+        if "L2" in name:
+            np.testing.assert_allclose(np.linalg.norm(second, axis=1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="transform"):
+        ablations.transform("PCA whitening", train, other, components=2)
+
+
+def test_clusters_of_clear_blobs_are_right_and_of_noise_are_not(rng):
+    centres = rng.normal(0, 10, (4, 6))
+    labels = {split: rng.integers(1, 5, 120) for split in ("train", "dev")}
+    pairs = [
+        ((centres[labels[s] - 1] + rng.normal(0, 0.1, (120, 6))).astype(np.float32), labels[s])
+        for s in labels
+    ]
+    recipe = {"k": 4, "num_classes": 5, "seeds": range(2), "batch_size": 200, "restarts": 5}
+    scores = ablations.cluster_scores(*pairs, **recipe)
+    assert scores == {
+        "accuracy": [1.0, 1.0],
+        "one to one": [1.0, 1.0],
+        "nmi": pytest.approx([1.0, 1.0]),
+    }
+    noise = ablations.cluster_scores(
+        (pairs[0][0], rng.permutation(labels["train"])),
+        (pairs[1][0], rng.permutation(labels["dev"])),
+        **recipe,
+    )
+    assert max(noise["accuracy"]) < 0.5 and max(noise["nmi"]) < 0.2
+
+
+def test_one_to_one_names_leave_surplus_clusters_without(rng):
+    features, labels = rng.normal(size=(60, 3)).astype(np.float32), np.ones(60, int)
+    recipe = {"k": 6, "num_classes": 2, "seeds": [0], "batch_size": 100, "restarts": 1}
+    scores = ablations.cluster_scores((features, labels), (features, labels), **recipe)
+    assert scores["accuracy"] == [1.0] and scores["one to one"][0] < 1
+
+
+# ---------------------------------------------------------------- stage 4
+
+
+def test_as_many_are_kept_at_random_as_by_the_filter(rng):
+    scores = np.array([0.2, 0.9, 0.4, 0.95, 0.5])
+    drawn = [ablations.kept_at_random(scores, threshold=0.6, rng=rng) for _ in range(200)]
+    assert {len(each) for each in drawn} == {len(pseudo.confident(scores, threshold=0.6))} == {2}
+    assert all((np.diff(scores[each]) <= 0).all() for each in drawn)
+    counts = np.bincount(np.concatenate(drawn), minlength=5)
+    assert counts.min() > 50 and counts.sum() == 400  # every mask as likely as another: 80 expected
+    assert len(ablations.kept_at_random(scores, threshold=0.99, rng=rng)) == 1
+    assert len(ablations.kept_at_random(np.zeros(0), threshold=0.5, rng=rng)) == 0
+
+
+def test_where_the_filter_keeps_all_random_dropping_drops_nothing(rng):
+    scores = np.array([0.7, 0.9, 0.8])
+    assert ablations.kept_at_random(scores, threshold=0.5, rng=rng).tolist() == [1, 2, 0]
+
+
+def test_stacked_predictions_fit_a_label_map(scenes, records):
+    found = [{**r, "cluster": 2, "score": 0.5} for r in records[:1]]
+    stacked = pseudo.stack_predictions(found, (128, 128))
+    assert (
+        pseudo.label_map(*stacked, threshold=0.5, overlap="skip") == 3 * records[0]["mask"]
+    ).all()
+    assert not pseudo.label_map(
+        *pseudo.stack_predictions([], (128, 128)), threshold=0.5, overlap="skip"
+    ).any()

@@ -1,0 +1,143 @@
+"""A batch in parts and several processes: the same training as in one, and one result.
+
+On the CPU, with two processes.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from in_processes import fail, network, numbers, train, train_with_a_break
+from test_detector import blobs, tiny_detector
+
+from mdlib.core import files as store
+from mdlib.core.paths import ROOT
+from mdlib.method import detector
+from mdlib.training import launch as distributed
+from mdlib.training import loop as training
+
+
+def losses(history):
+    return [
+        (row["step"], pytest.approx(row["loss"], rel=1e-4), pytest.approx(row["twice"], rel=1e-4))
+        for row in history
+    ]
+
+
+def seen(history):
+    return [(row["step"], row["loss"], row["twice"]) for row in history]
+
+
+def test_parts_of_a_batch_are_equal_and_make_the_whole():
+    assert [list(range(12))[distributed.share(12, part, 3)] for part in range(3)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
+    with pytest.raises(ValueError, match="batch of 12 has no 5 equal parts.*accumulate"):
+        distributed.share(12, 0, 5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_accumulated_parts_are_the_full_batch(accumulate):
+    full, parts = network(), network()
+    expected = train(full)
+    assert seen(train(parts, accumulate=accumulate)) == losses(expected)
+    for a, b in zip(full.parameters(), parts.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert expected[-1]["loss"] < 0.9 * expected[0]["loss"]
+
+
+def test_each_part_draws_its_own_randomness():
+    drawn = []
+
+    def loss_of(batch, step):
+        drawn.append(torch.rand(()).item())
+        return network_[3].weight.square().sum(), {}
+
+    network_ = network()
+    training.fit(
+        {"model": network_}, torch.optim.SGD(network_.parameters()), loss_of, numbers,
+        steps=3, lr_of=lambda step: 0.0, seed=0, settings={}, accumulate=4, log=lambda line: None,
+    )  # fmt: skip
+    assert len(set(drawn)) == 12
+
+
+def test_two_processes_train_as_one_resume_and_hand_their_weights_over(tmp_path, capfd):
+    model, alone = network(), network()
+    expected = train(alone)
+    capfd.readouterr()
+    history = distributed.launch(
+        train_with_a_break, model, processes=2, checkpoint=tmp_path / "run", folder=str(tmp_path)
+    )
+    first, second = (store.read_json(tmp_path / f"{rank}.json") for rank in range(2))
+    assert seen(first["whole"]) == seen(first["broken"]) == losses(expected)
+    assert seen(second["broken"]) == seen(first["broken"]) == seen(history)
+    weights = [store.read_weights(tmp_path / f"{rank}.safetensors")[0] for rank in range(2)]
+    for name, value in model.state_dict().items():  # what the notebook goes on with
+        torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-4, atol=1e-6)
+        assert torch.equal(weights[0][name], weights[1][name]) and torch.equal(
+            weights[0][name], value
+        )
+    # only the first process speaks
+    assert capfd.readouterr().out.count("resumed at step 2 of 5") == 1
+
+
+def test_a_process_that_fails_says_why(tmp_path):
+    with pytest.raises(
+        distributed.ProcessError,
+        match="of 2 failed.*checkpoint belongs|of 2 failed.*other settings",
+    ):
+        train(network(), checkpoint=tmp_path / "run", steps=1)
+        distributed.launch(fail, network(), processes=2, checkpoint=tmp_path / "run")
+
+
+def test_several_processes_need_a_checkpoint():
+    with pytest.raises(ValueError, match="checkpoint"):
+        distributed.launch(train, network(), processes=2)
+
+
+def test_one_process_is_the_function_itself():
+    a, b = network(dropout=0.5), network(dropout=0.5)
+    assert seen(distributed.launch(train, a, processes=1)) == seen(train(b))
+
+
+def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
+    scenes, records = blobs(4)
+    batches = detector.DetectionBatches(scenes, records, batch=4, seed=0, device="cpu")
+    whole = batches(3)
+    assert [pair[1]["id"] for part in range(2) for pair in batches(3, part, 2)] == whole.ids
+    options = dict(
+        steps=2, peak_lr=1e-3, warmup=1, optimizer="sgd", weight_decay=0.0, body_scale=1.0, seed=0, settings={}, checkpoint=None,
+    )  # fmt: skip
+    model = tiny_detector()
+    (row,) = detector.train(model, batches, accumulate=2, **options)
+    assert row["step"] == 2 and 0 < row["loss"] < 20 and row["mask"] > 0
+
+
+def test_a_script_that_torchrun_starts_takes_part(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom mdlib.training import launch as distributed\nfrom in_processes import network, train_with_a_break\n"
+        "folder = Path(sys.argv[1])\n"
+        "distributed.launch(train_with_a_break, network(), processes=1, checkpoint=folder / 'run', folder=str(folder))\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+        str(tmp_path),
+    ]
+    paths = os.pathsep.join(
+        [str(ROOT), str(ROOT / "tests" / "training"), os.environ.get("PYTHONPATH", "")]
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert seen(store.read_json(tmp_path / "1.json")["whole"]) == losses(train(network()))
