@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mdlib.core.files import write_json
 from mdlib.data.images import image_size, read_label_map
 from mdlib.data.sample import VOID
 from mdlib.data.voc import CLASSES
@@ -40,11 +41,10 @@ def main() -> None:
             with zipfile.ZipFile(maps) as archive:
                 archive.extractall(folder)
         result = evaluate(sorted((maps if maps.is_dir() else Path(folder)).rglob("*.png")))
-    from mdlib.core import files as store
     from mdlib.core.paths import ROOT
     from mdlib.run.stage import versions
 
-    store.write_json(
+    write_json(
         ROOT / "benchmarks" / "results" / "evaluate_voc_labels.json",
         result | {"versions": versions()},
     )

@@ -7,12 +7,12 @@ presets/demo.yaml come from.
 import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
 
-from mdlib.core import files as store
+from mdlib.core.files import read_array, read_json, write_json
+from mdlib.core.mask import by_image, read_masks
 from mdlib.core.paths import ROOT
-from mdlib.data import open_role
-from mdlib.evaluate import metrics
-from mdlib.method import clusters
-from mdlib.method import pseudo_labels as pseudo
+from mdlib.data.roles import open_role
+from mdlib.evaluate import metrics, naming
+from mdlib.method import clusters, pseudo_labels
 from mdlib.models.encoder import load_encoder
 from mdlib.run.presets import load_preset, resolve
 from mdlib.run.stage import device
@@ -22,17 +22,17 @@ SEEDS = range(10)
 
 def main() -> None:
     artifacts = ROOT / "reports" / "demo" / "artifacts"
-    index = store.read_json(artifacts / "00_prepare_data" / "index.json")
-    fitted = store.read_json(artifacts / "02_cluster_masks" / "clusters.json")
+    index = read_json(artifacts / "00_prepare_data" / "index.json")
+    fitted = read_json(artifacts / "02_cluster_masks" / "clusters.json")
     options = resolve(load_preset("demo"), {})["02_cluster_masks"]
     classes, num = np.array(fitted["classes"]), len(index["classes"])
-    deviation = store.read_array(artifacts / "02_cluster_masks" / "deviation.npy")
+    deviation = read_array(artifacts / "02_cluster_masks" / "deviation.npy")
     z_train = clusters.whiten(
-        store.read_array(artifacts / "02_cluster_masks" / "features_train.npy"), deviation
+        read_array(artifacts / "02_cluster_masks" / "features_train.npy"), deviation
     )
     records, data, z_val = {}, {}, None
     for split in ("train", "val"):
-        records[split] = store.read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
+        records[split] = read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
         data[split] = open_role(artifacts / "00_prepare_data", split)
     encoder = load_encoder("zoo", device=device())
     features = clusters.describe_masks(
@@ -54,8 +54,8 @@ def main() -> None:
             "train": clusters.assign_clusters(z_train, centres),
             "val": clusters.assign_clusters(z_val, centres),
         }
-        counts = clusters.count_matrix(assigned["train"], classes, k=fitted["k"], num_classes=num)
-        names = clusters.name_clusters(counts)
+        counts = naming.count_matrix(assigned["train"], classes, k=fitted["k"], num_classes=num)
+        names = naming.name_clusters(counts)
         total = {}
         for split in ("train", "val"):
             total[split] = np.zeros((fitted["k"] + 1, num), np.int64)
@@ -63,9 +63,9 @@ def main() -> None:
                 record | {"cluster": cluster}
                 for record, cluster in zip(records[split], assigned[split], strict=True)
             ]
-            for i, found in enumerate(store.by_image(clustered, data[split].ids())):
+            for i, found in enumerate(by_image(clustered, data[split].ids())):
                 true = data[split][i].semantic
-                pred = pseudo.clustered_map(found, image_hw=true.shape)
+                pred = pseudo_labels.clustered_map(found, image_hw=true.shape)
                 total[split] += metrics.confusion(
                     pred, true, num_preds=fitted["k"] + 1, num_targets=num
                 )
@@ -88,7 +88,7 @@ def main() -> None:
         }
         for name in rows[0]
     }
-    store.write_json(
+    write_json(
         ROOT / "benchmarks" / "results" / "kmeans_seeds.json",
         {"seeds": list(SEEDS), "metrics": summary},
     )

@@ -6,8 +6,8 @@ Stage 1 on 200, 2,000 and 20,000 images, each in a process of its own.
 
 Measured: the peak resident memory of the whole process, with Python and PyTorch in it and malloc
 set as for the runner's kernels, of what notebook 01 does: images of 375 x 500 pixels, every third
-upright and every fiftieth a little narrower, through `distill.distill_masks`, `store.write_masks`,
-`store.read_masks`, `store.by_image`. "dense" keeps the pixels of every mask instead, as a list of
+upright and every fiftieth a little narrower, through `proposals.distill_masks`, `write_masks`,
+`read_masks`, `by_image`. "dense" keeps the pixels of every mask instead, as a list of
 records would. A stand-in takes the encoder's place: it averages colours over patches of 16 pixels,
 so that what is measured is what the stage keeps, not the network. Pictures are made as they are
 asked for; `datasets.Remembered`, through which the notebook asks, keeps no more than 1 GB of them,
@@ -25,10 +25,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdlib.core import files as store
+from mdlib.core.files import write_json
+from mdlib.core.mask import by_image, read_masks, write_masks
 from mdlib.core.paths import ROOT
 from mdlib.data import Sample
-from mdlib.method import proposals as distill
+from mdlib.method import proposals
 from mdlib.models.encoder import Tokens
 from mdlib.run.pipeline import KERNEL_ENVIRONMENT
 from mdlib.run.stage import versions
@@ -87,16 +88,14 @@ def distill_all(kept: str, count: int) -> int:
     """Run the stage once in this process; returns its peak resident memory in bytes."""
     torch.set_num_threads(1)
     data = Blobs(count)
-    records = distill.distill_masks(data, MeanColours(), **SETTINGS)
+    records = proposals.distill_masks(data, MeanColours(), **SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "masks.json"
         records = [dict(record) for record in records] if kept == "dense" else records
-        store.write_masks(path, records)
-        by_image = store.by_image(
-            records if kept == "dense" else store.read_masks(path), data.ids()
-        )
-    assert len(by_image) == count and all(
-        found[0]["mask"].any() for found in by_image[:: max(1, count // 100)]
+        write_masks(path, records)
+        gathered = by_image(records if kept == "dense" else read_masks(path), data.ids())
+    assert len(gathered) == count and all(
+        found[0]["mask"].any() for found in gathered[:: max(1, count // 100)]
     )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
@@ -119,7 +118,7 @@ def main() -> None:
         "rle_20000_over_200": round(peaks["rle_20000"] / peaks["rle_200"], 4),
         "versions": versions(),
     }
-    store.write_json(ROOT / "benchmarks" / "results" / "mask_memory.json", result)
+    write_json(ROOT / "benchmarks" / "results" / "mask_memory.json", result)
     print(result)
 
 

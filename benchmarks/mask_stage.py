@@ -14,11 +14,10 @@ import time
 import numpy as np
 import torch
 
-from mdlib.core import files as store
+from mdlib.core.files import write_json
 from mdlib.core.paths import ROOT
 from mdlib.data import open_dataset
-from mdlib.method import masks
-from mdlib.method import proposals as distill
+from mdlib.method import masks, proposals
 from mdlib.models.encoder import load_encoder
 from mdlib.run.stage import device, versions
 
@@ -28,14 +27,16 @@ SIDE, BATCH, REPEATS = 224, 16, 15
 def main() -> None:
     data = open_dataset("zoo", root=ROOT / "data" / "zoo", split="dev", count=BATCH)
     images = torch.from_numpy(np.stack([data[i].image for i in range(BATCH)])).permute(0, 3, 1, 2)
-    resized = distill.resize_images(images, input_side=SIDE).to(device())
+    resized = proposals.resize_images(images, input_side=SIDE).to(device())
     encoder = load_encoder("zoo", device=device())
     forward, extra = [], []
     for _ in range(REPEATS):
         start = clock()
         tokens = encoder.tokens(resized)
         middle = clock()
-        found, _ = distill.mask_tokens(tokens, top_k=0.4, cls_heads=3, mass=None, center="balanced")
+        found, _ = proposals.mask_tokens(
+            tokens, top_k=0.4, cls_heads=3, mass=None, center="balanced"
+        )
         masks.mask_to_pixels(found, padded_hw=(SIDE, SIDE), image_hw=tuple(images.shape[-2:]))
         forward.append(middle - start)
         extra.append(clock() - middle)
@@ -47,7 +48,7 @@ def main() -> None:
         "machine": f"{device()}, {os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
         "versions": versions(),
     }
-    store.write_json(ROOT / "benchmarks" / "results" / "mask_stage.json", result)
+    write_json(ROOT / "benchmarks" / "results" / "mask_stage.json", result)
     print(result)
 
 

@@ -30,20 +30,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mdlib.core import files as store
-from mdlib.core import mask as rle
+from mdlib.core.files import write_json
+from mdlib.core.label_map import write_label_map
+from mdlib.core.mask import MaskRecord, encode_mask, write_masks
 from mdlib.core.paths import ROOT
 from mdlib.data import Instances, Sample, zoo
 from mdlib.data.images import read_image
 from mdlib.data.voc import CLASSES
-from mdlib.method import clusters, crf, detector, segmenter
-from mdlib.method import proposals as distill
-from mdlib.method import pseudo_labels as pseudo
+from mdlib.method import clusters, crf, detector, proposals, pseudo_labels, segmenter
 from mdlib.models.encoder import load_encoder
 from mdlib.run.preflight import images_of
 from mdlib.run.presets import load_preset, resolve
 from mdlib.run.stage import versions
-from mdlib.training import loop as training
+from mdlib.training import loop
 
 # Height, width. Of VOC's val 40 % are 375 x 500, 12 % 333 x 500, 8 % 500 x 375, the rest of many
 # sizes; 1.25 neighbours in the list have one size, here 1.5: such neighbours share a batch in stage
@@ -189,15 +188,15 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     rule["cls_heads"] = min(p1["cls_heads"], encoder.heads)
 
     def masks(images: int) -> None:
-        found = distill.distill_masks(data.first(images), encoder, **rule)
-        store.write_masks(folder / "masks.json", found)
+        found = proposals.distill_masks(data.first(images), encoder, **rule)
+        write_masks(folder / "masks.json", found)
 
     unit = 2 if small else p1["batch_size"]
     go.stage("01 masks", masks, unit=unit, images=everything + support)
     # of one size
     pictures = torch.from_numpy(np.stack([data[i].image for i in (0, 1)])).permute(0, 3, 1, 2)
     pictures = (
-        distill.resize_images(pictures, input_side=p1["input_side"])
+        proposals.resize_images(pictures, input_side=p1["input_side"])
         .repeat(unit // 2 or 1, 1, 1, 1)
         .to(device)
     )
@@ -217,7 +216,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
 
     # 02 and 07: crops, k-means
     records = [
-        rle.MaskRecord({"image_id": image_id, "cluster": int(label) - 1}, rle.encode_mask(mask))
+        MaskRecord({"image_id": image_id, "cluster": int(label) - 1}, encode_mask(mask))
         for image_id, objects in seen.items()
         for mask, label in list(zip(objects.masks, objects.labels))[: p1["max_masks"]]
     ]
@@ -264,14 +263,14 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     def label_maps(images: int) -> None:
         for index in range(images):
             objects = data.objects[index % DISTINCT]
-            labels = pseudo.label_map(
+            labels = pseudo_labels.label_map(
                 objects.masks,
                 objects.labels,
                 np.ones(len(objects.labels)),
                 threshold=0.9,
                 overlap="skip",
             )
-            store.write_label_map(folder / "map.png", labels)
+            write_label_map(folder / "map.png", labels)
 
     go.stage("04 label maps", label_maps, unit=8, images=counts["train"])
 
@@ -332,8 +331,8 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         probe = segmenter.reset_classifier(network, outputs=len(CLASSES))
         go.stage(
             "08 training",
-            lambda images: training.fit(
-                {"probe": probe}, training.make_optimizer(probe, kind="sgd", weight_decay=0.0, body_scale=1.0),
+            lambda images: loop.fit(
+                {"probe": probe}, loop.make_optimizer(probe, kind="sgd", weight_decay=0.0, body_scale=1.0),
                 lambda batch, step: (segmenter.batch_loss(probe, batch, share=1.0), {}), batches,
                 steps=images // unit, lr_of=lambda step: 1e-3, seed=0, settings={},
             ),
@@ -374,7 +373,7 @@ def main() -> None:
         "versions": versions(),
     }
     path = ROOT / "benchmarks" / "results" / f"rehearse_{given.preset}_{given.device}.json"
-    store.write_json(path, result)
+    write_json(path, result)
     print(f"about {result['hours']} hours; {path}")
 
 

@@ -8,8 +8,7 @@ from mdlib.core.files import StoreError, read_json
 from mdlib.core.paths import ROOT
 from mdlib.data.download import fetch_dataset
 from mdlib.data.sources import SOURCES
-from mdlib.run import pipeline, predict, report
-from mdlib.run import preflight as needs
+from mdlib.run import pipeline, predict, preflight, report
 from mdlib.run.presets import PresetError, load_preset, parse_sets
 from mdlib.show import site
 
@@ -84,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "check":
             return (
                 pipeline.WRONG
-                if needs.check(given.preset, parse_sets(given.sets))
+                if preflight.check(given.preset, parse_sets(given.sets))
                 else pipeline.DONE
             )
         if given.command == "fetch":

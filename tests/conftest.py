@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdlib.core import prefetch as ahead
+from mdlib.core import prefetch
 from mdlib.models.encoder import load_encoder
 
 torch.set_num_threads(1)
@@ -30,7 +30,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def threaded(monkeypatch):
     """Pictures and batches are made ahead in threads, as for a GPU."""
-    monkeypatch.setitem(ahead.THREADS, "cpu", 3)
+    monkeypatch.setitem(prefetch.THREADS, "cpu", 3)
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,10 @@ from scipy import ndimage, sparse
 from scipy.io import savemat
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from mdlib.core import files as store
-from mdlib.core import mask as rle
-from mdlib.data.sample import VOID, mask_to_box
+from mdlib.core.files import write_text
+from mdlib.core.label_map import write_label_map
+from mdlib.core.mask import encode_mask, mask_to_box
+from mdlib.data.sample import VOID
 from mdlib.data.voc import CLASSES
 from mdlib.data.zoo import ZooDataset
 
@@ -51,7 +52,7 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
-    store.write_text(path, "".join(f"{line}\n" for line in lines))
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 # ---------------------------------------------------------------- VOC
@@ -82,7 +83,7 @@ def write_xml(path: Path, masks: np.ndarray, labels: np.ndarray, *, folder: str)
             f"<bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>"
             "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>"
         )
-    store.write_text(
+    write_text(
         path,
         f"<annotation><folder>{folder}</folder><filename>{path.stem}.jpg</filename><size><width>{width}</width>"
         f"<height>{height}</height><depth>3</depth></size><segmented>1</segmented>{objects}</annotation>\n",
@@ -133,8 +134,8 @@ def make_voc2012(
                 write_mats(sbd, name, *label_maps(masks, labels, void=False), labels)
             if part != "extra":
                 semantic, objects = label_maps(masks, labels, void=True)
-                store.write_label_map(folder / "SegmentationClass" / f"{name}.png", semantic)
-                store.write_label_map(folder / "SegmentationObject" / f"{name}.png", objects)
+                write_label_map(folder / "SegmentationClass" / f"{name}.png", semantic)
+                write_label_map(folder / "SegmentationObject" / f"{name}.png", objects)
     for part in ("train", "val"):
         write_lines(folder / "ImageSets" / "Segmentation" / f"{part}.txt", names[part])
     write_lines(
@@ -231,7 +232,7 @@ def make_coco(root: Path, zoo_root: Path, *, train: int = 8, val: int = 4) -> Pa
                         "image_id": id_,
                         "category_id": categories[label - 1]["id"],
                         "iscrowd": 0,
-                        "segmentation": rle.encode_mask(mask)
+                        "segmentation": encode_mask(mask)
                         if len(annotations) % 3 == 0
                         else polygons(mask),
                         "area": float(mask.sum()),
@@ -247,7 +248,7 @@ def make_coco(root: Path, zoo_root: Path, *, train: int = 8, val: int = 4) -> Pa
             "annotations": annotations,
             "categories": categories,
         }
-        store.write_text(root / "annotations" / f"instances_{year}.json", json.dumps(content))
+        write_text(root / "annotations" / f"instances_{year}.json", json.dumps(content))
     write_lines(
         root / "coco_20k_filenames.txt",
         [f"train2014/COCO_train2014_{i:012d}.jpg" for i in reversed(ids["train2014"][:-2])],

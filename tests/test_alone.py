@@ -5,7 +5,7 @@
 import nbformat
 import papermill
 
-from mdlib.core import files as store
+from mdlib.core.files import read_json
 from mdlib.core.paths import NOTEBOOKS
 from mdlib.run import presets
 
@@ -38,7 +38,7 @@ def test_a_notebook_opened_alone_runs(tmp_path, monkeypatch):
     cells = nbformat.read(executed, as_version=4).cells
     said = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
     manifests = {
-        name: store.read_json(tmp_path / "lab" / "artifacts" / name / "manifest.json")
+        name: read_json(tmp_path / "lab" / "artifacts" / name / "manifest.json")
         for name in [*LACKED, NAME]
     }
     for name in LACKED:

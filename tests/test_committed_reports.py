@@ -4,15 +4,15 @@ README shows these numbers.
 
 import pytest
 
-from mdlib.core import files as store
+from mdlib.core.files import read_json
 from mdlib.core.paths import ROOT
-from mdlib.evaluate import bootstrap as evidence
 from mdlib.run import presets, report
+from mdlib.studies import claims
 
 CONTENTS = {
-    name: store.read_json(ROOT / "reports" / name / "metrics.json") for name in ("demo", "evidence")
+    name: read_json(ROOT / "reports" / name / "metrics.json") for name in ("demo", "evidence")
 }
-CLAIMS = store.read_json(ROOT / "reports" / "evidence" / "claims.json")
+CLAIMS = read_json(ROOT / "reports" / "evidence" / "claims.json")
 ALL_BANDS = {name: presets.load_preset(name).bands for name in CONTENTS}
 CONTENT, BANDS = CONTENTS["demo"], ALL_BANDS["demo"]
 
@@ -52,16 +52,12 @@ def test_the_report_is_of_its_preset(preset):
 
 def test_every_claim_of_the_paper_is_decided():
     decided = {
-        record["number"]
-        for record in CLAIMS
-        if record["verdict"] in (evidence.HOLDS, evidence.FAILS)
+        record["number"] for record in CLAIMS if record["verdict"] in (claims.HOLDS, claims.FAILS)
     }
-    assert set(evidence.PAPER_CLAIMS) <= decided
+    assert set(claims.PAPER_CLAIMS) <= decided
     for record in CLAIMS:
         low, high = record["interval"]
-        assert low <= record["effect"] <= high and (record["verdict"] == evidence.HOLDS) == (
-            low > 0
-        )
+        assert low <= record["effect"] <= high and (record["verdict"] == claims.HOLDS) == (low > 0)
 
 
 @pytest.mark.parametrize(

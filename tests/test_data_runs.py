@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from mdlib.__main__ import main
-from mdlib.core import files as store
+from mdlib.core.files import read_array, read_json
+from mdlib.core.label_map import read_label_map
+from mdlib.core.mask import read_masks
 from mdlib.core.paths import NOTEBOOKS
-from mdlib.data import open_role
+from mdlib.data.roles import open_role
 from mdlib.run import pipeline, presets, stage
 
 STAGES = presets.load_preset("voc2012").notebooks
@@ -65,7 +67,7 @@ def status(folder):
 
 
 def metrics_of(folder):
-    return store.read_json(folder / "metrics.json")["metrics"]
+    return read_json(folder / "metrics.json")["metrics"]
 
 
 def run_cells(name, run_dir, **values):
@@ -120,7 +122,7 @@ def test_voc_runs_through_every_stage(voc):
 
 
 def test_an_image_that_cannot_be_read_is_left_out_of_the_run(voc):
-    index = store.read_json(voc / "artifacts" / "00_prepare_data" / "index.json")
+    index = read_json(voc / "artifacts" / "00_prepare_data" / "index.json")
     assert (
         index["splits"]["train"]["left_out"] == ["2007_000003"]
         and index["splits"]["val"]["left_out"] == []
@@ -142,7 +144,7 @@ def test_label_maps_have_the_size_of_their_images(voc):
     assert len(sizes) == 3 and all(h != w for h, w in sizes if (h, w) != (128, 128))
     assert {path.stem for path in folder.glob("*.png")} == set(train.ids())
     assert all(
-        store.read_label_map(folder / f"{sample.id}.png").shape == sample.image.shape[:2]
+        read_label_map(folder / f"{sample.id}.png").shape == sample.image.shape[:2]
         for sample in train
     )
 
@@ -153,9 +155,9 @@ def test_the_support_set_is_clustered_and_then_forgotten(voc):
         voc / "artifacts" / "01_distill_masks",
     )
     assert open_role(prepared, "support").ids() == [f"{i:06d}" for i in range(1, 5)]
-    assert store.read_masks(masks_dir / "masks_support.json")
-    fitted = store.read_json(voc / "artifacts" / "02_cluster_masks" / "clusters.json")
-    assert len(fitted["clusters"]) == len(store.read_masks(masks_dir / "masks_train.json"))
+    assert read_masks(masks_dir / "masks_support.json")
+    fitted = read_json(voc / "artifacts" / "02_cluster_masks" / "clusters.json")
+    assert len(fitted["clusters"]) == len(read_masks(masks_dir / "masks_train.json"))
     assert not (voc / "artifacts" / "03_train_mask_rcnn" / "predictions_support.json").exists()
 
 
@@ -165,7 +167,7 @@ def test_the_report_names_the_data_set(voc):
         summary.startswith("# MaskDistill, minivoc preset, voc2012")
         and "zoo" not in summary.splitlines()[2]
     )
-    assert "skipped" not in store.read_json(voc / "metrics.json")
+    assert "skipped" not in read_json(voc / "metrics.json")
 
 
 def test_boxes_alone_give_corloc_and_nothing_that_needs_masks(tmp_path, zoo_root):
@@ -209,20 +211,20 @@ def test_stages_that_need_labels_are_skipped_and_the_others_are_not(unlabelled):
     assert {said for name, said in found.items() if name not in skipped} == {"done"} and list(
         found
     ) == STAGES
-    assert store.read_json(unlabelled / "metrics.json")["skipped"].keys() == skipped
+    assert read_json(unlabelled / "metrics.json")["skipped"].keys() == skipped
 
 
 def test_a_run_without_labels_ends_with_clusters_and_maps(unlabelled):
     train = open_role(unlabelled / "artifacts" / "00_prepare_data", "train")
     assert len(train) == 11 and "wood__ä__0" in train.ids()
-    fitted = store.read_json(unlabelled / "artifacts" / "02_cluster_masks" / "clusters.json")
+    fitted = read_json(unlabelled / "artifacts" / "02_cluster_masks" / "clusters.json")
     assert fitted["class_names"] == ["background", *(f"cluster {j}" for j in range(5))] and fitted[
         "names"
     ] == [1, 2, 3, 4, 5]
-    logits = store.read_array(unlabelled / "artifacts" / "05_train_deeplab" / "segmenter_train.npy")
+    logits = read_array(unlabelled / "artifacts" / "05_train_deeplab" / "segmenter_train.npy")
     assert logits.shape[:2] == (11, 6)
     assert not (unlabelled / "artifacts" / "05_train_deeplab" / "supervised.safetensors").exists()
-    if store.read_json(unlabelled / "artifacts" / "06_refine_with_crf" / "crf.json")["parameters"]:
+    if read_json(unlabelled / "artifacts" / "06_refine_with_crf" / "crf.json")["parameters"]:
         maps = {
             path.stem
             for path in (unlabelled / "artifacts" / "06_refine_with_crf" / "train").glob("*.png")

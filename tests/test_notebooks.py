@@ -13,12 +13,10 @@ import time
 import pytest
 import test_site
 
-from mdlib.core import files as store
+from mdlib.core.files import read_json, write_json
 from mdlib.core.paths import NOTEBOOKS, ROOT
-from mdlib.run import artifacts as outcome
-from mdlib.run import presets
-from mdlib.show import site
-from mdlib.show import slides as overview
+from mdlib.run import artifacts, presets
+from mdlib.show import site, slides
 
 COMMAND = [sys.executable, "-m", "mdlib", "run", "smoke", "--out"]
 SMOKE = presets.load_preset("smoke").notebooks
@@ -39,7 +37,7 @@ def test_smoke_holds_every_notebook():
 
 def test_every_stage_left_its_manifest_and_page(smoke):
     for name in SMOKE:
-        manifest = store.read_json(smoke / "artifacts" / name / "manifest.json")
+        manifest = read_json(smoke / "artifacts" / name / "manifest.json")
         assert manifest["stage"] == name
         assert (smoke / "notebooks" / f"{name}.html").stat().st_size > 10_000
         for figure in manifest["figures"]:
@@ -48,7 +46,7 @@ def test_every_stage_left_its_manifest_and_page(smoke):
 
 
 def test_the_report_shows_every_metric_and_figure(smoke):
-    content = store.read_json(smoke / "metrics.json")
+    content = read_json(smoke / "metrics.json")
     page = (smoke / "index.html").read_text()
     assert all(f"<code>{name}</code>" in page for name in content["metrics"])
     assert all(f"figures/{path.name}" in page for path in (smoke / "figures").glob("*.png"))
@@ -68,8 +66,8 @@ def test_the_site_of_the_run_is_whole(smoke, tmp_path):
 
 
 def test_the_methods_figure_has_a_picture_for_each_step(smoke):
-    panels = overview.panels_of(outcome.read_outcome(smoke))
-    assert panels.keys() == {key for key, _, _ in overview.STEPS}
+    panels = slides.panels_of(artifacts.read_outcome(smoke))
+    assert panels.keys() == {key for key, _, _ in slides.STEPS}
     assert all(image.ndim in (2, 3) and image.size for image in panels.values())
 
 
@@ -95,7 +93,7 @@ def test_a_changed_parameter_makes_its_stage_and_the_later_ones_run(smoke, tmp_p
         copy, "02_cluster_masks", {**values["02_cluster_masks"], "seed": 5}
     )
     manifest = copy / "artifacts" / "02_cluster_masks" / "manifest.json"
-    store.write_json(manifest, {**store.read_json(manifest), "parameters": {"seed": 5}})
+    write_json(manifest, {**read_json(manifest), "parameters": {"seed": 5}})
     assert "02_cluster_masks" in stale_reason(
         copy, "07_evaluate_clusters", values["07_evaluate_clusters"]
     )
@@ -123,7 +121,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_metrics(smoke, tmp_path, vi
     assert resumed.returncode == 0, resumed.stdout[-2000:]
     assert resumed.stdout.count("up to date, skipped") == SMOKE.index(victim)
     assert (
-        store.read_json(copy / "metrics.json")["metrics"]
-        == store.read_json(smoke / "metrics.json")["metrics"]
+        read_json(copy / "metrics.json")["metrics"] == read_json(smoke / "metrics.json")["metrics"]
     )
     assert not list((copy / "artifacts").glob(".*"))  # nothing half-written is left

@@ -4,10 +4,9 @@ import importlib.util
 
 import pytest
 
-from mdlib.core import files as store
+from mdlib.core.files import read_json
 from mdlib.core.paths import ROOT
-from mdlib.run import preflight as needs
-from mdlib.run import presets
+from mdlib.run import preflight, presets
 
 
 @pytest.fixture
@@ -53,9 +52,9 @@ def test_check_reads_what_a_rehearsal_writes(rehearsal, tmp_path, monkeypatch):
         "sys.argv", ["rehearse_voc.py", "--device", "cpu", "--budget", "0", "--preset", "smoke"]
     )
     rehearsal.main()
-    written = store.read_json(tmp_path / "benchmarks" / "results" / "rehearse_smoke_cpu.json")
-    monkeypatch.setattr(needs, "RESULTS", tmp_path / "benchmarks" / "results")
-    lines = needs.time_and_memory("smoke", presets.load_preset("smoke"))
+    written = read_json(tmp_path / "benchmarks" / "results" / "rehearse_smoke_cpu.json")
+    monkeypatch.setattr(preflight, "RESULTS", tmp_path / "benchmarks" / "results")
+    lines = preflight.time_and_memory("smoke", presets.load_preset("smoke"))
     assert (
         f"about {written['hours']:.1f} hours" in lines[0]
         and f"at most {written['peak_gb']:.1f} GB" in lines[1]

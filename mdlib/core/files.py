@@ -11,25 +11,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
-from PIL import Image
-from torch import Tensor, nn
-
-from mdlib.core.mask import MaskRecord, encoding_of, mask_area
 
 
 class StoreError(Exception):
     """Something on disk is missing, broken or not what was expected."""
-
-
-class WeightsError(StoreError):
-    """A weights file is missing, broken, or of another architecture."""
 
 
 # ---------------------------------------------------------------- files
@@ -100,158 +89,7 @@ def digest_folder(path: Path) -> str:
 # ---------------------------------------------------------------- weights
 
 
-def save_weights(path: Path, state: dict[str, Tensor], *, header: dict) -> None:
-    """header: JSON values that say what the tensors are; header["architecture"] is checked on
-    loading.
-    """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with atomic(path) as temporary:
-        safetensors.torch.save_file(
-            tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()}
-        )
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, header).
-
-    Raises WeightsError if the file is missing or not a whole safetensors file.
-    """
-    if not Path(path).is_file():
-        raise WeightsError(f"no weights at {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = {k: _json_or_text(v) for k, v in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, header
-    except safetensors.SafetensorError as error:
-        raise WeightsError(
-            f"{path} is not a whole safetensors file ({error}): fetch or train it again"
-        ) from None
-
-
-def _json_or_text(value: str):
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value  # files of other makers hold plain text, such as {"format": "pt"}
-
-
-def load_weights(path: Path, *, architecture: dict) -> dict[str, Tensor]:
-    """The tensors of a file whose header names exactly this architecture."""
-    state, header = read_weights(path)
-    if header.get("architecture") != architecture:
-        raise WeightsError(f"{path} holds {header.get('architecture')}, expected {architecture}")
-    return state
-
-
-def check_architecture(header: dict, *, network: str, keys: tuple[str, ...], source) -> dict:
-    """The "architecture" of a header, if it is this network's and has these keys; else
-    WeightsError.
-    """
-    made = header.get("architecture")
-    if not isinstance(made, dict) or made.get("network") != network or not set(keys) <= made.keys():
-        raise WeightsError(f"{source} holds {made}, expected a {network} with {', '.join(keys)}")
-    return made
-
-
-def fit_weights(module: nn.Module, state: dict[str, Tensor], *, source) -> None:
-    """Load a state dict strictly: every key there, no key left over, every shape the same."""
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in own
-        if k in state and own[k].shape != state[k].shape
-    ]
-    if missing or extra or shapes:
-        raise WeightsError(
-            f"{source} does not fit: missing {missing[:3]}, left over {extra[:3]}, shapes {shapes[:3]}"
-        )
-    module.load_state_dict(state)
-
-
 # ---------------------------------------------------------------- masks and maps
-
-
-def write_masks(path: Path, records: Iterable[Mapping]) -> None:
-    """COCO-style JSON of predictions.
-
-    A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}.
-
-    Each is written as it comes: give a generator, and there is never more than one mask in memory.
-    """
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write('{"annotations": [')
-        for number, record in enumerate(records):
-            encoded = encoding_of(record)
-            annotation = {key: record[key] for key in record if key != "mask"} | {
-                "segmentation": encoded,
-                "area": mask_area(encoded),
-            }
-            file.write(
-                (",\n" if number else "\n")
-                + json.dumps(annotation, sort_keys=True, allow_nan=False)
-            )
-        file.write("\n]}\n")
-
-
-def read_masks(path: Path) -> list[MaskRecord]:
-    """What `write_masks` wrote: records with "mask" (H, W) bool again, none of them decoded yet."""
-
-    def record(value: dict):  # called for each object of the file, inner ones first
-        others = {key: each for key, each in value.items() if key not in ("segmentation", "area")}
-        return MaskRecord(others, value["segmentation"]) if "segmentation" in value else value
-
-    return read_json(path, object_hook=record)["annotations"]
-
-
-def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
-    """Records gathered by image: one list for each of `ids`, empty where an image has none; order
-    is kept.
-
-    Raises ValueError for a record of an image that is not among `ids`.
-    """
-    gathered: dict[str, list[Mapping]] = {image_id: [] for image_id in ids}
-    for record in records:
-        if record["image_id"] not in gathered:
-            raise ValueError(f"a mask of {record['image_id']!r}, which the data set does not hold")
-        gathered[record["image_id"]].append(record)
-    return list(gathered.values())
-
-
-def voc_palette() -> list[int]:
-    """VOC's 256 colours, flat R, G, B: the bits of a label spread over three channels."""
-    label, bit, channel = np.ogrid[:256, :8, :3]
-    return ((label >> (3 * bit + channel) & 1) << (7 - bit)).sum(1).ravel().tolist()
-
-
-def write_label_map(path: Path, labels: np.ndarray) -> None:
-    """(H, W) integers in 0-255 -> palette PNG as VOC's."""
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"a label map holds integers, got {labels.dtype}")
-    if labels.min() < 0 or labels.max() > 255:
-        raise ValueError(f"a label map holds 0-255, got {labels.min()}..{labels.max()}")
-    image = Image.fromarray(labels.astype(np.uint8)).convert("L")
-    image.putpalette(voc_palette())
-    with atomic(Path(path)) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def read_label_map(path: Path) -> np.ndarray:
-    """Palette or grey PNG -> (H, W) uint8 labels.
-
-    Raises StoreError for a file that is missing, broken or coloured.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise StoreError(
-                    f"{path} is {image.mode}, not a palette: its pixels are colours, not labels"
-                )
-            return np.array(image)
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
-    except (OSError, SyntaxError) as error:
-        raise StoreError(f"{path} is not a whole PNG: {error}") from None
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

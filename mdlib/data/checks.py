@@ -6,12 +6,15 @@ Everything that is missing or wrong, at once, before a run of hours begins.
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from mdlib.core.progress import track
-from mdlib.data import OPENERS, coco, open_dataset, voc
+from mdlib.data import OPENERS, Dataset, coco, open_dataset, voc
 from mdlib.data.coco import CocoDataset
 from mdlib.data.folder import FolderDataset
 from mdlib.data.images import ImageError, image_size, read_label_map
 from mdlib.data.listing import absent, some
+from mdlib.data.sample import VOID, Sample
 from mdlib.data.voc import VocDataset
 
 
@@ -160,3 +163,57 @@ def _few(faults: list[str], what: str, *, limit: int = 5) -> list[str]:
     return faults[:limit] + (
         [f"and {len(faults) - limit} more {what} are wrong"] if len(faults) > limit else []
     )
+
+
+def label_kind(sample: Sample) -> str:
+    """What is known of a sample: "masks" (a semantic map, and instances with masks), "boxes" (drawn
+    ones alone) or "none".
+    """
+    if sample.instances is None:
+        return "none"
+    return "boxes" if sample.instances.masks is None or sample.semantic is None else "masks"
+
+
+def try_sample(dataset: Dataset, index: int) -> tuple[Sample | None, str | None]:
+    """(sample, None), or (None, what is wrong with it) for a file that cannot be read and labels
+    that cannot be right.
+    """
+    try:
+        sample = dataset[index]
+    except ImageError as error:
+        return None, str(error)
+    problem = check_sample(sample, num_classes=len(dataset.classes))
+    return (None, problem) if problem else (sample, None)
+
+
+def check_sample(sample: Sample, *, num_classes: int) -> str | None:
+    """What is wrong with a sample, or None.
+
+    Shapes were checked when it was built; this looks at the values.
+    """
+    height, width = sample.image.shape[:2]
+    if min(height, width) < 8:
+        return f"{sample.id}: the image is {height} x {width} pixels, too small for a patch"
+    if sample.semantic is not None:
+        unknown = np.setdiff1d(np.unique(sample.semantic), [*range(num_classes), VOID])
+        if unknown.size:
+            return f"{sample.id}: the semantic map holds unknown values {unknown[:5].tolist()}"
+    if sample.instances is not None:
+        labels, masks, boxes = (
+            sample.instances.labels,
+            sample.instances.masks,
+            sample.instances.drawn_boxes,
+        )
+        if len(labels) != len(boxes if masks is None else masks):
+            return f"{sample.id}: {len(labels)} labels for {len(boxes if masks is None else masks)} instances"
+        if len(labels) and not (1 <= labels.min() and labels.max() < num_classes):
+            return f"{sample.id}: instance labels {labels.min()}..{labels.max()} are outside 1..{num_classes - 1}"
+        if masks is not None and not masks.any((1, 2)).all():
+            return f"{sample.id}: an instance mask is empty"
+        if masks is None and not (
+            (boxes[:, :2] < boxes[:, 2:]).all()
+            and (boxes >= 0).all()
+            and (boxes <= [width, height] * 2).all()
+        ):
+            return f"{sample.id}: a box is empty or leaves the image"
+    return None

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mdlib.core.mask import mask_to_box
+
 VOID = 255  # the label of pixels that never count
 
 
@@ -71,14 +73,3 @@ class Sample:
                 raise ValueError(
                     f"{self.id}: instance masks {masks.shape} do not fit the image {size}"
                 )
-
-
-def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Tight box x0, y0, x1, y1 (exclusive ends) around a (H, W) bool mask.
-
-    Raises ValueError if it is empty.
-    """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        raise ValueError("an empty mask has no box")
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

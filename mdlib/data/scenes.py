@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from mdlib.core import files as store
+from mdlib.core.files import StoreError, atomic
 from mdlib.data.sample import Instances, Sample
 
 
@@ -25,7 +25,7 @@ def write_scenes(path: Path, samples: list[Sample]) -> None:
         "labels": np.concatenate([instances.labels for instances in found]),
         "names": np.array([name for instances in found for name in instances.names]),
     }
-    with store.atomic(path) as temporary, open(temporary, "wb") as file:
+    with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 
@@ -39,9 +39,9 @@ class StoredScenes:
                     key: file[key] for key in ("images", "counts", "masks", "labels", "names")
                 }
         except FileNotFoundError:
-            raise store.StoreError(f"{path} is missing") from None
+            raise StoreError(f"{path} is missing") from None
         except (ValueError, EOFError, KeyError, OSError, BadZipFile) as error:
-            raise store.StoreError(f"{path} holds no scenes: {error}") from None
+            raise StoreError(f"{path} holds no scenes: {error}") from None
         self.name, self.classes, self.images = name, classes, arrays["images"]
         self.ends = arrays["counts"].cumsum()
         self.packed, self.labels, self.names = arrays["masks"], arrays["labels"], arrays["names"]

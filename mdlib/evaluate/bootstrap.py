@@ -16,20 +16,12 @@ survey data, 1988.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from mdlib.core import files as store
 from mdlib.evaluate.metrics import merge_predictions
 
 LEVEL = 0.95  # share of the resamples inside an interval
-PAPER_CLAIMS = {  # what is to be tested, in the paper's order; the keys are the numbers of claims
-    "1": "masks of a self-supervised ViT are better than those of handcrafted priors",
-    "2": "a detector trained on clustered masks is a better teacher than the masks themselves",
-    "3": "keeping the confident masks alone makes a better segmenter",
-}
-HOLDS, FAILS, NOT_RUN = "holds", "does not hold", "not run"
 
 
 @dataclass(frozen=True)
@@ -91,68 +83,6 @@ def iou_areas(confusions: Iterable[np.ndarray], mapping: np.ndarray) -> np.ndarr
     merged = np.stack([merge_predictions(each, mapping) for each in confusions])
     hits = np.diagonal(merged[:, :-1], axis1=1, axis2=2)
     return np.stack([hits, merged[:, :-1].sum(2) + merged.sum(1) - hits], 1).astype(np.float64)
-
-
-def claim(number: str, text: str, *, experiment: str, effect: Effect | None) -> dict:
-    """One record of claims.json.
-
-    It holds where the whole interval lies above zero; else it does not: an interval across zero has
-    not shown it. effect None: it was not run.
-
-    number: a key of PAPER_CLAIMS, or "" for a claim of ours. experiment: what was compared on what,
-    with the unit.
-    """
-    if number and number not in PAPER_CLAIMS:
-        raise ValueError(
-            f"claim number must be one of {list(PAPER_CLAIMS)} or empty, got {number!r}"
-        )
-    verdict = NOT_RUN if effect is None else HOLDS if effect.low > 0 else FAILS
-    value, interval = (None, None) if effect is None else (effect.value, [effect.low, effect.high])
-    return {
-        "number": number,
-        "claim": text,
-        "experiment": experiment,
-        "effect": value,
-        "interval": interval,
-        "verdict": verdict,
-    }
-
-
-def write_claims(folder: Path, records: list[dict]) -> None:
-    """claims.json of a stage, or of a run: records of `claim`."""
-    store.write_json(Path(folder) / "claims.json", records)
-
-
-def gather_claims(folders: list[Path]) -> list[dict]:
-    """The claims in these folders (one without claims.json adds none), and those of the paper that
-    nobody tested.
-    """
-    files = [Path(folder) / "claims.json" for folder in folders]
-    records = [record for file in files if file.is_file() for record in store.read_json(file)]
-    tested = {record["number"] for record in records}
-    records += [
-        claim(n, text, experiment="", effect=None)
-        for n, text in PAPER_CLAIMS.items()
-        if n not in tested
-    ]
-    return sorted(records, key=lambda record: (record["number"] == "", record["number"]))
-
-
-def claims_table(records: list[dict]) -> str:
-    """Records as a table in Markdown."""
-    rows = ["| claim | experiment | effect | 95 % interval | verdict |", "|---|---|---|---|---|"]
-    for record in records:
-        effect, interval = "", ""
-        if record["effect"] is not None:
-            effect, interval = (
-                f"{record['effect']:+.3f}",
-                "{:+.3f} to {:+.3f}".format(*record["interval"]),
-            )
-        text = f"{record['number']}. {record['claim']}" if record["number"] else record["claim"]
-        rows.append(
-            f"| {text} | {record['experiment']} | {effect} | {interval} | **{record['verdict']}** |"
-        )
-    return "\n".join(rows)
 
 
 def _paired(a: np.ndarray, b: np.ndarray, *, axes: int) -> tuple[np.ndarray, np.ndarray]:

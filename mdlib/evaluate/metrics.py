@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # for its name alone: whoever only counts need not wait for P
     from mdlib.data import Dataset
 
 UNMATCHED = -1
-MAX_DETECTIONS = 100  # predictions of one image that COCO looks at
 
 
 def confusion(
@@ -212,16 +211,6 @@ def best_overlap(mask: np.ndarray, instances: np.ndarray) -> tuple[float, int]:
     return float(overlaps.max()), int(overlaps.argmax())
 
 
-def reduce_to_best_box(box: np.ndarray, true_boxes: np.ndarray) -> int:
-    """The true box (n, 4) that a predicted box (4,) overlaps best: its index, the first on a tie;
-    -1 only where n = 0.
-
-    For the "single" protocol, whose ground truth is this one object. A box that touches none still
-    gets index 0: the object counts as missed, it does not vanish from the truth.
-    """
-    return int(box_iou([box], true_boxes)[0].argmax()) if len(true_boxes) else -1
-
-
 def corloc(boxes: list, truths: list) -> float:
     """Share of images whose one predicted box (4,) or None has IoU >= 0.5 with any true box (n, 4)."""
     hits = [
@@ -229,95 +218,3 @@ def corloc(boxes: list, truths: list) -> float:
         for box, true in zip(boxes, truths, strict=True)
     ]
     return float(np.mean(hits))
-
-
-def average_precision(scores: np.ndarray, hits: np.ndarray, positives: int) -> float:
-    """COCO's AP at one threshold: precision made monotone, averaged at 101 recalls.
-
-    scores (n,) and hits (n,) bool of all predictions; positives: number of true objects. NaN
-    without any.
-    """
-    if positives == 0:
-        return float("nan")
-    order = np.argsort(-np.asarray(scores, np.float64), kind="mergesort")
-    hits = np.asarray(hits, bool)[order]
-    found = hits.cumsum()
-    recall, precision = found / positives, found / np.arange(1, len(hits) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    where = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
-    return float(np.append(precision, 0.0)[np.minimum(where, len(hits))].mean())
-
-
-def mask_ap50_single(overlaps: np.ndarray, scores: np.ndarray) -> float:
-    """Mask AP50, class-agnostic, "single": one prediction an image against the one object that it
-    overlaps best.
-
-    overlaps (n,) IoU with that object; scores (n,) confidence. An image without a prediction:
-    overlap 0, score -inf.
-    """
-    return average_precision(scores, np.asarray(overlaps) >= 0.5, len(overlaps))
-
-
-def detection_hits(scores: np.ndarray, overlaps: np.ndarray, *, threshold: float) -> np.ndarray:
-    """COCO's greedy matching in one image: scores (n,), overlaps (n, m) IoU with the true objects
-    -> (n,) bool.
-
-    Best score first (stable on ties), a prediction takes the free object that it overlaps most, if
-    that IoU reaches threshold; on equal IoUs the last one, as pycocotools. Returned in the order
-    given. Raises ValueError where the shapes do not fit. Source: pycocotools, COCOeval.evaluateImg
-    (no crowds).
-    """
-    scores, overlaps = _scored(scores, overlaps)
-    hits, free = np.zeros(len(scores), bool), np.ones(overlaps.shape[1], bool)
-    for i in np.argsort(-scores, kind="stable"):
-        allowed = np.flatnonzero(free & (overlaps[i] >= min(threshold, 1 - 1e-10)))
-        if len(allowed):
-            best = allowed[overlaps[i, allowed] == overlaps[i, allowed].max()][-1]
-            hits[i], free[best] = True, False
-    return hits
-
-
-def counted_detections(
-    scores: np.ndarray, overlaps: np.ndarray, crowds: np.ndarray | None = None, *, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and hits of those predictions of an image that count, best first: the 100 best, less
-    those forgiven.
-
-    crowds (n, c): the share of each prediction inside each crowd region. One that hits no object
-    but lies in a crowd by threshold or more is forgiven, as in COCO: it is neither right nor wrong.
-    For the rest see detection_hits.
-    """
-    scores, overlaps = _scored(scores, overlaps)
-    best = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
-    hits = detection_hits(scores[best], overlaps[best], threshold=threshold)
-    if crowds is not None:
-        counts = hits | ~(np.asarray(crowds)[best] >= threshold).any(1)
-        best, hits = best[counts], hits[counts]
-    return scores[best], hits
-
-
-def mask_ap(images: Iterable[tuple], *, threshold: float = 0.5) -> float:
-    """COCO's AP at one IoU threshold over a data set, class-agnostic, objects of every size (the
-    "multi" protocol).
-
-    images: for each image scores (n,) and overlaps (n, m), the IoU of its n predictions with its m
-    true objects, and, where there are crowds, its share inside them (n, c) (see
-    counted_detections); give every image, also one without predictions (0, m) or objects (n, 0).
-    NaN without a true object; 0.0 without a prediction. Equal scores rank in the images' order.
-    """
-    all_scores, all_hits, positives = [np.zeros(0)], [np.zeros(0, bool)], 0
-    for image in images:
-        scores, hits = counted_detections(*image, threshold=threshold)
-        all_scores.append(scores)
-        all_hits.append(hits)
-        positives += np.shape(image[1])[1]
-    return average_precision(np.concatenate(all_scores), np.concatenate(all_hits), positives)
-
-
-def _scored(scores: np.ndarray, overlaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores, overlaps = np.asarray(scores, np.float64), np.asarray(overlaps, np.float64)
-    if scores.ndim != 1 or overlaps.ndim != 2 or len(scores) != len(overlaps):
-        raise ValueError(
-            f"expected scores (n,) and overlaps (n, m), got {scores.shape} and {overlaps.shape}"
-        )
-    return scores, overlaps

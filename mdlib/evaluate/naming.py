@@ -9,7 +9,9 @@ gives the class of each row.
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from mdlib.evaluate.metrics import UNMATCHED, iou, match_hungarian, match_majority
+from mdlib.core.mask import mask_to_box
+from mdlib.data.sample import Instances
+from mdlib.evaluate.metrics import UNMATCHED, box_iou, iou, match_hungarian, match_majority
 
 PROTOCOLS = {  # name: where the names come from, and how
     "train, one-to-one": "counts of training masks, Hungarian (the paper); background is pinned",
@@ -90,3 +92,37 @@ def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
         "ari": float(adjusted_rand_score(classes, clusters)),
         "purity": float(counts.max(1).sum() / len(clusters)),
     }
+
+
+def mask_class(mask: np.ndarray, instances: Instances) -> int:
+    """The class of the true box that overlaps the mask's box best; 0 where none overlaps.
+
+    (H, W) bool.
+    """
+    if not mask.any() or not len(instances.labels):
+        return 0
+    overlaps = box_iou([mask_to_box(mask)], instances.boxes)[0]
+    return int(instances.labels[overlaps.argmax()]) if overlaps.max() > 0 else 0
+
+
+def count_matrix(
+    clusters: np.ndarray, classes: np.ndarray, *, k: int, num_classes: int
+) -> np.ndarray:
+    """(n,) cluster and (n,) class of each mask -> (k, num_classes) int64 counts; class 0 is
+    background.
+    """
+    if len(clusters) and (min(clusters) < 0 or min(classes) < 0):
+        raise ValueError("clusters and classes count from 0: leave masks without one out")
+    counts = np.zeros((k, num_classes), np.int64)
+    np.add.at(counts, (clusters, classes), 1)
+    return counts
+
+
+def name_clusters(counts: np.ndarray) -> np.ndarray:
+    """The class of each cluster, from (k, num_classes) counts of masks: (k,) int64, -1 where
+    nothing is left to name.
+
+    One-to-one by the Hungarian method; with more clusters than classes each takes its majority.
+    Never background.
+    """
+    return name_on_train(counts, "one-to-one" if len(counts) < counts.shape[1] else "majority")[1:]

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdlib.evaluate import bootstrap as evidence
-from mdlib.evaluate import metrics
+from mdlib.evaluate import bootstrap, metrics
 from mdlib.exercises.compare import compare
 
 
@@ -53,7 +52,7 @@ def check_resampled_gains(function: Callable) -> None:
         "only the background is drawn": {"a": a, "b": b, "drawn": np.array([[2, 2]])},
     }
     expected = lambda a, b, drawn: np.array(
-        [evidence.miou(a[row]) - evidence.miou(b[row]) for row in drawn]
+        [bootstrap.miou(a[row]) - bootstrap.miou(b[row]) for row in drawn]
     )
     hint = "Add the areas of the drawn pictures, then divide, then take the mean over the classes that have a union."
     compare(function, expected, cases, hint=hint)

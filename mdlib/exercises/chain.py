@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdlib.data.sample import mask_to_box
-from mdlib.evaluate import metrics
+from mdlib.core.mask import mask_to_box
+from mdlib.evaluate import coco_ap, metrics
 from mdlib.exercises.compare import compare
 from mdlib.method import masks, segmenter
 
@@ -287,4 +287,4 @@ def check_average_precision(function: Callable) -> None:
         "no prediction": {"scores": np.zeros(0), "hits": np.zeros(0, bool), "positives": 3},
     }
     hint = "Sort by score, best first; at each recall take the best precision at that recall or a higher one, 0 beyond the last."
-    compare(function, metrics.average_precision, cases, hint=hint)
+    compare(function, coco_ap.average_precision, cases, hint=hint)

@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from mdlib.core.mask import mask_to_box
 from mdlib.core.prefetch import made_ahead
 from mdlib.core.progress import track
 from mdlib.data import Dataset
-from mdlib.data.sample import Instances, mask_to_box
-from mdlib.evaluate.metrics import box_iou
-from mdlib.evaluate.naming import name_on_train
 from mdlib.models.encoder import Encoder
 
 
@@ -129,37 +127,3 @@ def assign_clusters(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
     features, centres = features.astype(np.float64), centres.astype(np.float64)
     distance = (centres**2).sum(1)[None] - 2 * features @ centres.T
     return distance.argmin(1).astype(np.int64)
-
-
-def mask_class(mask: np.ndarray, instances: Instances) -> int:
-    """The class of the true box that overlaps the mask's box best; 0 where none overlaps.
-
-    (H, W) bool.
-    """
-    if not mask.any() or not len(instances.labels):
-        return 0
-    overlaps = box_iou([mask_to_box(mask)], instances.boxes)[0]
-    return int(instances.labels[overlaps.argmax()]) if overlaps.max() > 0 else 0
-
-
-def count_matrix(
-    clusters: np.ndarray, classes: np.ndarray, *, k: int, num_classes: int
-) -> np.ndarray:
-    """(n,) cluster and (n,) class of each mask -> (k, num_classes) int64 counts; class 0 is
-    background.
-    """
-    if len(clusters) and (min(clusters) < 0 or min(classes) < 0):
-        raise ValueError("clusters and classes count from 0: leave masks without one out")
-    counts = np.zeros((k, num_classes), np.int64)
-    np.add.at(counts, (clusters, classes), 1)
-    return counts
-
-
-def name_clusters(counts: np.ndarray) -> np.ndarray:
-    """The class of each cluster, from (k, num_classes) counts of masks: (k,) int64, -1 where
-    nothing is left to name.
-
-    One-to-one by the Hungarian method; with more clusters than classes each takes its majority.
-    Never background.
-    """
-    return name_on_train(counts, "one-to-one" if len(counts) < counts.shape[1] else "majority")[1:]

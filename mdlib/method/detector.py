@@ -20,14 +20,13 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from mdlib.core import files as store
+from mdlib.core.mask import by_image, mask_to_box
 from mdlib.core.prefetch import made_ahead
+from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import Dataset
-from mdlib.data.sample import mask_to_box
 from mdlib.models.backbones import build_pyramid
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
-from mdlib.training import launch as distributed
-from mdlib.training import loop as training
+from mdlib.training import launch, loop
 
 
 def build_detector(
@@ -64,10 +63,10 @@ def build_detector(
 def load_detector(path: Path, *, device: str) -> MaskRCNN:
     """The detector that stage 03 wrote.
 
-    Raises store.WeightsError for a file that is missing, broken or another's.
+    Raises WeightsError for a file that is missing, broken or another's.
     """
-    state, header = store.read_weights(path)
-    made = store.check_architecture(
+    state, header = read_weights(path)
+    made = check_architecture(
         header, network="mask_rcnn", keys=("backbone", "num_clusters", "shorter_side"), source=path
     )
     model = build_detector(
@@ -77,7 +76,7 @@ def load_detector(path: Path, *, device: str) -> MaskRCNN:
         num_clusters=made["num_clusters"],
         shorter_sides=(made["shorter_side"],),
     )
-    store.fit_weights(model, state, source=path)
+    fit_weights(model, state, source=path)
     return model.eval().to(device)
 
 
@@ -173,7 +172,7 @@ class DetectionBatches:
                 for record in found
                 if record["mask"].any() and min(_extent(record["mask"])) >= 2
             ]
-            for found in store.by_image(records, dataset.ids())
+            for found in by_image(records, dataset.ids())
         ]
         self.kept = [i for i, found in enumerate(self.objects) if found]
         if not self.kept:
@@ -183,7 +182,7 @@ class DetectionBatches:
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(self.kept, self.batch, replace=len(self.kept) < self.batch)
         flips = rng.random(self.batch) < 0.5
-        own = distributed.share(self.batch, part, parts)
+        own = launch.share(self.batch, part, parts)
         return DetectionBatch(
             self._pair(int(i), bool(flip)) for i, flip in zip(chosen[own], flips[own])
         )
@@ -212,7 +211,7 @@ def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict
 
 def train(model: MaskRCNN, batches: DetectionBatches, **recipe) -> list[dict]:
     """Train in place; returns the history. recipe: the keywords of training.train_network."""
-    return training.train_network(
+    return loop.train_network(
         "detector", model, lambda pairs, step: detector_loss(model, pairs), batches, **recipe
     )
 

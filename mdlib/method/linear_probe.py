@@ -3,11 +3,9 @@
 The segmenter's features and the encoder's own tokens, with many labels and with few.
 """
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdlib.data import Dataset, Remembered
 from mdlib.models.encoder import Encoder
 
 
@@ -41,16 +39,3 @@ class TokenProbe(nn.Module):
         return F.interpolate(
             logits, size=size or images.shape[-2:], mode="bilinear", align_corners=False
         )
-
-
-def some_pictures(dataset: Dataset, share: float, *, seed: int) -> Remembered:
-    """A random share of a data set's pictures, at least one, in their order. share in (0, 1]; else
-    ValueError.
-
-    The same seed gives nested draws: what is among 1 % is among 10 %.
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}")
-    ids = np.array(dataset.ids())
-    drawn = np.random.default_rng(seed).permutation(ids)
-    return Remembered(dataset, left_out=set(drawn[max(1, round(share * len(ids))) :].tolist()))

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from mdlib.core.mask import MaskRecord, encode_mask
 from mdlib.core.prefetch import made_ahead
 from mdlib.data import Dataset, Sample
-from mdlib.method import masks
-from mdlib.method import several_masks as objects
+from mdlib.method import masks, several_masks
 from mdlib.models.encoder import Encoder, Tokens
 
 WINDOW = 100e6  # bytes of pictures among which batches are gathered: about 180 of VOC's
@@ -157,7 +156,7 @@ def several_tokens(
     objects.object_masks'.
     """
     keys = _centred_keys(tokens, cls_heads=cls_heads, mass=mass, center=center)
-    found, _ = objects.object_masks(
+    found, _ = several_masks.object_masks(
         tokens.cls_query, keys, grid_hw=tokens.grid_hw, cls_heads=cls_heads, mass=mass, **settings
     )
     shares = [

@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from mdlib.core import files as store
 from mdlib.core.prefetch import made_ahead
+from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import VOID, Dataset
 from mdlib.method import crf
 from mdlib.models.backbones import ViTMap, build_map
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
-from mdlib.training import launch as distributed
-from mdlib.training import loop as training
+from mdlib.training import launch, loop
 
 # (dilation rates, channels): the paper's for its ResNet-50, and what fits the demo's map of 24 x 24
 # cells.
@@ -78,16 +77,16 @@ def build_segmenter(
 def load_segmenter(path: Path, *, device: str) -> Segmenter:
     """The segmenter that stage 05 wrote.
 
-    Raises store.WeightsError for a file that is missing, broken or another's.
+    Raises WeightsError for a file that is missing, broken or another's.
     """
-    state, header = store.read_weights(path)
-    made = store.check_architecture(
+    state, header = read_weights(path)
+    made = check_architecture(
         header, network="deeplab_v3", keys=("backbone", "outputs", "side"), source=path
     )
     model = build_segmenter(
         made["backbone"], weights=None, trainable_blocks=0, outputs=made["outputs"]
     )
-    store.fit_weights(model, state, source=path)
+    fit_weights(model, state, source=path)
     return model.eval().to(device)
 
 
@@ -191,7 +190,7 @@ class SegmentationBatches:
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.dataset), self.batch, replace=len(self.dataset) < self.batch)
         moves = [self._move(rng) for _ in chosen]
-        own = distributed.share(self.batch, part, parts)
+        own = launch.share(self.batch, part, parts)
         samples = [self.dataset[int(i)] for i in chosen[own]]
         pairs = [
             self._view(sample.image, self.labels[int(i)], *move)
@@ -243,7 +242,7 @@ def train(model: Segmenter, batches: SegmentationBatches, *, share: float, **rec
     """Train in place with OHEM; returns the history. recipe: the keywords of
     training.train_network.
     """
-    return training.train_network(
+    return loop.train_network(
         "segmenter",
         model,
         lambda batch, step: (batch_loss(model, batch, share=share), {}),
@@ -281,7 +280,7 @@ def train_like(
         seed=seed,
         settings=settings,
         checkpoint=checkpoint,
-        **training.recipe(given),
+        **loop.recipe(given),
     )
     return model
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdlib.method import normalized_cut as cuts
+from mdlib.method import normalized_cut
 from mdlib.method.masks import (
     candidate_patches,
     check_tokens,
@@ -100,7 +100,7 @@ def seed_part(keys: Tensor, mask: Tensor, seed: Tensor, *, max_seam: float) -> T
         places = torch.stack([inside // mask.shape[1], inside % mask.shape[1]], 1).float()
         distances = (places[:, None] - places).square().sum(-1)
         weights = torch.exp(LIKENESS * likeness @ likeness.T - distances / (2 * REACH**2))
-        cost, side = cuts.cheapest_cut(weights, least=least)
+        cost, side = normalized_cut.cheapest_cut(weights, least=least)
         if cost >= max_seam:
             return mask
         own = inside[side == side[inside == seed]]

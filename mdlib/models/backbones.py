@@ -28,7 +28,7 @@ from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from mdlib.core import files as store
+from mdlib.core.weights import fit_weights, load_weights
 from mdlib.models.checkpoints import fetch_checkpoint, read_checkpoint
 from mdlib.models.encoder import ZOO_ARCHITECTURE, build_zoo_vit
 
@@ -135,7 +135,7 @@ def build_map(name: str, *, weights: str | Path | None, trainable_blocks: int) -
     safetensors as pretrain writes them; for "resnet50" also a name in PUBLISHED_WEIGHTS, or a file
     of torch.save or safetensors with torchvision's key names and no head, or a checkpoint of MoCo
     v2. trainable_blocks: how many of the ViT's blocks, or of the ResNet's four layers, learn; the
-    others are frozen. Raises store.WeightsError for weights that are missing, broken or unfitting,
+    others are frozen. Raises WeightsError for weights that are missing, broken or unfitting,
     or cannot be fetched.
     """
     _check_name(name)
@@ -165,9 +165,7 @@ def build_pyramid(name: str, *, weights: str | Path | None, trainable_blocks: in
 def _zoo_vit(weights: str | Path | None) -> VisionTransformer:
     vit = build_zoo_vit()
     if weights not in (None, "random"):
-        store.fit_weights(
-            vit, store.load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights
-        )
+        fit_weights(vit, load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights)
     return vit
 
 
@@ -192,7 +190,7 @@ def _resnet50(weights: str | Path | None, **options) -> nn.Module:
         # head. An `fc` elsewhere is left in, and does not fit: it would be a head for classes, of a
         # network that has seen labels.
         state = read_checkpoint(path, networks=("module.encoder_q.",), head="fc.")
-        store.fit_weights(network, state, source=path)
+        fit_weights(network, state, source=path)
     return network
 
 

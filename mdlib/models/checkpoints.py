@@ -13,7 +13,7 @@ import pooch
 import torch
 from torch import Tensor
 
-from mdlib.core.files import WeightsError, read_weights
+from mdlib.core.weights import WeightsError, read_weights
 
 CACHE = "maskdistill"  # a folder in the user's cache
 

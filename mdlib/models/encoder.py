@@ -17,8 +17,8 @@ from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mdlib.core import files as store
 from mdlib.core.paths import ROOT
+from mdlib.core.weights import fit_weights, load_weights
 from mdlib.models.hub import PUBLISHED, load_published_vit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -215,7 +215,7 @@ def load_encoder(
 
     weights: a file (zoo: safetensors as pretrain writes them; others: see encoder_hub); None: the
     embedded ones of "zoo", the published ones of others, fetched into the user's cache; "random":
-    none, as a baseline. Raises ValueError for an unknown name, and store.WeightsError for missing,
+    none, as a baseline. Raises ValueError for an unknown name, and WeightsError for missing,
     broken or unfitting weights.
     """
     if name in PUBLISHED:
@@ -224,6 +224,6 @@ def load_encoder(
         raise ValueError(f"unknown encoder {name!r}; expected one of {['zoo', *PUBLISHED]}")
     model = build_zoo_vit()
     if weights != "random":
-        state = store.load_weights(Path(weights or ZOO_WEIGHTS), architecture=ZOO_ARCHITECTURE)
-        store.fit_weights(model, state, source=weights or ZOO_WEIGHTS)
+        state = load_weights(Path(weights or ZOO_WEIGHTS), architecture=ZOO_ARCHITECTURE)
+        fit_weights(model, state, source=weights or ZOO_WEIGHTS)
     return Encoder(model, name=name, device=device)

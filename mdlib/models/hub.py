@@ -28,7 +28,7 @@ from huggingface_hub import try_to_load_from_cache
 from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
-from mdlib.core import files as store
+from mdlib.core.weights import WeightsError, fit_weights
 from mdlib.models.checkpoints import cached_checkpoint, fetch_checkpoint, read_checkpoint
 
 TIMM_NAMES = {
@@ -50,7 +50,7 @@ def load_published_vit(name: str, *, weights: str | Path | None) -> nn.Module:
     """One of PUBLISHED. weights: a file; None: the published ones, fetched once into the user's
     cache; "random": none.
 
-    Raises store.WeightsError for weights that are missing, broken or unfitting, or cannot be
+    Raises WeightsError for weights that are missing, broken or unfitting, or cannot be
     fetched.
     """
     if weights is None and name != MOCOV3:
@@ -98,7 +98,7 @@ def _from_timms_hub(name: str) -> nn.Module:
         return timm.create_model(TIMM_NAMES[name], pretrained=True, dynamic_img_size=True)
     except Exception as error:  # the hub's client, its network and its files fail in many ways
         original = timm.get_pretrained_cfg(TIMM_NAMES[name]).url or "its authors"
-        raise store.WeightsError(
+        raise WeightsError(
             f"timm's hub gave no weights for {name} ({type(error).__name__}: {error}). Without a network, give a local file "
             f"as `weights`: {TIMM_NAMES[name]} of timm, or that of {original}"
         ) from error
@@ -112,7 +112,7 @@ def _fit(model: nn.Module, name: str, path: Path) -> None:
     else:
         state = read_checkpoint(path, networks=("module.backbone.", "backbone.", "module."))
     state = RENAMING.get(family, dict)(state)
-    store.fit_weights(model, state, source=path)
+    fit_weights(model, state, source=path)
     # the same shapes, but 6 heads and 12: nothing else tells a file of one from the other
     if name in ("dino_vits16", MOCOV3):
         fixed = torch.allclose(model.pos_embed, mocov3_positions(), atol=1e-3)
@@ -122,7 +122,7 @@ def _fit(model: nn.Module, name: str, path: Path) -> None:
                 if fixed
                 else "learned (those of a ViT-S of 6 heads)"
             )
-            raise store.WeightsError(
+            raise WeightsError(
                 f"{path} is not of {name}: its shapes fit, but its position embedding is {kind}"
             )
 
@@ -147,9 +147,7 @@ def _from_dinov3(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.endswith("attn.qkv.bias"):
             query, _, value_bias = value.chunk(3)  # the key's is masked out
             if query.any() or value_bias.any():
-                raise store.WeightsError(
-                    f"{key} is not zero, as it is in the published DINOv3 ViT-S/16"
-                )
+                raise WeightsError(f"{key} is not zero, as it is in the published DINOv3 ViT-S/16")
         elif not key.endswith(("mask_token", ".bias_mask", "rope_embed.periods")):
             key = key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
             renamed[key.replace("storage_tokens", "reg_token")] = value

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mdlib.core import files as store
-from mdlib.data import Remembered, open_role
-from mdlib.method import pseudo_labels as pseudo
-from mdlib.method import segmenter
+from mdlib.core.files import read_array, read_json
+from mdlib.core.label_map import read_label_map
+from mdlib.core.mask import by_image, read_masks
+from mdlib.data.roles import Remembered, open_role
+from mdlib.method import pseudo_labels, segmenter
 from mdlib.run.stage import read_manifest
 
 
@@ -39,8 +40,8 @@ class Outcome:
 
     def filtered(self, i: int) -> np.ndarray:
         """Picture i: the detector's confident masks, (H, W) clusters from 1."""
-        stacked = pseudo.stack_predictions(self.said[i], self.val[i].image.shape[:2])
-        return pseudo.label_map(
+        stacked = pseudo_labels.stack_predictions(self.said[i], self.val[i].image.shape[:2])
+        return pseudo_labels.label_map(
             *stacked,
             threshold=self.settings["04"]["threshold"],
             overlap=self.settings["04"]["overlap"],
@@ -56,7 +57,7 @@ class Outcome:
     def refined(self, i: int) -> np.ndarray | None:
         """Picture i: its map after the CRF, or None in a run without one."""
         path = self.folder["06"] / "val" / f"{self.val.ids()[i]}.png"
-        return store.read_label_map(path) if path.is_file() else None
+        return read_label_map(path) if path.is_file() else None
 
 
 _STAGES = (
@@ -73,18 +74,16 @@ def read_outcome(run_dir: Path) -> Outcome:
     folder = {name[:2]: run_dir / "artifacts" / name for name in _STAGES}
     val, evaluated = (
         open_role(folder["00"], "val"),
-        store.read_json(folder["07"] / "val_clusters.json"),
+        read_json(folder["07"] / "val_clusters.json"),
     )
-    first = store.read_masks(folder["01"] / "masks_val.json")
+    first = read_masks(folder["01"] / "masks_val.json")
     first = [
         record | {"cluster": cluster}
         for record, cluster in zip(first, evaluated["clusters"], strict=True)
     ]
-    said = store.read_masks(folder["03"] / "predictions_val.json")
-    logits = store.read_array(
-        segmenter.last_round(folder["05"], folder["06"]) / "segmenter_val.npy"
-    )
+    said = read_masks(folder["03"] / "predictions_val.json")
+    logits = read_array(segmenter.last_round(folder["05"], folder["06"]) / "segmenter_val.npy")
     return Outcome(
-        folder, settings, store.read_json(folder["00"] / "index.json")["classes"], np.array(evaluated["names"]), val,
-        store.by_image(first, val.ids()), store.by_image(said, val.ids()), logits,
+        folder, settings, read_json(folder["00"] / "index.json")["classes"], np.array(evaluated["names"]), val,
+        by_image(first, val.ids()), by_image(said, val.ids()), logits,
     )  # fmt: skip

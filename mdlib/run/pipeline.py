@@ -19,7 +19,7 @@ import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mdlib.core import files as store
+from mdlib.core.files import StoreError, write_json, write_text
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
 from mdlib.run.presets import Preset, PresetError, load_preset, resolve
@@ -54,7 +54,7 @@ def run(
             "preset": preset_name,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        store.write_json(run_dir / "artifacts" / "run.json", run_info)
+        write_json(run_dir / "artifacts" / "run.json", run_info)
         code = _run_all(
             preset,
             notebooks,
@@ -184,10 +184,10 @@ def _lock(run_dir: Path):
     except (FileNotFoundError, ValueError):
         holder = None
     if holder is not None and holder != os.getpid() and psutil.pid_exists(holder):
-        raise store.StoreError(
+        raise StoreError(
             f"another run (process {holder}) works in {run_dir}: wait for it, or choose another --out"
         )
-    store.write_text(path, str(os.getpid()))
+    write_text(path, str(os.getpid()))
     try:
         yield
     finally:
@@ -230,7 +230,7 @@ def _add_cost(run_dir: Path, row: dict) -> None:
     writer = csv.DictWriter(text, COST_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted(rows, key=lambda r: r["notebook"]))
-    store.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def _shown(path: Path) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mdlib.core import files as store
-from mdlib.core import mask as rle
 from mdlib.core.colours import class_colours, overlay
+from mdlib.core.files import StoreError, atomic, read_json, write_json
+from mdlib.core.label_map import write_label_map
+from mdlib.core.mask import encode_mask
+from mdlib.core.weights import read_weights
 from mdlib.data import Sample
 from mdlib.data.images import ImageError, read_image
 from mdlib.method import crf, detector, segmenter
@@ -47,9 +49,9 @@ def find_images(paths: list[Path]) -> list[tuple[str, Path]]:
         elif path.exists():
             found.append((path.stem, path))
         else:
-            raise store.StoreError(f"{path} does not exist")
+            raise StoreError(f"{path} does not exist")
     if not found:
-        raise store.StoreError(
+        raise StoreError(
             f"no picture in {', '.join(map(str, paths))}; known are {', '.join(sorted(SUFFIXES))}"
         )
     taken: dict[str, int] = {}
@@ -74,8 +76,8 @@ def load_models(run_dir: Path) -> Models:
         / "segmenter.safetensors"
     )
     record = artifacts / "06_refine_with_crf" / "crf.json"
-    fitted = store.read_json(artifacts / "02_cluster_masks" / "clusters.json")
-    refining = store.read_json(record)["parameters"] if record.is_file() else None
+    fitted = read_json(artifacts / "02_cluster_masks" / "clusters.json")
+    refining = read_json(record)["parameters"] if record.is_file() else None
     if refining and not crf.available():
         print("the run used a CRF, which is not installed here: maps are the network's own")
         refining = None
@@ -84,7 +86,7 @@ def load_models(run_dir: Path) -> Models:
         detector.load_detector(
             artifacts / "03_train_mask_rcnn" / "detector.safetensors", device=stage.device()
         ),
-        store.read_weights(deeplab)[1]["architecture"]["side"],
+        read_weights(deeplab)[1]["architecture"]["side"],
         fitted["class_names"],
         np.array([0, *fitted["names"]]),
         refining,
@@ -129,8 +131,8 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
             continue
         labels, records = predict_image(models, sample)
         named = models.names[labels]
-        store.write_label_map(out / "clusters" / f"{name}.png", labels)
-        store.write_label_map(out / "maps" / f"{name}.png", np.where(named < 0, 255, named))
+        write_label_map(out / "clusters" / f"{name}.png", labels)
+        write_label_map(out / "maps" / f"{name}.png", np.where(named < 0, 255, named))
         _write_overlay(out / "overlays" / f"{name}.png", sample.image, labels, records, colours)
         height, width = labels.shape
         images.append(
@@ -144,7 +146,7 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
             f"{name}: {len(np.setdiff1d(labels, [0]))} clusters, {sum(r['score'] >= SURE for r in records)} objects"
         )
     coco = {"images": images, "annotations": annotations, "categories": _categories(models)}
-    store.write_json(out / "instances.json", coco)
+    write_json(out / "instances.json", coco)
     print(f"{len(images)} of {len(found)} pictures: {out}")
     return failed
 
@@ -167,7 +169,7 @@ def coco_annotation(record: dict, image_id: int, number: int) -> dict:
     ]
     return {
         "id": number, "image_id": image_id, "category_id": 1 + record["cluster"], "score": round(record["score"], 6),
-        "segmentation": rle.encode_mask(record["mask"]), "bbox": box, "area": int(record["mask"].sum()), "iscrowd": 0,
+        "segmentation": encode_mask(record["mask"]), "bbox": box, "area": int(record["mask"].sum()), "iscrowd": 0,
     }  # fmt: skip
 
 
@@ -190,5 +192,5 @@ def _write_overlay(
             colours=("white",),
             strength=0.0,
         )
-    with store.atomic(path) as temporary:
+    with atomic(path) as temporary:
         Image.fromarray((painted * 255).round().astype(np.uint8)).save(temporary, format="PNG")

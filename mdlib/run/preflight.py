@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-from mdlib.core import files as store
+from mdlib.core.files import read_json
 from mdlib.core.paths import ROOT
 from mdlib.data import coco, voc
 from mdlib.data.checks import check_dataset
@@ -263,7 +263,7 @@ def time_and_memory(preset_name: str, preset: Preset) -> list[str]:
     """
     lines = []
     for path in sorted(RESULTS.glob("rehearse_*.json")):
-        found = store.read_json(path)
+        found = read_json(path)
         if found["preset"] == preset_name:
             basis = f"{found['machine']}; projected by benchmarks/results/{path.name}"
             lines.append(f"time: about {found['hours']:.1f} hours on {basis}")

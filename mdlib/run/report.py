@@ -7,12 +7,12 @@ from pathlib import Path
 
 from nbconvert import HTMLExporter
 
-from mdlib.core import files as store
+from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import ROOT
-from mdlib.evaluate import bootstrap as evidence
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
 from mdlib.run.stage import ZOO, data_label, device, read_manifest, versions
+from mdlib.studies.claims import claims_table, gather_claims, write_claims
 
 
 def collect(run_dir: Path, preset: Preset) -> dict:
@@ -21,7 +21,7 @@ def collect(run_dir: Path, preset: Preset) -> dict:
     """
     manifests = [read_manifest(run_dir, name) for name in preset.notebooks]
     metrics = {name: value for manifest in manifests for name, value in manifest["metrics"].items()}
-    info = store.read_json(run_dir / "artifacts" / "run.json")
+    info = read_json(run_dir / "artifacts" / "run.json")
     seeds = {m["parameters"]["seed"] for m in manifests if "seed" in m["parameters"]}
     run = {
         **info,
@@ -48,14 +48,14 @@ def collect(run_dir: Path, preset: Preset) -> dict:
 def write(run_dir: Path, preset: Preset) -> None:
     """Write metrics.json, claims.json, summary.md and index.html of a finished run."""
     content = collect(run_dir, preset)
-    store.write_json(run_dir / "metrics.json", content)
-    claims = evidence.gather_claims([run_dir / "artifacts" / name for name in preset.notebooks])
-    evidence.write_claims(run_dir, claims)
+    write_json(run_dir / "metrics.json", content)
+    claims = gather_claims([run_dir / "artifacts" / name for name in preset.notebooks])
+    write_claims(run_dir, claims)
     tested = [record for record in claims if record["effect"] is not None]
     title = f"MaskDistill, {content['run']['preset']} preset, {content['run']['data']}"
     table = metric_rows(content)
-    store.write_text(run_dir / "summary.md", _markdown(title, content, table, tested))
-    store.write_text(run_dir / "index.html", _html(title, content, table, tested, run_dir, preset))
+    write_text(run_dir / "summary.md", _markdown(title, content, table, tested))
+    write_text(run_dir / "index.html", _html(title, content, table, tested, run_dir, preset))
 
 
 def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
@@ -97,26 +97,26 @@ def readme_table(content: dict) -> str:
 
 def readme_claims(content: dict, claims: list[dict]) -> str:
     """The README's table of claims, from the contents of a metrics.json and a claims.json."""
-    return "\n".join([_run_line(content), "", evidence.claims_table(claims)])
+    return "\n".join([_run_line(content), "", claims_table(claims)])
 
 
 def write_readme(run_dir: Path) -> None:
     """Put a run's claims between their marks in README.md, or its results where it tested none."""
-    content, claims = (store.read_json(run_dir / name) for name in ("metrics.json", "claims.json"))
+    content, claims = (read_json(run_dir / name) for name in ("metrics.json", "claims.json"))
     tested = any(record["effect"] is not None for record in claims)
     begin, end = README_MARKS["claims" if tested else "results"]
     path = ROOT / "README.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
     table = readme_claims(content, claims) if tested else readme_table(content)
-    store.write_text(path, f"{before}{begin}\n{table}\n{end}{after}")
+    write_text(path, f"{before}{begin}\n{table}\n{end}{after}")
 
 
 def render_notebook(path: Path) -> None:
     """Executed notebook -> HTML page beside it."""
     exporter = HTMLExporter(template_name="lab", theme="light")
     page, _ = exporter.from_filename(str(path))
-    store.write_text(path.with_suffix(".html"), page)
+    write_text(path.with_suffix(".html"), page)
 
 
 def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict]) -> str:
@@ -137,7 +137,7 @@ def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict])
         if "skipped" in content
         else []
     )
-    lines += ["", "## Claims", "", evidence.claims_table(claims)] if claims else []
+    lines += ["", "## Claims", "", claims_table(claims)] if claims else []
     return "\n".join(lines) + "\n"
 
 

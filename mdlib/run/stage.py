@@ -22,7 +22,15 @@ import nbformat
 import numpy as np
 import torch
 
-from mdlib.core import files as store
+from mdlib.core.files import (
+    StoreError,
+    atomic,
+    digest_bytes,
+    digest_file,
+    digest_folder,
+    read_json,
+    write_json,
+)
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run.presets import check_value, read_parameters
 
@@ -84,7 +92,7 @@ class Stage:
         manifest = read_manifest(self.run_dir, name)
         for earlier, digest in manifest["inputs"].items():
             if identity(read_manifest(self.run_dir, earlier)) != digest:
-                raise store.StoreError(
+                raise StoreError(
                     f"{name} was made from another {earlier} than this run holds now: run {name} again (nothing overwrites it for you)"
                 )
         self.inputs[name] = identity(manifest)
@@ -103,7 +111,7 @@ class Stage:
         """
         full = ROOT / path
         if not full.exists():
-            raise store.StoreError(f"{full} is missing")
+            raise StoreError(f"{full} is missing")
         self.files[str(path)] = _digest(full)
         return full
 
@@ -116,7 +124,7 @@ class Stage:
         if value is None or value == "random" or value in known:
             return value
         if not (ROOT / value).is_file():
-            raise store.StoreError(
+            raise StoreError(
                 f"weights {value!r}: no file {ROOT / value}; expected a file, {', '.join(['random', *known])} or null"
             )
         return self.read_file(value)
@@ -132,10 +140,7 @@ class Stage:
             [sorted(part.items()) for part in (self.parameters, self.inputs, self.files)]
         )
         folder = self.run_dir / "artifacts" / "checkpoints"
-        return (
-            folder
-            / f"{self.name}-{training}-{store.digest_bytes(made_of.encode())[:8]}.safetensors"
-        )
+        return folder / f"{self.name}-{training}-{digest_bytes(made_of.encode())[:8]}.safetensors"
 
     def figure(self, figure, name: str, *, caption: str, invented: bool = False) -> None:
         """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its
@@ -152,7 +157,7 @@ class Stage:
             fontsize=7,
             color="0.45",
         )
-        with store.atomic(path) as temporary:
+        with atomic(path) as temporary:
             figure.savefig(
                 temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
             )
@@ -192,7 +197,7 @@ class Stage:
             "smoke_size": self.smoke_size,
             **more,
         }
-        store.write_json(self.folder / "manifest.json", manifest)
+        write_json(self.folder / "manifest.json", manifest)
         final = self.run_dir / "artifacts" / self.name
         shutil.rmtree(final, ignore_errors=True)
         os.replace(self.folder, final)
@@ -224,7 +229,7 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
 def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
     """What every figure says of itself: the preset ("lab" for interactive use) and the data set."""
     info = run_dir / "artifacts" / "run.json"
-    own = store.read_json(info)["preset"] if info.is_file() else "lab"
+    own = read_json(info)["preset"] if info.is_file() else "lab"
     preset = "smoke" if SMOKE_SIZE in os.environ else own
     return f"{preset} preset · {data_label(run_dir, parameters)}"
 
@@ -234,7 +239,7 @@ def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> st
     afterwards.
     """
     path = manifest_path(run_dir, "00_prepare_data")
-    stored = store.read_json(path)["parameters"] if path.is_file() else {}
+    stored = read_json(path)["parameters"] if path.is_file() else {}
     dataset = (parameters or {}).get("dataset", stored.get("dataset", "zoo"))
     return ZOO if dataset == "zoo" else str(dataset)
 
@@ -258,8 +263,8 @@ def manifest_path(run_dir: Path, name: str) -> Path:
 def read_manifest(run_dir: Path, name: str) -> dict:
     path = manifest_path(run_dir, name)
     if not path.is_file():
-        raise store.StoreError(f"stage {name} has not run in {run_dir}: run that notebook first")
-    return store.read_json(path)
+        raise StoreError(f"stage {name} has not run in {run_dir}: run that notebook first")
+    return read_json(path)
 
 
 def _fill(run_dir: Path, name: str) -> None:
@@ -279,19 +284,19 @@ def _fill(run_dir: Path, name: str) -> None:
         for line in runner.stdout:
             print(line, end="", flush=True)
     if runner.returncode:
-        raise store.StoreError(
+        raise StoreError(
             f"stage {name} has not run in {run_dir}, nor could it be run at smoke size (why stands above)"
         )
 
 
 def _digest(path: Path) -> str:
-    return store.digest_folder(path) if path.is_dir() else store.digest_file(path)
+    return digest_folder(path) if path.is_dir() else digest_file(path)
 
 
 def identity(manifest: dict) -> str:
     """What a stage's result depends on, as a digest: the same identity means the same result."""
     parts = (repr(sorted(manifest[key].items())) for key in ("parameters", "inputs", "files"))
-    return store.digest_bytes(
+    return digest_bytes(
         manifest["stage"].encode(), manifest["code"].encode(), *(p.encode() for p in parts)
     )
 
@@ -300,7 +305,7 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
     """Why a stage must run (again), or None if its manifest still matches."""
     try:
         manifest = read_manifest(run_dir, name)
-    except store.StoreError:
+    except StoreError:
         return "has not run"
     wanted = {key: value for key, value in parameters.items() if key != PLACE}
     changed = sorted(
@@ -319,7 +324,7 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
         try:
             if identity(read_manifest(run_dir, stage)) != digest:
                 return f"{stage} changed"
-        except store.StoreError:
+        except StoreError:
             return f"{stage} is missing"
     return None
 
@@ -344,7 +349,7 @@ def code_digest(notebook: str) -> str:
             found[path] = ast.parse(path.read_text(encoding="utf-8"))
             queue |= _imports(found[path])
     trees = [own, *(found[path] for path in sorted(found))]
-    return store.digest_bytes(*(ast.dump(_without_docstrings(tree)).encode() for tree in trees))
+    return digest_bytes(*(ast.dump(_without_docstrings(tree)).encode() for tree in trees))
 
 
 def _imports(tree: ast.Module) -> set[Path]:

@@ -16,8 +16,7 @@ import torch
 
 from mdlib.core.colours import class_colours, colour_map, overlay
 from mdlib.evaluate import metrics
-from mdlib.method import clusters, crf, masks
-from mdlib.method import pseudo_labels as pseudo
+from mdlib.method import clusters, crf, masks, pseudo_labels
 from mdlib.models.encoder import Tokens
 from mdlib.show import figures
 
@@ -75,7 +74,10 @@ def threshold_view(
     """Label maps at a threshold, and their mIoU. predictions: (masks, clusters, scores) of each
     image, as pseudo.label_map takes them.
     """
-    maps = [pseudo.label_map(*found, threshold=threshold, overlap="skip") for found in predictions]
+    maps = [
+        pseudo_labels.label_map(*found, threshold=threshold, overlap="skip")
+        for found in predictions
+    ]
     counts = (
         metrics.confusion(*pair, num_preds=len(names), num_targets=classes)
         for pair in zip(maps, true, strict=True)
@@ -155,7 +157,8 @@ def thresholds(
     def draw(threshold):
         maps, miou = threshold_view(predictions, true, names, threshold=threshold, classes=classes)
         kept = [
-            found[0][pseudo.confident(found[2], threshold=threshold)] for found in predictions[:8]
+            found[0][pseudo_labels.confident(found[2], threshold=threshold)]
+            for found in predictions[:8]
         ]
         painted = [overlay(s.image, k) for s, k in zip(samples, kept)]
         named = [colour_map(np.maximum(names[m], 0), colours) for m in maps[:8]]

@@ -21,11 +21,12 @@ import yaml
 from PIL import Image
 from sklearn.metrics import silhouette_score
 
-from mdlib.core import files as store
 from mdlib.core.colours import overlay
+from mdlib.core.files import StoreError, write_json, write_text
+from mdlib.core.label_map import write_label_map
+from mdlib.core.mask import by_image, mask_to_box
 from mdlib.core.progress import track
 from mdlib.data import Dataset, Sample
-from mdlib.data.sample import mask_to_box
 from mdlib.method.clusters import fit_kmeans
 from mdlib.method.pseudo_labels import LARGEST_LABEL
 from mdlib.run.predict import coco_annotation
@@ -54,11 +55,11 @@ def read_names(path: Path, *, k: int) -> dict[int, str]:
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise store.StoreError(f"{path} is missing: the names of clusters") from None
+        raise StoreError(f"{path} is missing: the names of clusters") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise store.StoreError(f"{path} is neither YAML nor JSON: {error}") from None
+        raise StoreError(f"{path} is neither YAML nor JSON: {error}") from None
     if not isinstance(given, dict):
-        raise store.StoreError(
+        raise StoreError(
             f"{path} must hold cluster numbers and names, one `3: cat` a line; it holds {given!r:.80}"
         )
     names: dict[int, str] = {}
@@ -66,15 +67,13 @@ def read_names(path: Path, *, k: int) -> dict[int, str]:
         # keys of JSON are text
         number = int(number) if isinstance(number, str) and number.isdecimal() else number
         if type(number) is not int or not 0 <= number < k:
-            raise store.StoreError(
+            raise StoreError(
                 f"{path} names cluster {number!r}; this run has the clusters 0..{k - 1}"
             )
         if not isinstance(name, str) or not name.strip():
-            raise store.StoreError(
-                f"{path}: the name of cluster {number} must be text, got {name!r}"
-            )
+            raise StoreError(f"{path}: the name of cluster {number} must be text, got {name!r}")
         if number in names:
-            raise store.StoreError(f"{path} names cluster {number} twice")
+            raise StoreError(f"{path} names cluster {number} twice")
         names[number] = name.strip()
     return names
 
@@ -243,11 +242,11 @@ def export(
     # those of another set of pictures would stay
     shutil.rmtree(folder / "maps", ignore_errors=True)
     images, annotations = [], []
-    gathered = store.by_image(labelled, dataset.ids())
+    gathered = by_image(labelled, dataset.ids())
     for number, found in enumerate(track(gathered, total=len(dataset), what="maps"), 1):
         sample = dataset[number - 1]
         height, width = sample.image.shape[:2]
-        store.write_label_map(folder / "maps" / f"{sample.id}.png", draw(sample, found))
+        write_label_map(folder / "maps" / f"{sample.id}.png", draw(sample, found))
         image = {"id": number, "file_name": files[sample.id], "height": height, "width": width}
         images.append({**image, "label_map": f"maps/{sample.id}.png"})
         annotations += [
@@ -255,13 +254,11 @@ def export(
             for i, record in enumerate(found)
         ]
     categories = [{"id": 1 + j, "name": title} for j, title in enumerate(titles)]
-    store.write_json(
+    write_json(
         folder / "masks.json",
         {"images": images, "annotations": annotations, "categories": categories},
     )
-    store.write_text(
-        folder / "classes.txt", "".join(f"{name}\n" for name in ("background", *titles))
-    )
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in ("background", *titles)))
 
 
 PAGE = """<!doctype html>

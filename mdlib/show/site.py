@@ -19,12 +19,11 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPreprocessor
 
-from mdlib.core import files as store
+from mdlib.core.files import StoreError, atomic, write_text
 from mdlib.core.paths import ROOT
-from mdlib.run import artifacts as outcome
+from mdlib.run import artifacts
 from mdlib.run.stage import run_label
-from mdlib.show import failures
-from mdlib.show import slides as overview
+from mdlib.show import failures, slides
 
 FIRST = "quickstart"  # the page after the map; the others follow in the order of their names
 
@@ -39,7 +38,7 @@ def build(run_dir: Path, out: Path) -> list[Path]:
     )
     executed = [path for path in executed if not path.stem.endswith(".partial")]
     if not executed:
-        raise store.StoreError(f"{run_dir} holds no executed notebooks: run a preset first")
+        raise StoreError(f"{run_dir} holds no executed notebooks: run a preset first")
     titles = {"index": "The course"}
     bodies = {
         "index": _markdown(
@@ -55,18 +54,18 @@ def build(run_dir: Path, out: Path) -> list[Path]:
         bodies[path.stem], pictures, style = _body(notebook, path.stem, {p.stem for p in executed})
         styles.add(style)
         for name, data in pictures.items():
-            with store.atomic(out / name) as temporary:
+            with atomic(out / name) as temporary:
                 temporary.write_bytes(data)
     method, others = _slides(run_dir, out / "figures")
     # after the first sentences
     bodies["index"] = bodies["index"].replace("</p>", "</p>" + method, 1) + others
-    store.write_text(out / "style.css", STYLE + "\n".join(sorted(styles)))
-    store.write_text(
+    write_text(out / "style.css", STYLE + "\n".join(sorted(styles)))
+    write_text(
         out / "search.js",
         SEARCH.replace("INDEX", json.dumps(_entries(titles, bodies), ensure_ascii=False)),
     )
     for name in titles:
-        store.write_text(out / f"{name}.html", _page(name, titles, bodies[name]))
+        write_text(out / f"{name}.html", _page(name, titles, bodies[name]))
     return [out / f"{name}.html" for name in titles]
 
 
@@ -78,21 +77,21 @@ def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
     gallery without a failure.
     """
     try:
-        run = outcome.read_outcome(run_dir)
-    except store.StoreError:
+        run = artifacts.read_outcome(run_dir)
+    except StoreError:
         return "", ""
-    panels = overview.panels_of(run)
+    panels = slides.panels_of(run)
 
     def shown(name: str, figure: Figure, alt: str) -> str:
         png, svg = (
             f"{folder.name}/{path.name}"
-            for path in overview.save(figure, folder / name, alt=alt, label=run_label(run_dir, {}))
+            for path in slides.save(figure, folder / name, alt=alt, label=run_label(run_dir, {}))
         )
         picture = f'<div class="wide slide"><a href="{png}"><img src="{png}" alt="{html.escape(alt)}"></a></div>'
         return f'{picture}<p>For slides: <a href="{png}">PNG</a>, <a href="{svg}">SVG</a>.</p>'
 
-    method = shown("method", overview.method_figure(panels, run.classes), overview.ALT)
-    others = f'<h2 id="one-picture-all-stages">One picture, all stages</h2>{shown("life", overview.life_figure(panels, run.classes), overview.LIFE_ALT)}'
+    method = shown("method", slides.method_figure(panels, run.classes), slides.ALT)
+    others = f'<h2 id="one-picture-all-stages">One picture, all stages</h2>{shown("life", slides.life_figure(panels, run.classes), slides.LIFE_ALT)}'
     found = failures.find(run)
     if any(found.values()):
         others += f'<h2 id="what-goes-wrong">What goes wrong</h2>{shown("failures", failures.failures_figure(found), failures.describe(found))}'

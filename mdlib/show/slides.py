@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mdlib.core import files as store
 from mdlib.core.colours import MASK_COLOURS, class_colours, colour_map
+from mdlib.core.files import atomic, read_array
+from mdlib.core.mask import read_masks
 from mdlib.core.paths import ROOT
-from mdlib.data import open_role
+from mdlib.data.roles import open_role
 from mdlib.evaluate import metrics
-from mdlib.method import clusters, masks
-from mdlib.method import proposals as distill
+from mdlib.method import clusters, masks, proposals
 from mdlib.models.encoder import load_encoder
 from mdlib.run.artifacts import Outcome
 from mdlib.show import figures
@@ -126,7 +126,7 @@ def save(figure: Figure, path: Path, *, alt: str, label: str) -> tuple[Path, Pat
     )
     for each, metadata in zip(paths, about):
         # else no two SVGs are alike
-        with store.atomic(each) as temporary, plt.rc_context({"svg.hashsalt": "mdlib"}):
+        with atomic(each) as temporary, plt.rc_context({"svg.hashsalt": "mdlib"}):
             figure.savefig(
                 temporary, format=each.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata
             )
@@ -224,7 +224,7 @@ def _attention(image: np.ndarray, settings: dict) -> np.ndarray:
         device="cpu",
     )
     tokens = encoder.tokens(
-        distill.resize_images(
+        proposals.resize_images(
             torch.from_numpy(image).permute(2, 0, 1)[None], input_side=settings["input_side"]
         )
     )
@@ -245,11 +245,11 @@ def _members(
     """
     present = np.bincount(most_common[most_common > 0], minlength=2)
     features = clusters.whiten(
-        store.read_array(folder["02"] / "features_train.npy"),
-        store.read_array(folder["02"] / "deviation.npy"),
+        read_array(folder["02"] / "features_train.npy"),
+        read_array(folder["02"] / "deviation.npy"),
     )
-    centre = store.read_array(folder["02"] / "centres.npy")[max(0, int(present.argmax()) - 1)]
-    records = store.read_masks(folder["01"] / "masks_train.json")
+    centre = read_array(folder["02"] / "centres.npy")[max(0, int(present.argmax()) - 1)]
+    records = read_masks(folder["01"] / "masks_train.json")
     nearest = [
         records[i] for i in ((features - centre) ** 2).sum(1).argsort(kind="stable")[: side * side]
     ]

@@ -13,14 +13,11 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
+from mdlib.core.mask import mask_to_box
 from mdlib.core.progress import track
 from mdlib.data import Dataset
-from mdlib.data.sample import mask_to_box
-from mdlib.evaluate import metrics
-from mdlib.evaluate import naming as protocols
-from mdlib.method import clusters, masks
-from mdlib.method import proposals as distill
-from mdlib.method import pseudo_labels as pseudo
+from mdlib.evaluate import metrics, naming
+from mdlib.method import clusters, masks, proposals, pseudo_labels
 from mdlib.models.encoder import Encoder, Tokens
 
 AFFINITIES = ("keys", "queries", "values", "patches")
@@ -35,7 +32,7 @@ def image_tokens(dataset: Dataset, encoder: Encoder, *, input_side: int) -> list
     images = (
         torch.from_numpy(dataset[i].image).permute(2, 0, 1)[None] for i in range(len(dataset))
     )
-    resized = (distill.resize_images(image, input_side=input_side) for image in images)
+    resized = (proposals.resize_images(image, input_side=input_side) for image in images)
     return [encoder.tokens(image) for image in track(resized, total=len(dataset), what="tokens")]
 
 
@@ -199,9 +196,9 @@ def cluster_scores(
         on_train, on_dev = (
             clusters.assign_clusters(features, centres) for features, _ in (train, dev)
         )
-        counts = clusters.count_matrix(on_train, train[1], k=k, num_classes=num_classes)
+        counts = naming.count_matrix(on_train, train[1], k=k, num_classes=num_classes)
         for name, rule in (("accuracy", "majority"), ("one to one", "one-to-one")):
-            mapping = protocols.name_on_train(counts, rule)[1:]
+            mapping = naming.name_on_train(counts, rule)[1:]
             scores[name].append(float((mapping[on_dev] == dev[1]).mean()))
         scores["nmi"].append(float(normalized_mutual_info_score(dev[1], on_dev)))
     return scores
@@ -214,6 +211,6 @@ def kept_at_random(scores: np.ndarray, *, threshold: float, rng: np.random.Gener
     """As many of an image's predictions as pseudo.confident keeps, drawn at random, best first:
     (n,) -> (m,) int64.
     """
-    count = len(pseudo.confident(scores, threshold=threshold))
+    count = len(pseudo_labels.confident(scores, threshold=threshold))
     drawn = rng.choice(len(scores), count, replace=False) if count else np.zeros(0, np.int64)
     return drawn[np.argsort(-np.asarray(scores)[drawn], kind="stable")]

@@ -26,7 +26,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from mdlib.method import normalized_cut as cuts
+from mdlib.method import normalized_cut
 from mdlib.method.masks import check_keys, seed_component
 
 EPSILON = 1e-5  # the weight of patches that are not alike (3, 4): it keeps the graph in one piece
@@ -93,7 +93,9 @@ def token_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float) -> Tensor:
     for image in _flat(keys, grid_hw):
         y = _eigenvector(image, tau)
         if y.any():
-            found.append(seed_component((y > y.mean()).view(1, *grid_hw), cuts.first_peak(y)[None]))
+            found.append(
+                seed_component((y > y.mean()).view(1, *grid_hw), normalized_cut.first_peak(y)[None])
+            )
         else:
             found.append(torch.ones(1, *grid_hw, dtype=torch.bool, device=y.device))
     return torch.cat(found).view(*keys.shape[:-3], *grid_hw)
@@ -125,7 +127,7 @@ def mask_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float, max_masks: i
                 y = -y
                 side = torch.zeros_like(mask).index_fill_(0, left[y > y.mean()], True)
             mask[:] = seed_component(
-                side.view(1, *grid_hw), left[cuts.first_peak(y)][None]
+                side.view(1, *grid_hw), left[normalized_cut.first_peak(y)][None]
             ).flatten()
     return found.view(*keys.shape[:-3], max_masks, *grid_hw)
 
@@ -137,7 +139,7 @@ def _flat(keys: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
 def _eigenvector(keys: Tensor, tau: float) -> Tensor:
     unit = F.normalize(keys, dim=1)
-    return cuts.second_eigenvector(torch.where(unit @ unit.T >= tau, 1.0, EPSILON))
+    return normalized_cut.second_eigenvector(torch.where(unit @ unit.T >= tau, 1.0, EPSILON))
 
 
 # ---------------------------------------------------------------- from the picture

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mdlib.core import files as store
 from mdlib.core.prefetch import made_ahead
-from mdlib.training import launch as distributed
+from mdlib.core.weights import fit_weights, read_weights, save_weights
+from mdlib.training import launch
 
 
 class TrainingError(Exception):
@@ -153,14 +153,14 @@ def fit(
     """
     history: list[dict] = []
     start, before = 0, 0.0
-    first = distributed.rank() == 0  # the process that says and writes what all of them do
-    parts = accumulate * distributed.size()
+    first = launch.rank() == 0  # the process that says and writes what all of them do
+    parts = accumulate * launch.size()
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device_type = learning[0].device.type
     for module in modules.values():
         module.to(memory_format=torch.channels_last)
     # a checkpoint that the first process is still writing is one for all of them
-    distributed.wait()
+    launch.wait()
     if checkpoint is not None and Path(checkpoint).is_file():
         start, before, history = _resume(Path(checkpoint), modules, optimizer, settings)
         if first:
@@ -168,7 +168,7 @@ def fit(
     began = time.monotonic()
     extra: dict[str, float] = {}
     # the parts that this process takes
-    own = range(distributed.rank() * accumulate, (distributed.rank() + 1) * accumulate)
+    own = range(launch.rank() * accumulate, (launch.rank() + 1) * accumulate)
     wanted = [
         (step,) if parts == 1 else (step, part, parts)
         for step in range(start, steps)
@@ -198,7 +198,7 @@ def fit(
                     ) from None
                 for name, value in {"loss": loss.item(), **named}.items():
                     means[name] = means.get(name, 0.0) + value / parts
-            distributed.add_gradients(learning)
+            launch.add_gradients(learning)
             norm = nn.utils.clip_grad_norm_(learning, clip_norm or math.inf)
             if not torch.isfinite(norm):
                 raise TrainingError(
@@ -209,7 +209,7 @@ def fit(
             done = step + 1
             if done % log_every == 0 or done == steps:
                 seconds = before + time.monotonic() - began
-                means = distributed.add_numbers(means)
+                means = launch.add_numbers(means)
                 row = {
                     "step": done,
                     "loss": means.pop("loss"),
@@ -253,13 +253,11 @@ def _save(path, modules, optimizer, settings, step, seconds, history) -> None:
         }
     header = {"settings": settings, "step": step, "seconds": seconds, "history": history}
     # Cloned, because momentum copies and tied weights may share memory, which safetensors refuses.
-    store.save_weights(
-        path, {name: tensor.clone() for name, tensor in tensors.items()}, header=header
-    )
+    save_weights(path, {name: tensor.clone() for name, tensor in tensors.items()}, header=header)
 
 
 def _resume(path, modules, optimizer, settings) -> tuple[int, float, list[dict]]:
-    tensors, header = store.read_weights(path)
+    tensors, header = read_weights(path)
     if header.get("settings") != json.loads(json.dumps(settings)):
         raise TrainingError(f"{path} belongs to a run with other settings; remove it to start anew")
     for name, module in modules.items():
@@ -268,7 +266,7 @@ def _resume(path, modules, optimizer, settings) -> tuple[int, float, list[dict]]
             for key, value in tensors.items()
             if key.startswith(f"{name}/")
         }
-        store.fit_weights(module, state, source=path)
+        fit_weights(module, state, source=path)
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):

@@ -15,16 +15,34 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mdlib.core import files as store
-from mdlib.core import mask as rle
+from mdlib.core.files import (
+    StoreError,
+    atomic,
+    digest_bytes,
+    digest_file,
+    read_array,
+    read_json,
+    write_array,
+    write_json,
+    write_text,
+)
+from mdlib.core.label_map import read_label_map, write_label_map
+from mdlib.core.mask import decode_mask, encode_mask, read_masks, write_masks
+from mdlib.core.weights import (
+    WeightsError,
+    check_architecture,
+    load_weights,
+    read_weights,
+    save_weights,
+)
 
 # ---------------------------------------------------------------- files
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "artifact.txt"
-    store.write_text(path, "old")
-    with pytest.raises(RuntimeError), store.atomic(path) as temporary:
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
         temporary.write_text("half of the n")
         raise RuntimeError("killed here")
     assert path.read_text() == "old"
@@ -33,14 +51,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_a_finished_write_replaces_the_old_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "new folder" / "artifact.txt"
-    store.write_text(path, "old")
-    store.write_text(path, "new")
+    write_text(path, "old")
+    write_text(path, "new")
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_nothing_is_at_the_path_before_the_write_is_whole(tmp_path):
-    with store.atomic(tmp_path / "artifact") as temporary:
+    with atomic(tmp_path / "artifact") as temporary:
         temporary.write_text("half")
         assert not (tmp_path / "artifact").exists()
 
@@ -50,7 +68,7 @@ def test_a_read_only_folder_is_an_oserror(tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(OSError):
-            store.write_text(tmp_path / "artifact", "x")
+            write_text(tmp_path / "artifact", "x")
     finally:
         tmp_path.chmod(0o700)
 
@@ -58,7 +76,7 @@ def test_a_read_only_folder_is_an_oserror(tmp_path):
 def test_a_file_where_a_folder_should_be_is_an_oserror(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError):
-        store.write_text(tmp_path / "file" / "artifact", "x")
+        write_text(tmp_path / "file" / "artifact", "x")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
@@ -66,11 +84,11 @@ def test_a_file_where_a_folder_should_be_is_an_oserror(tmp_path):
 def test_others_may_read_what_is_written(tmp_path, kind):
     path = tmp_path / "artifact"
     if kind == "text":
-        store.write_text(path, "x")
+        write_text(path, "x")
     elif kind == "weights":
-        store.save_weights(path, {"w": torch.zeros(1)}, header={})
+        save_weights(path, {"w": torch.zeros(1)}, header={})
     else:
-        store.write_array(path, np.zeros(1))
+        write_array(path, np.zeros(1))
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
@@ -78,36 +96,32 @@ def test_others_may_read_what_is_written(tmp_path, kind):
 
 
 def test_json_comes_back_and_is_byte_stable(tmp_path):
-    store.write_json(tmp_path / "a.json", {"b": [1, 2.5, None], "a": "ä"})
-    store.write_json(tmp_path / "b.json", {"a": "ä", "b": [1, 2.5, None]})
-    assert store.read_json(tmp_path / "a.json") == {"a": "ä", "b": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", {"b": [1, 2.5, None], "a": "ä"})
+    write_json(tmp_path / "b.json", {"a": "ä", "b": [1, 2.5, None]})
+    assert read_json(tmp_path / "a.json") == {"a": "ä", "b": [1, 2.5, None]}
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_is_refused_and_the_old_file_stays(tmp_path, value):
-    store.write_json(tmp_path / "metrics.json", {"miou": 0.5})
+    write_json(tmp_path / "metrics.json", {"miou": 0.5})
     with pytest.raises(ValueError):
-        store.write_json(tmp_path / "metrics.json", {"miou": value})
+        write_json(tmp_path / "metrics.json", {"miou": value})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.5}
 
 
 def test_missing_and_broken_json_name_the_file(tmp_path):
-    with pytest.raises(store.StoreError, match="absent.json is missing"):
-        store.read_json(tmp_path / "absent.json")
+    with pytest.raises(StoreError, match="absent.json is missing"):
+        read_json(tmp_path / "absent.json")
     (tmp_path / "half.json").write_text('{"a": ')
-    with pytest.raises(store.StoreError, match="half.json is not JSON"):
-        store.read_json(tmp_path / "half.json")
+    with pytest.raises(StoreError, match="half.json is not JSON"):
+        read_json(tmp_path / "half.json")
 
 
 def test_digests_see_content_and_the_borders_between_parts(tmp_path):
-    assert (
-        store.digest_bytes(b"ab", b"c")
-        == store.digest_bytes(b"ab", b"c")
-        != store.digest_bytes(b"a", b"bc")
-    )
+    assert digest_bytes(b"ab", b"c") == digest_bytes(b"ab", b"c") != digest_bytes(b"a", b"bc")
     (tmp_path / "file").write_bytes(b"abc")
-    assert store.digest_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+    assert digest_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
 
 
 # ---------------------------------------------------------------- weights
@@ -115,8 +129,8 @@ def test_digests_see_content_and_the_borders_between_parts(tmp_path):
 
 def test_weights_and_header_come_back(tmp_path):
     state = {"a": torch.randn(3, 4).T, "b": torch.tensor(7)}  # one not contiguous, one a scalar
-    store.save_weights(tmp_path / "w", state, header={"architecture": {"depth": 6}, "step": 3})
-    tensors, header = store.read_weights(tmp_path / "w")
+    save_weights(tmp_path / "w", state, header={"architecture": {"depth": 6}, "step": 3})
+    tensors, header = read_weights(tmp_path / "w")
     assert header == {"architecture": {"depth": 6}, "step": 3}
     assert (
         all(torch.equal(tensors[name], state[name]) for name in state)
@@ -125,30 +139,30 @@ def test_weights_and_header_come_back(tmp_path):
 
 
 def test_load_weights_looks_at_the_architecture(tmp_path):
-    store.save_weights(tmp_path / "w", {"a": torch.zeros(1)}, header={"architecture": {"depth": 6}})
-    assert store.load_weights(tmp_path / "w", architecture={"depth": 6}).keys() == {"a"}
-    with pytest.raises(store.WeightsError, match="12"):
-        store.load_weights(tmp_path / "w", architecture={"depth": 12})
+    save_weights(tmp_path / "w", {"a": torch.zeros(1)}, header={"architecture": {"depth": 6}})
+    assert load_weights(tmp_path / "w", architecture={"depth": 6}).keys() == {"a"}
+    with pytest.raises(WeightsError, match="12"):
+        load_weights(tmp_path / "w", architecture={"depth": 12})
 
 
 def test_a_pickle_is_not_weights(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
-    with pytest.raises(store.WeightsError, match="not a whole safetensors file"):
-        store.read_weights(tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="not a whole safetensors file"):
+        read_weights(tmp_path / "w.pt")
 
 
 def test_safetensors_of_others_are_not_called_broken(tmp_path):
     # Hugging Face and timm write {"format": "pt"} into the header, which is no JSON; the file is
     # whole.
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "w", metadata={"format": "pt"})
-    with pytest.raises(store.WeightsError, match="expected"):
-        store.load_weights(tmp_path / "w", architecture={"depth": 6})
+    with pytest.raises(WeightsError, match="expected"):
+        load_weights(tmp_path / "w", architecture={"depth": 6})
 
 
 def test_the_architecture_of_a_header_is_given_back():
     made = {"network": "mask_rcnn", "backbone": "vit", "num_clusters": 8, "note": "more is allowed"}
     assert (
-        store.check_architecture(
+        check_architecture(
             {"architecture": made},
             network="mask_rcnn",
             keys=("backbone", "num_clusters"),
@@ -171,11 +185,9 @@ def test_the_architecture_of_a_header_is_given_back():
 )
 def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
     with pytest.raises(
-        store.WeightsError, match="w.safetensors holds .*, expected a mask_rcnn with backbone"
+        WeightsError, match="w.safetensors holds .*, expected a mask_rcnn with backbone"
     ):
-        store.check_architecture(
-            header, network="mask_rcnn", keys=("backbone",), source="w.safetensors"
-        )
+        check_architecture(header, network="mask_rcnn", keys=("backbone",), source="w.safetensors")
 
 
 # ---------------------------------------------------------------- masks and maps
@@ -184,10 +196,10 @@ def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_rle_equals_pycocotools_and_comes_back(rng, density):
     mask = rng.random((13, 17)) < density
-    encoded = rle.encode_mask(mask)
+    encoded = encode_mask(mask)
     theirs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     assert encoded == {"size": [13, 17], "counts": theirs["counts"].decode()}
-    decoded = rle.decode_mask(json.loads(json.dumps(encoded)))
+    decoded = decode_mask(json.loads(json.dumps(encoded)))
     assert decoded.dtype == bool
     np.testing.assert_array_equal(decoded, mask)
 
@@ -198,8 +210,8 @@ def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
         {"image_id": f"val_{i}", "mask": m, "score": i / 7, "box": [1, 2, 3, 4]}
         for i, m in enumerate(masks)
     ]
-    store.write_masks(tmp_path / "masks.json", records)
-    for ours, read in zip(records, store.read_masks(tmp_path / "masks.json"), strict=True):
+    write_masks(tmp_path / "masks.json", records)
+    for ours, read in zip(records, read_masks(tmp_path / "masks.json"), strict=True):
         assert read.keys() == ours.keys()
         np.testing.assert_array_equal(read["mask"], ours["mask"])
         assert all(read[key] == ours[key] for key in ours if key != "mask")
@@ -209,7 +221,7 @@ def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
         coco_mask.area(annotation["segmentation"]) == annotation["area"] == records[0]["mask"].sum()
     )
     # as they are, still encoded
-    store.write_masks(tmp_path / "again.json", store.read_masks(tmp_path / "masks.json"))
+    write_masks(tmp_path / "again.json", read_masks(tmp_path / "masks.json"))
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "masks.json").read_bytes()
 
 
@@ -228,10 +240,10 @@ def test_masks_are_written_one_by_one_and_read_without_their_pixels(tmp_path):
             most = max(most, len(alive))
             yield {"image_id": str(i), "mask": mask, "score": 0.5}
 
-    store.write_masks(tmp_path / "masks.json", records())
+    write_masks(tmp_path / "masks.json", records())
     assert most <= 3  # the one that is written, and the one that is made
     tracemalloc.start()
-    read = [record | {"cluster": 1} for record in store.read_masks(tmp_path / "masks.json")]
+    read = [record | {"cluster": 1} for record in read_masks(tmp_path / "masks.json")]
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(read) == 40 and held < 0.05 * 40 * 512 * 512
@@ -246,17 +258,17 @@ def test_a_file_of_masks_that_breaks_off_is_refused_and_none_is_left_by_a_writer
         for score in (0.5, float("nan"))
     ]
     with pytest.raises(ValueError):
-        store.write_masks(tmp_path / "masks.json", records)
+        write_masks(tmp_path / "masks.json", records)
     assert not list(tmp_path.iterdir())
-    store.write_masks(tmp_path / "masks.json", records[:1])
+    write_masks(tmp_path / "masks.json", records[:1])
     (tmp_path / "masks.json").write_bytes((tmp_path / "masks.json").read_bytes()[:-4])
-    with pytest.raises(store.StoreError, match="not JSON"):
-        store.read_masks(tmp_path / "masks.json")
+    with pytest.raises(StoreError, match="not JSON"):
+        read_masks(tmp_path / "masks.json")
 
 
 def test_label_maps_come_back_by_index_with_vocs_colours(rng, tmp_path):
     labels = rng.choice([0, 1, 15, 255], (9, 11))
-    store.write_label_map(tmp_path / "map.png", labels)
+    write_label_map(tmp_path / "map.png", labels)
     image = Image.open(tmp_path / "map.png")
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image), labels)
@@ -270,46 +282,46 @@ def test_label_maps_come_back_by_index_with_vocs_colours(rng, tmp_path):
 @pytest.mark.parametrize("labels", [[[256]], [[-1]], [[0.5]]])
 def test_label_maps_refuse_what_a_byte_cannot_hold(tmp_path, labels):
     with pytest.raises(ValueError):
-        store.write_label_map(tmp_path / "map.png", np.array(labels))
+        write_label_map(tmp_path / "map.png", np.array(labels))
     assert not list(tmp_path.iterdir())
 
 
 def test_label_maps_are_read_as_they_were_written(rng, tmp_path):
     labels = rng.choice([0, 1, 15, 254, 255], (9, 11)).astype(np.uint16)
-    store.write_label_map(tmp_path / "map.png", labels)
-    read = store.read_label_map(tmp_path / "map.png")
+    write_label_map(tmp_path / "map.png", labels)
+    read = read_label_map(tmp_path / "map.png")
     assert read.dtype == np.uint8 and read.flags.writeable
     np.testing.assert_array_equal(read, labels)
     Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(store.read_label_map(tmp_path / "grey.png"), labels)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "grey.png"), labels)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16"])
 def test_a_picture_is_no_label_map(tmp_path, mode):
     Image.new(mode, (5, 4)).save(tmp_path / "picture.png")
-    with pytest.raises(store.StoreError, match=f"picture.png is {mode}, not a palette"):
-        store.read_label_map(tmp_path / "picture.png")
+    with pytest.raises(StoreError, match=f"picture.png is {mode}, not a palette"):
+        read_label_map(tmp_path / "picture.png")
 
 
 def test_missing_and_truncated_label_maps_name_the_file(rng, tmp_path):
-    with pytest.raises(store.StoreError, match="absent.png is missing"):
-        store.read_label_map(tmp_path / "absent.png")
-    store.write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
+    with pytest.raises(StoreError, match="absent.png is missing"):
+        read_label_map(tmp_path / "absent.png")
+    write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
     whole = (tmp_path / "map.png").read_bytes()
     assert len(whole) > 1500
     for cut in (0, 4, 20, 60, 1000, len(whole) - 30):
         (tmp_path / "map.png").write_bytes(whole[:cut])
-        with pytest.raises(store.StoreError, match="map.png is not a whole PNG"):
-            store.read_label_map(tmp_path / "map.png")
+        with pytest.raises(StoreError, match="map.png is not a whole PNG"):
+            read_label_map(tmp_path / "map.png")
 
 
 def test_a_damaged_label_map_is_refused(rng, tmp_path):
-    store.write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
+    write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
     damaged = bytearray((tmp_path / "map.png").read_bytes())
     damaged[1200] ^= 0xFF
     (tmp_path / "map.png").write_bytes(damaged)
-    with pytest.raises(store.StoreError, match="map.png is not a whole PNG"):
-        store.read_label_map(tmp_path / "map.png")
+    with pytest.raises(StoreError, match="map.png is not a whole PNG"):
+        read_label_map(tmp_path / "map.png")
 
 
 # ---------------------------------------------------------------- arrays
@@ -317,27 +329,27 @@ def test_a_damaged_label_map_is_refused(rng, tmp_path):
 
 def test_arrays_come_back_under_any_name(rng, tmp_path):
     array = rng.normal(size=(3, 4)).astype(np.float32)
-    store.write_array(tmp_path / "features.bin", array)  # numpy alone would append .npy
-    np.testing.assert_array_equal(store.read_array(tmp_path / "features.bin"), array)
+    write_array(tmp_path / "features.bin", array)  # numpy alone would append .npy
+    np.testing.assert_array_equal(read_array(tmp_path / "features.bin"), array)
 
 
 def test_pickled_objects_are_neither_written_nor_read(tmp_path):
     objects = np.array([{"a": 1}, None], object)
     with pytest.raises(ValueError):
-        store.write_array(tmp_path / "a.npy", objects)
+        write_array(tmp_path / "a.npy", objects)
     np.save(tmp_path / "b.npy", objects, allow_pickle=True)
     (tmp_path / "c.npy").write_bytes(pickle.dumps([1, 2]))
     for name in ("b.npy", "c.npy"):
-        with pytest.raises(store.StoreError, match=name):
-            store.read_array(tmp_path / name)
+        with pytest.raises(StoreError, match=name):
+            read_array(tmp_path / name)
 
 
 def test_missing_and_truncated_arrays_name_the_file(tmp_path):
-    with pytest.raises(store.StoreError, match="absent.npy is missing"):
-        store.read_array(tmp_path / "absent.npy")
-    store.write_array(tmp_path / "a.npy", np.zeros(100))
+    with pytest.raises(StoreError, match="absent.npy is missing"):
+        read_array(tmp_path / "absent.npy")
+    write_array(tmp_path / "a.npy", np.zeros(100))
     whole = (tmp_path / "a.npy").read_bytes()
     for cut in (0, 20, 300):
         (tmp_path / "a.npy").write_bytes(whole[:cut])
-        with pytest.raises(store.StoreError, match="not a whole"):
-            store.read_array(tmp_path / "a.npy")
+        with pytest.raises(StoreError, match="not a whole"):
+            read_array(tmp_path / "a.npy")

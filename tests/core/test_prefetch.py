@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from mdlib.core import prefetch as ahead
+from mdlib.core import prefetch
 from mdlib.core.prefetch import made_ahead
 
 
@@ -100,4 +100,4 @@ def test_every_thread_works_for_the_gpu_of_who_asked(monkeypatch):
     with made_ahead(maker, range(20), most=8, device=torch.device("cuda")) as things:
         assert len(list(things)) == 20
     assert maker.threads <= told.keys() and set(told.values()) == {3}
-    assert 1 < len(told) <= ahead.THREADS["cuda"]
+    assert 1 < len(told) <= prefetch.THREADS["cuda"]

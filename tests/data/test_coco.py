@@ -9,9 +9,9 @@ import pytest
 from pycocotools.coco import COCO
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from mdlib.core import mask as rle
-from mdlib.data import check_sample, coco, open_dataset
-from mdlib.data.checks import check_dataset
+from mdlib.core.mask import encode_mask
+from mdlib.data import coco, open_dataset
+from mdlib.data.checks import check_dataset, check_sample
 from mdlib.data.coco import CocoDataset, decode_outline, paint
 from mdlib.data.images import ImageError
 from mdlib.data.sample import Instances
@@ -230,7 +230,7 @@ def test_rle_runs_down_the_columns_beginning_with_zeros():
     mask = np.array([[0, 1, 1], [1, 1, 0]], bool)
     by_hand = {"size": [2, 3], "counts": [1, 4, 1]}  # columns: 0 1, 1 1, 1 0
     np.testing.assert_array_equal(decode_outline(by_hand, (2, 3)), mask)
-    np.testing.assert_array_equal(decode_outline(rle.encode_mask(mask), (2, 3)), mask)
+    np.testing.assert_array_equal(decode_outline(encode_mask(mask), (2, 3)), mask)
     assert fixtures.runs(mask) == [1, 4, 1] and fixtures.runs(~mask) == [0, 1, 4, 1]
 
 

@@ -7,21 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdlib.core import files as store
-from mdlib.data import (
-    Instances,
-    Remembered,
-    Sample,
-    check_sample,
-    label_kind,
-    labelled_roles,
-    open_dataset,
-    open_role,
-    open_roles,
-    try_sample,
-)
+from mdlib.core.files import StoreError, write_json
+from mdlib.core.mask import mask_to_box
+from mdlib.data import Instances, Sample, open_dataset
+from mdlib.data.checks import check_sample, label_kind, try_sample
 from mdlib.data.images import ImageError, image_size, read_image, read_label_map
-from mdlib.data.sample import mask_to_box
+from mdlib.data.roles import Remembered, labelled_roles, open_role, open_roles
 from mdlib.data.zoo import ClipDataset
 
 SPLITS = ("train", "dev", "val")
@@ -492,7 +483,7 @@ def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):
 def prepare(folder, zoo_root, **splits):
     """What 00 writes, for a zoo: role -> {"split", "count", "left_out", "labels"}."""
     roles = {role: {"left_out": [], "labels": "masks", **entry} for role, entry in splits.items()}
-    store.write_json(
+    write_json(
         folder / "index.json",
         {"dataset": "zoo", "root": str(zoo_root), "classes": [], "splits": roles},
     )
@@ -516,7 +507,7 @@ def test_a_role_is_opened_without_the_images_that_were_left_out(tmp_path, zoo_ro
 
 def test_a_role_that_a_run_does_not_have_is_named(tmp_path, zoo_root):
     prepare(tmp_path, zoo_root, train={"split": "train", "count": 2})
-    with pytest.raises(store.StoreError, match="no val images, only train: see val_split"):
+    with pytest.raises(StoreError, match="no val images, only train: see val_split"):
         open_role(tmp_path, "val")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdlib.core import files as store
+from mdlib.core.label_map import write_label_map
 from mdlib.data import VOID, open_dataset
 from mdlib.data.checks import check_dataset
 from mdlib.data.folder import LONGEST, FolderDataset, make_ids
@@ -71,7 +71,7 @@ def test_nested_and_foreign_names_have_ids_that_name_files(tmp_path):
     assert data.ids() == ["2024__Sommer in Köln__海", "2024__a.b", "Screenshot 10\u202fAM", "b"]
     for index, id_ in enumerate(data.ids()):
         assert data[index].id == id_
-        store.write_label_map(tmp_path / "maps" / f"{id_}.png", np.zeros((3, 3), np.uint8))
+        write_label_map(tmp_path / "maps" / f"{id_}.png", np.zeros((3, 3), np.uint8))
     assert len(list((tmp_path / "maps").iterdir())) == 4
 
 
@@ -235,7 +235,7 @@ def labelled(tmp_path):
         labels = np.zeros((10, 12), np.uint8)
         labels[2:5], labels[5:7], labels[9] = 1, 2, VOID
         (tmp_path / "masks" / "sub").mkdir(parents=True, exist_ok=True)
-        store.write_label_map(tmp_path / "masks" / f"{name}.png", labels)
+        write_label_map(tmp_path / "masks" / f"{name}.png", labels)
     (tmp_path / "classes.txt").write_text("cat\ntraffic light\n")
     return tmp_path
 

@@ -5,7 +5,7 @@ another's.
 import numpy as np
 import pytest
 
-from mdlib.core import files as store
+from mdlib.core.files import StoreError
 from mdlib.core.paths import ROOT
 from mdlib.data import Instances, Sample, open_dataset
 from mdlib.data.scenes import StoredScenes, write_scenes
@@ -59,12 +59,12 @@ def test_a_width_that_is_no_multiple_of_eight_comes_back(tmp_path, zoo):
 
 def test_a_missing_torn_or_foreign_file_is_refused(tmp_path, zoo):
     path = tmp_path / "scenes.npz"
-    with pytest.raises(store.StoreError, match="missing"):
+    with pytest.raises(StoreError, match="missing"):
         opened(path, zoo)
     write_scenes(path, [zoo[0]])
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(store.StoreError, match="no scenes"):
+    with pytest.raises(StoreError, match="no scenes"):
         opened(path, zoo)
     np.savez(path, images=np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(store.StoreError, match="no scenes"):
+    with pytest.raises(StoreError, match="no scenes"):
         opened(path, zoo)

@@ -14,9 +14,9 @@ from scipy.io import loadmat, savemat
 from torchvision.datasets import SBDataset, VOCDetection, VOCSegmentation
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
-from mdlib.core import files as store
-from mdlib.data import check_sample, open_dataset, voc
-from mdlib.data.checks import check_dataset
+from mdlib.core.label_map import write_label_map
+from mdlib.data import open_dataset, voc
+from mdlib.data.checks import check_dataset, check_sample
 from mdlib.data.images import ImageError
 from mdlib.data.voc import CLASSES, COUNTS, read_boxes, split_objects
 
@@ -296,13 +296,13 @@ def spoil_rgb(path):
 
 
 def spoil_size(path):
-    store.write_label_map(path, np.zeros((30, 40), np.uint8))
+    write_label_map(path, np.zeros((30, 40), np.uint8))
 
 
 def spoil_value(path):
     labels = np.array(Image.open(path))
     labels[0, 0] = 21
-    store.write_label_map(path, labels)
+    write_label_map(path, labels)
 
 
 def spoil_cut(path):
@@ -424,7 +424,7 @@ def test_all_problems_are_listed_at_once(broken, published):
     spoil_size(maps / f"{val[1]}.png")
     as_text(broken / "benchmark_RELEASE" / "dataset" / "cls" / f"{sbd[1]}.mat")
     (images / f"{val[2]}.jpg").write_bytes(b"")
-    store.write_label_map(maps / "2012_000999.png", np.zeros((9, 9), np.uint8))
+    write_label_map(maps / "2012_000999.png", np.zeros((9, 9), np.uint8))
     rewrite(
         folder(broken) / "ImageSets" / "Segmentation" / "train.txt",
         lambda text: text.replace(f"{train[3]}\n", ""),

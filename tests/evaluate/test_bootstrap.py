@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from mdlib.core import files as store
-from mdlib.evaluate import bootstrap as evidence
-from mdlib.evaluate import metrics
-from mdlib.evaluate.bootstrap import Effect, claim, iou_areas, mean_difference, miou_difference
+from mdlib.core.files import read_json
+from mdlib.evaluate import bootstrap, metrics
+from mdlib.evaluate.bootstrap import Effect, iou_areas, mean_difference, miou_difference
+from mdlib.studies import claims
+from mdlib.studies.claims import claim
 
 OPTIONS = {"resamples": 2000, "seed": 0}
 
@@ -54,7 +55,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution(rng):
 
 def test_three_seeds_spread_as_their_standard_error():
     values = np.array([0.0, 1.0, 5.0])  # a seed moves every image alike
-    drawn, _ = evidence._draws((3, 2), resamples=40_000, seed=0)
+    drawn, _ = bootstrap._draws((3, 2), resamples=40_000, seed=0)
     assert (drawn @ values).std() == pytest.approx(values.std(ddof=1) / np.sqrt(3), rel=0.02)
 
 
@@ -107,8 +108,8 @@ def test_areas_summed_and_divided_are_the_iou_of_the_set(confusions):
     np.testing.assert_allclose(hits / unions, metrics.iou(confusions[0].sum(0), mapping))
     areas = np.stack([iou_areas(each, mapping) for each in confusions])
     expected = [metrics.mean_iou(each.sum(0), mapping) for each in confusions]
-    np.testing.assert_allclose(evidence.miou(areas), expected)
-    assert evidence.miou(areas[0]) == pytest.approx(expected[0])
+    np.testing.assert_allclose(bootstrap.miou(areas), expected)
+    assert bootstrap.miou(areas[0]) == pytest.approx(expected[0])
 
 
 def miou_spec(areas, shares):
@@ -123,7 +124,7 @@ def test_miou_difference_equals_loops_over_resamples(confusions):
     a, b = (
         np.stack([iou_areas(half, mapping) for half in (each, each[::-1])]) for each in confusions
     )
-    seeds, images = evidence._draws((2, 12), resamples=50, seed=7)
+    seeds, images = bootstrap._draws((2, 12), resamples=50, seed=7)
     loops = [
         sum(s[j] * (miou_spec(a[j], i) - miou_spec(b[j], i)) for j in range(2))
         for s, i in zip(seeds, images)
@@ -200,12 +201,12 @@ def test_claims_are_gathered_in_order_and_untested_ones_are_named(tmp_path):
     ours = claim("", "ours", experiment="mIoU", effect=Effect(0.1, 0.05, 0.2))
     third = claim("3", "third", experiment="mIoU", effect=Effect(-0.1, -0.2, 0.0))
     (tmp_path / "a").mkdir()
-    evidence.write_claims(tmp_path / "b", [ours, third])
-    gathered = evidence.gather_claims([tmp_path / "a", tmp_path / "b"])
+    claims.write_claims(tmp_path / "b", [ours, third])
+    gathered = claims.gather_claims([tmp_path / "a", tmp_path / "b"])
     assert [(r["number"], r["verdict"]) for r in gathered] == [
         ("1", "not run"), ("2", "not run"), ("3", "does not hold"), ("", "holds"),
     ]  # fmt: skip
-    assert store.read_json(tmp_path / "b" / "claims.json")[0] == ours
-    table = evidence.claims_table(gathered)
+    assert read_json(tmp_path / "b" / "claims.json")[0] == ours
+    table = claims.claims_table(gathered)
     assert "| ours | mIoU | +0.100 | +0.050 to +0.200 | **holds** |" in table
     assert table.count("not run") == 2

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mdlib.data.sample import Instances
+from mdlib.evaluate import coco_ap, metrics
 from mdlib.evaluate import coco_ap as instances
-from mdlib.evaluate import metrics
 from mdlib.evaluate.coco_ap import coco_scores, named, single
 
 
@@ -36,7 +36,7 @@ HALF = box(0, 0, 20, 12)  # IoU 0.6 with A
 
 
 def ap(hits, positives):
-    return metrics.average_precision(-np.arange(len(hits)), np.array(hits, bool), positives)
+    return coco_ap.average_precision(-np.arange(len(hits)), np.array(hits, bool), positives)
 
 
 # ---------------------------------------------------------------- hand-made cases
@@ -181,7 +181,7 @@ def test_ap50_equals_our_own(rng):
         for found, true in zip(images, truths)
     ]
     result = coco_scores(images, truths, class_aware=False)
-    assert result.values["AP50"] == pytest.approx(metrics.mask_ap(pairs), abs=1e-6)
+    assert result.values["AP50"] == pytest.approx(coco_ap.mask_ap(pairs), abs=1e-6)
     assert result.precision[0].mean() == pytest.approx(result.values["AP50"])
 
 
@@ -246,7 +246,7 @@ def test_single_equals_the_library_s_own_form(rng):
     ]
     scores = np.array([r[0]["score"] if r else -np.inf for r in one])
     values = coco_scores(one, reduced, class_aware=False).values
-    assert values["AP50"] == pytest.approx(metrics.mask_ap50_single(overlaps, scores), abs=1e-6)
+    assert values["AP50"] == pytest.approx(coco_ap.mask_ap50_single(overlaps, scores), abs=1e-6)
 
 
 def test_clusters_without_a_name_predict_no_class():

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision.ops import box_iou as torchvision_box_iou
 
-from mdlib.evaluate import metrics
+from mdlib.evaluate import coco_ap, metrics
 
 # ---------------------------------------------------------------- confusion and IoU
 
@@ -364,40 +364,40 @@ def test_mask_ap50_single_equals_pycocotools(seed):
         0.0 if p is None else metrics.best_overlap(p, t[None])[0]
         for p, t in zip(predictions, truths)
     ]
-    ours = metrics.mask_ap50_single(overlaps, scores)
+    ours = coco_ap.mask_ap50_single(overlaps, scores)
     assert 0.05 < ours < 0.95  # neither end, or the comparison says little
     assert ours == pytest.approx(coco_ap50(predictions, scores, truths), abs=1e-9)
 
 
 def test_average_precision_closed_forms():
-    assert metrics.average_precision(np.array([0.9, 0.8]), np.array([True, True]), 2) == 1
-    assert metrics.average_precision(np.array([0.9, 0.8]), np.array([False, False]), 2) == 0
-    assert metrics.average_precision(np.array([]), np.array([], bool), 3) == 0
+    assert coco_ap.average_precision(np.array([0.9, 0.8]), np.array([True, True]), 2) == 1
+    assert coco_ap.average_precision(np.array([0.9, 0.8]), np.array([False, False]), 2) == 0
+    assert coco_ap.average_precision(np.array([]), np.array([], bool), 3) == 0
     # The one hit comes second: precision 1/2 at every recall.
-    assert metrics.average_precision(
+    assert coco_ap.average_precision(
         np.array([0.9, 0.8]), np.array([False, True]), 1
     ) == pytest.approx(0.5)
     # One of two found: precision 1 at the 51 recalls from 0 to 0.5, then 0.
-    assert metrics.average_precision(np.array([0.9]), np.array([True]), 2) == pytest.approx(
+    assert coco_ap.average_precision(np.array([0.9]), np.array([True]), 2) == pytest.approx(
         51 / 101
     )
 
 
 def test_average_precision_sees_only_the_order_of_scores(rng):
     scores, hits = rng.random(30), rng.random(30) < 0.5
-    assert metrics.average_precision(scores, hits, 20) == metrics.average_precision(
+    assert coco_ap.average_precision(scores, hits, 20) == coco_ap.average_precision(
         scores**3 - 7, hits, 20
     )
 
 
 def test_average_precision_without_objects_is_nan():
-    assert np.isnan(metrics.average_precision(np.array([0.5]), np.array([False]), 0))
+    assert np.isnan(coco_ap.average_precision(np.array([0.5]), np.array([False]), 0))
 
 
 # ---------------------------------------------------------------- all predictions of an image
 
 
-def coco_ap(images, threshold):
+def pycocotools_ap(images, threshold):
     """pycocotools' class-agnostic mask AP at one threshold; images: (predictions (n, H, W), scores
     (n,), truths (m, H, W)), and perhaps crowds (c, H, W).
     """
@@ -454,7 +454,7 @@ def crowd(rng, *, truths, predictions, levels=None):
 
 
 def ours_of(images, threshold):
-    return metrics.mask_ap(((s, metrics.mask_iou(p, t)) for p, s, t in images), threshold=threshold)
+    return coco_ap.mask_ap(((s, metrics.mask_iou(p, t)) for p, s, t in images), threshold=threshold)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.75])
@@ -466,7 +466,7 @@ def test_mask_ap_equals_pycocotools(seed, levels, threshold):
     images = [crowd(rng, truths=m, predictions=n, levels=levels) for m, n in sizes]
     ours = ours_of(images, threshold)
     assert 0.05 < ours < 0.95  # neither end, or the comparison says little
-    assert ours == pytest.approx(coco_ap(images, threshold), abs=1e-9)
+    assert ours == pytest.approx(pycocotools_ap(images, threshold), abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -483,8 +483,8 @@ def test_mask_ap_forgives_what_lies_in_a_crowd_as_pycocotools_does(seed):
         (s, metrics.mask_iou(p, t), metrics.share_inside(p, np.reshape(c, (-1, 12, 15))))
         for p, s, t, c in images
     ]
-    ours = metrics.mask_ap(pairs)
-    assert ours == pytest.approx(coco_ap(images, 0.5), abs=1e-9)
+    ours = coco_ap.mask_ap(pairs)
+    assert ours == pytest.approx(pycocotools_ap(images, 0.5), abs=1e-9)
     # without crowds these are false alarms
     assert ours > ours_of([image[:3] for image in images], 0.5)
 
@@ -503,35 +503,35 @@ def test_mask_ap_looks_at_100_predictions_an_image(rng):
     images[0][1][:5] = -1 - np.arange(5)  # five perfect ones, ranked last
     images[0][0][:5] = images[0][2]
     images[0][0][5:] = rng.random((125, 12, 15)) < 0.05
-    assert ours_of(images, 0.5) == pytest.approx(coco_ap(images, 0.5), abs=1e-9)
-    assert not metrics.mask_ap([(s, metrics.mask_iou(p, t)) for p, s, t in images[:1]])
+    assert ours_of(images, 0.5) == pytest.approx(pycocotools_ap(images, 0.5), abs=1e-9)
+    assert not coco_ap.mask_ap([(s, metrics.mask_iou(p, t)) for p, s, t in images[:1]])
 
 
 def test_mask_ap_without_predictions_is_zero():
     # loadRes([]) crashes
     assert (
-        metrics.mask_ap([(np.zeros(0), np.zeros((0, 3))), (np.zeros(0), np.zeros((0, 0)))]) == 0.0
+        coco_ap.mask_ap([(np.zeros(0), np.zeros((0, 3))), (np.zeros(0), np.zeros((0, 0)))]) == 0.0
     )
 
 
 def test_mask_ap_without_objects_is_nan():
-    assert np.isnan(metrics.mask_ap([(np.array([0.5]), np.zeros((1, 0)))]))
-    assert np.isnan(metrics.mask_ap([]))
+    assert np.isnan(coco_ap.mask_ap([(np.array([0.5]), np.zeros((1, 0)))]))
+    assert np.isnan(coco_ap.mask_ap([]))
 
 
 def test_mask_ap_closed_forms():
     perfect, missed = (np.array([0.9, 0.8]), np.eye(2)), (np.zeros(0), np.zeros((0, 2)))
-    assert metrics.mask_ap([perfect]) == 1
+    assert coco_ap.mask_ap([perfect]) == 1
     # half the objects, all right
-    assert metrics.mask_ap([perfect, missed]) == pytest.approx(51 / 101)
-    assert metrics.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))]) == pytest.approx(0.5)
-    assert metrics.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))], threshold=0.7) == 0
+    assert coco_ap.mask_ap([perfect, missed]) == pytest.approx(51 / 101)
+    assert coco_ap.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))]) == pytest.approx(0.5)
+    assert coco_ap.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))], threshold=0.7) == 0
 
 
 def test_mask_ap_of_one_prediction_an_image_equals_the_single_form(rng):
     overlaps, scores = rng.random(30), rng.random(30)
-    several = metrics.mask_ap([([s], [[o]]) for s, o in zip(scores, overlaps)])
-    assert several == pytest.approx(metrics.mask_ap50_single(overlaps, scores))
+    several = coco_ap.mask_ap([([s], [[o]]) for s, o in zip(scores, overlaps)])
+    assert several == pytest.approx(coco_ap.mask_ap50_single(overlaps, scores))
 
 
 def hits_spec(scores, overlaps, threshold):
@@ -553,7 +553,7 @@ def test_detection_hits_equal_loops(seed):
     rng = np.random.default_rng(seed)
     n, m = rng.integers(0, 8, 2)
     scores, overlaps = rng.integers(0, 4, n) / 4, rng.integers(0, 5, (n, m)) / 4  # both with ties
-    hits = metrics.detection_hits(scores, overlaps, threshold=0.5)
+    hits = coco_ap.detection_hits(scores, overlaps, threshold=0.5)
     assert hits.dtype == bool and hits.shape == (n,)
     assert hits.tolist() == hits_spec(scores.tolist(), overlaps.tolist(), 0.5)
 
@@ -562,38 +562,38 @@ def test_detection_hits_are_greedy_and_in_the_given_order():
     # The second is better scored and takes object 0; the first then settles for object 1; the third
     # finds nothing free.
     overlaps = np.array([[0.9, 0.6], [0.7, 0.5], [0.8, 0.8]])
-    assert metrics.detection_hits([0.5, 0.9, 0.1], overlaps, threshold=0.5).tolist() == [
+    assert coco_ap.detection_hits([0.5, 0.9, 0.1], overlaps, threshold=0.5).tolist() == [
         True,
         True,
         False,
     ]
     # Greedy is not optimal: the best scored takes the only object that the other could have had.
-    assert metrics.detection_hits([0.9, 0.5], [[0.8, 0.7], [0.6, 0.0]], threshold=0.5).tolist() == [
+    assert coco_ap.detection_hits([0.9, 0.5], [[0.8, 0.7], [0.6, 0.0]], threshold=0.5).tolist() == [
         True,
         False,
     ]
 
 
 def test_detection_hits_reach_the_threshold():
-    assert metrics.detection_hits([1.0], [[0.5]], threshold=0.5).tolist() == [True]
-    assert metrics.detection_hits([1.0], [[0.4999]], threshold=0.5).tolist() == [False]
+    assert coco_ap.detection_hits([1.0], [[0.5]], threshold=0.5).tolist() == [True]
+    assert coco_ap.detection_hits([1.0], [[0.4999]], threshold=0.5).tolist() == [False]
     # COCO's slack below 1
-    assert metrics.detection_hits([1.0], [[1 - 1e-11]], threshold=1.0).tolist() == [True]
+    assert coco_ap.detection_hits([1.0], [[1 - 1e-11]], threshold=1.0).tolist() == [True]
 
 
 def test_detection_hits_refuse_shapes_that_do_not_fit():
     for scores, overlaps in [([0.5], np.zeros((2, 3))), ([0.5], [0.5]), (0.5, [[0.5]])]:
         with pytest.raises(ValueError, match="expected scores"):
-            metrics.detection_hits(scores, overlaps, threshold=0.5)
+            coco_ap.detection_hits(scores, overlaps, threshold=0.5)
 
 
 def test_reduce_to_best_box():
     boxes = np.array([[0, 0, 4, 4], [10, 10, 20, 20], [12, 12, 20, 20]], float)
-    assert metrics.reduce_to_best_box([11, 11, 20, 20], boxes) == 1
-    assert metrics.reduce_to_best_box([13, 13, 20, 20], boxes) == 2
+    assert coco_ap.reduce_to_best_box([11, 11, 20, 20], boxes) == 1
+    assert coco_ap.reduce_to_best_box([13, 13, 20, 20], boxes) == 2
     # touches none: still one object, and missed
-    assert metrics.reduce_to_best_box([50, 50, 60, 60], boxes) == 0
-    assert metrics.reduce_to_best_box([0, 0, 4, 4], np.zeros((0, 4))) == -1
+    assert coco_ap.reduce_to_best_box([50, 50, 60, 60], boxes) == 0
+    assert coco_ap.reduce_to_best_box([0, 0, 4, 4], np.zeros((0, 4))) == -1
 
 
 def test_object_agreement_looks_at_objects_alone_and_never_at_void():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mdlib.data import Instances, Sample
+from mdlib.evaluate import naming
 from mdlib.method import clusters
 
 
@@ -208,27 +209,27 @@ def two_animals():
 def test_a_mask_takes_the_class_of_the_best_overlapping_box(two_animals):
     mask = np.zeros((20, 20), bool)
     mask[6:18, 6:18] = True  # overlaps both, the second much more
-    assert clusters.mask_class(mask, two_animals) == 3
+    assert naming.mask_class(mask, two_animals) == 3
 
 
 def test_a_mask_that_touches_nothing_is_background(two_animals):
     mask = np.zeros((20, 20), bool)
-    assert clusters.mask_class(mask, two_animals) == 0  # empty
+    assert naming.mask_class(mask, two_animals) == 0  # empty
     mask[0:3, 15:18] = True
-    assert clusters.mask_class(mask, two_animals) == 0
+    assert naming.mask_class(mask, two_animals) == 0
     nothing = Instances(np.zeros((0, 20, 20), bool), np.zeros(0, np.int64))
-    assert clusters.mask_class(mask, nothing) == 0
+    assert naming.mask_class(mask, nothing) == 0
 
 
 def test_counts_equal_a_loop(rng):
     numbers, classes = rng.integers(0, 4, 60), rng.integers(0, 3, 60)
     expected = [[((numbers == c) & (classes == t)).sum() for t in range(3)] for c in range(4)]
     np.testing.assert_array_equal(
-        clusters.count_matrix(numbers, classes, k=4, num_classes=3), expected
+        naming.count_matrix(numbers, classes, k=4, num_classes=3), expected
     )
 
 
 @pytest.mark.parametrize(("number", "label"), [(-1, 0), (0, -1), (4, 0), (0, 3)])
 def test_counts_refuse_numbers_outside_the_table(number, label):
     with pytest.raises((ValueError, IndexError)):
-        clusters.count_matrix(np.array([number]), np.array([label]), k=4, num_classes=3)
+        naming.count_matrix(np.array([number]), np.array([label]), k=4, num_classes=3)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from mdlib.core import files as store
+from mdlib.core.mask import read_masks, write_masks
+from mdlib.core.weights import WeightsError, read_weights, save_weights
 from mdlib.data import Sample, open_dataset
 from mdlib.method.detector import (
     DetectionBatch,
@@ -28,7 +29,7 @@ from mdlib.method.detector import (
 )
 from mdlib.method.segmenter import build_segmenter
 from mdlib.models.encoder import ZOO_WEIGHTS
-from mdlib.training import loop as training
+from mdlib.training import loop
 
 SIDE = 64
 
@@ -264,11 +265,11 @@ def test_a_batch_of_pictures_of_several_sizes_is_trained_on():
 
 
 def fitted(model, batch, *, steps, peak):
-    return training.fit(
+    return loop.fit(
         {"detector": model},
-        training.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.3),
+        loop.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.3),
         lambda pairs, step: detector_loss(model, pairs), lambda step: batch,
-        steps=steps, lr_of=lambda step: training.learning_rate(step, steps=steps, warmup=3, peak=peak),
+        steps=steps, lr_of=lambda step: loop.learning_rate(step, steps=steps, warmup=3, peak=peak),
         seed=0, settings={}, clip_norm=5.0, log_every=1, log=lambda line: None,
     )  # fmt: skip
 
@@ -344,8 +345,8 @@ def test_predictions_do_not_depend_on_the_batch_and_can_be_stored(by_heart, tmp_
     assert [len(image) for image in together] == [len(image) for image in alone]
     for a, b in zip(chain(*together), chain(*alone), strict=True):
         assert a["cluster"] == b["cluster"] and a["score"] == pytest.approx(b["score"], abs=1e-4)
-    store.write_masks(tmp_path / "masks.json", together[0])
-    assert_same_predictions([store.read_masks(tmp_path / "masks.json")], [together[0]])
+    write_masks(tmp_path / "masks.json", together[0])
+    assert_same_predictions([read_masks(tmp_path / "masks.json")], [together[0]])
 
 
 def test_pictures_read_ahead_give_the_same_predictions(by_heart, request):
@@ -386,7 +387,7 @@ def test_a_stored_detector_predicts_the_same(by_heart, tmp_path):
     model, scenes, _, _ = by_heart
     # training laid it out channels last, and sums differ so
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    store.save_weights(tmp_path / "detector", model.state_dict(), header=architecture())
+    save_weights(tmp_path / "detector", model.state_dict(), header=architecture())
     loaded = load_detector(tmp_path / "detector", device="cpu")
     assert not loaded.training
     ours, theirs = (list(predict(m, scenes, batch=3, device="cpu")) for m in (model, loaded))
@@ -398,23 +399,23 @@ def test_a_segmenters_file_is_no_detector(tmp_path):
     header = {
         "architecture": {"network": "deeplab_v3", "backbone": "vit", "outputs": 4, "side": 64}
     }
-    store.save_weights(tmp_path / "segmenter", model.state_dict(), header=header)
-    with pytest.raises(store.WeightsError, match="expected a mask_rcnn"):
+    save_weights(tmp_path / "segmenter", model.state_dict(), header=header)
+    with pytest.raises(WeightsError, match="expected a mask_rcnn"):
         load_detector(tmp_path / "segmenter", device="cpu")
 
 
 def test_a_detector_of_another_number_of_clusters_does_not_fit(tmp_path):
-    store.save_weights(
+    save_weights(
         tmp_path / "detector",
         tiny_detector(clusters=3).state_dict(),
         header=architecture(clusters=4),
     )
-    with pytest.raises(store.WeightsError, match="does not fit"):
+    with pytest.raises(WeightsError, match="does not fit"):
         load_detector(tmp_path / "detector", device="cpu")
 
 
 def test_a_missing_detector_names_its_path(tmp_path):
-    with pytest.raises(store.WeightsError, match="no weights at .*detector"):
+    with pytest.raises(WeightsError, match="no weights at .*detector"):
         load_detector(tmp_path / "detector", device="cpu")
 
 
@@ -437,9 +438,9 @@ def train_tiny(checkpoint, *, dies_at=None):
         seen.append(step)
         return batches(step)
 
-    training.fit(
+    loop.fit(
         {"detector": model},
-        training.make_optimizer(model, kind="adamw", weight_decay=0.05, body_scale=0.1),
+        loop.make_optimizer(model, kind="adamw", weight_decay=0.05, body_scale=0.1),
         lambda pairs, step: detector_loss(model, pairs), batch_of,
         steps=STEPS, lr_of=lambda step: 1e-3, seed=3, settings={"tiny": True}, checkpoint=checkpoint, checkpoint_every=2,
         clip_norm=5.0, log=lambda line: None,
@@ -459,7 +460,7 @@ def test_a_detector_whose_training_was_killed_is_bit_equal_to_one_that_was_not(t
         text=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert store.read_weights(path)[1]["step"] == 2
+    assert read_weights(path)[1]["step"] == 2
     resumed, seen = train_tiny(path)
     whole, _ = train_tiny(None)
     assert seen == [2, 3, 4]

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mdlib.data import Sample
+from mdlib.data.roles import some_pictures
 from mdlib.method import segmenter
-from mdlib.method.linear_probe import TokenProbe, some_pictures
+from mdlib.method.linear_probe import TokenProbe
 from mdlib.models.encoder import load_encoder
-from mdlib.training import loop as training
+from mdlib.training import loop
 
 
 class Pictures:
@@ -72,8 +73,8 @@ def test_a_probe_learns_what_tokens_tell(encoder):
     batches = segmenter.SegmentationBatches(
         data, labels, batch=4, side=32, label_side=32, zoom=(1, 1), degrees=0, seed=0, device="cpu"
     )  # fmt: skip
-    optimizer = training.make_optimizer(probe, kind="sgd", weight_decay=0.0, body_scale=1.0)
-    history = training.fit(
+    optimizer = loop.make_optimizer(probe, kind="sgd", weight_decay=0.0, body_scale=1.0)
+    history = loop.fit(
         {"probe": probe}, optimizer, lambda batch, step: (segmenter.batch_loss(probe, batch, share=1.0), {}), batches,
         steps=60, lr_of=lambda step: 0.1, seed=0, settings={}, log_every=20, log=lambda line: None,
     )  # fmt: skip

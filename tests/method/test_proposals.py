@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from mdlib.core import files as store
-from mdlib.core import mask as rle
+from mdlib.core import mask as mask_module
+from mdlib.core.mask import by_image, read_masks, write_masks
 from mdlib.core.paths import NOTEBOOKS
 from mdlib.core.progress import track
 from mdlib.data import Sample, open_dataset
-from mdlib.method import masks
-from mdlib.method import proposals as distill
+from mdlib.method import masks, proposals
 from mdlib.models.encoder import load_encoder
 
 SETTINGS = {"top_k": 0.4, "cls_heads": 3, "mass": None, "center": "balanced"}
@@ -31,11 +30,11 @@ def encoder():
 
 
 def test_one_mask_an_image_is_object_mask_with_its_attention(scenes, encoder):
-    found = list(distill.distill_masks(scenes, encoder, **RUN))
+    found = list(proposals.distill_masks(scenes, encoder, **RUN))
     assert [d["image_id"] for d in found] == scenes.ids()
     for i, record in enumerate(found):
         tokens = encoder.tokens(torch.from_numpy(scenes[i].image).permute(2, 0, 1)[None])
-        mask, score = distill.mask_tokens(tokens, **SETTINGS)
+        mask, score = proposals.mask_tokens(tokens, **SETTINGS)
         pixels = masks.mask_to_pixels(mask, padded_hw=(128, 128), image_hw=(128, 128))[0].numpy()
         # a batch is not bit-equal to an image alone
         assert (record["mask"] != pixels).mean() < 0.01
@@ -43,8 +42,8 @@ def test_one_mask_an_image_is_object_mask_with_its_attention(scenes, encoder):
 
 
 def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder):
-    one = list(distill.distill_masks(scenes, encoder, **RUN))
-    found = list(distill.distill_masks(scenes, encoder, **RUN, max_masks=3))
+    one = list(proposals.distill_masks(scenes, encoder, **RUN))
+    found = list(proposals.distill_masks(scenes, encoder, **RUN, max_masks=3))
     assert [d["image_id"] for d in found] == sorted(d["image_id"] for d in found)
     for first in one:
         own = [d["mask"] for d in found if d["image_id"] == first["image_id"]]
@@ -54,12 +53,14 @@ def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder
 
 
 def test_an_image_may_have_no_mask_at_all(scenes, encoder):
-    assert not list(distill.distill_masks(scenes, encoder, **RUN, max_masks=3, min_contrast=100.0))
+    assert not list(
+        proposals.distill_masks(scenes, encoder, **RUN, max_masks=3, min_contrast=100.0)
+    )
 
 
 def test_the_mass_rule_is_refused_for_centred_keys(scenes, encoder):
     with pytest.raises(ValueError, match="mass"):
-        next(distill.distill_masks(scenes, encoder, **RUN | {"mass": 0.5}))
+        next(proposals.distill_masks(scenes, encoder, **RUN | {"mass": 0.5}))
 
 
 # ---------------------------------------------------------------- batches
@@ -95,16 +96,16 @@ def by_neighbours(dataset, encoder, *, batch_size, input_side, **rule):
     rule = dict(max_masks=1, min_contrast=None, max_seam=None) | rule
     for start in range(0, len(dataset), batch_size):
         batch = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        for own in distill._distill_batch(batch, encoder, input_side=input_side, **rule):
+        for own in proposals._distill_batch(batch, encoder, input_side=input_side, **rule):
             yield from own
 
 
 @pytest.mark.parametrize("several", [{}, {"max_masks": 3, "min_contrast": 0.08, "max_seam": 0.03}])
 def test_images_of_one_size_make_the_batches_they_always_made(several, scenes, encoder, request):
     expected = list(by_neighbours(scenes, encoder, **RUN, **several))
-    assert_same(list(distill.distill_masks(scenes, encoder, **RUN, **several)), expected)
+    assert_same(list(proposals.distill_masks(scenes, encoder, **RUN, **several)), expected)
     request.getfixturevalue("threaded")
-    assert_same(list(distill.distill_masks(scenes, encoder, **RUN, **several)), expected)
+    assert_same(list(proposals.distill_masks(scenes, encoder, **RUN, **several)), expected)
 
 
 SIZES = [
@@ -124,11 +125,11 @@ SIZES = [
 def test_images_of_mixed_sizes_come_in_order_with_the_masks_they_have_alone(
     window, scenes, encoder, monkeypatch
 ):
-    monkeypatch.setattr(distill, "WINDOW", window)
+    monkeypatch.setattr(proposals, "WINDOW", window)
     mixed = cut(scenes, SIZES)
-    found = list(distill.distill_masks(mixed, encoder, **RUN | {"input_side": 64}, max_masks=3))
+    found = list(proposals.distill_masks(mixed, encoder, **RUN | {"input_side": 64}, max_masks=3))
     alone = list(
-        distill.distill_masks(
+        proposals.distill_masks(
             mixed, encoder, **RUN | {"input_side": 64, "batch_size": 1}, max_masks=3
         )
     )
@@ -155,7 +156,7 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
     def batches(window):
         return [
             list(batch)
-            for batch in distill.batches_by_size(cut(scenes, sizes), batch_size=3, window=window)
+            for batch in proposals.batches_by_size(cut(scenes, sizes), batch_size=3, window=window)
         ]
 
     assert batches(1e9) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
@@ -176,11 +177,11 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
     if ahead:
         request.getfixturevalue("threaded")
     each = 48 * 40 * 3
-    monkeypatch.setattr(distill, "WINDOW", 10 * each)
+    monkeypatch.setattr(proposals, "WINDOW", 10 * each)
     pictures = cut(scenes, [(40, 40)] + [(48, 40)] * 60)
     most = 0
     for given, _ in enumerate(
-        distill.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
+        proposals.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
     ):
         most = max(most, pictures.asked - given)
     # the window, a batch, and one that is read ahead
@@ -194,19 +195,19 @@ def test_the_notebook_writes_its_masks_without_their_pixels(scenes, encoder, tmp
         raise AssertionError("a mask was decoded")
 
     cells = nbformat.read(NOTEBOOKS / "01_distill_masks.ipynb", as_version=4).cells
-    (whole,) = [cell.source for cell in cells if "store.write_masks" in cell.source]
+    (whole,) = [cell.source for cell in cells if "write_masks(" in cell.source]
     kept = dict(
-        distill=distill, store=store, track=track, encoder=encoder, stage=SimpleNamespace(folder=tmp_path),
+        proposals=proposals, write_masks=write_masks, read_masks=read_masks, by_image=by_image, track=track, encoder=encoder, stage=SimpleNamespace(folder=tmp_path),
         splits={"train": scenes, "dev": scenes}, paper={**RUN, "batch_size": 2}, several={},
     )  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr(rle, "decode_mask", refuse)
+        patch.setattr(mask_module, "decode_mask", refuse)
         exec(whole, kept)
-    found = kept["by_image"]["dev"]
+    found = kept["masks_by_image"]["dev"]
     assert [[record["image_id"] for record in of_image] for of_image in found] == [
         [name] for name in scenes.ids()
     ]
-    expected = distill.distill_masks(scenes, encoder, **RUN | {"batch_size": 2})
+    expected = proposals.distill_masks(scenes, encoder, **RUN | {"batch_size": 2})
     assert all(
         np.array_equal(of_image[0]["mask"], record["mask"])
         for of_image, record in zip(found, expected, strict=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mdlib.core import files as store
+from mdlib.core.weights import WeightsError, save_weights
 from mdlib.data import VOID, Sample, open_dataset
 from mdlib.method import crf
 from mdlib.method.segmenter import (
@@ -29,7 +29,7 @@ from mdlib.method.segmenter import (
     train_like,
 )
 from mdlib.models.encoder import ZOO_WEIGHTS
-from mdlib.training import loop as training
+from mdlib.training import loop
 
 SIDE = 64
 
@@ -338,11 +338,11 @@ def by_heart(zoo_root):
     # tokens' 0.005.
     images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1).float() / 255 for s in scenes])
     batch = SegmentationBatch(images, torch.from_numpy(np.stack(labels)).long(), scenes.ids())
-    history = training.fit(
+    history = loop.fit(
         {"segmenter": net},
-        training.make_optimizer(net, kind="adamw", weight_decay=0.0, body_scale=0.1),
+        loop.make_optimizer(net, kind="adamw", weight_decay=0.0, body_scale=0.1),
         lambda batch, step: (ohem_loss(net(batch.images), batch.labels, share=0.5), {}), lambda step: batch,
-        steps=80, lr_of=lambda step: training.learning_rate(step, steps=80, warmup=3, peak=2e-3),
+        steps=80, lr_of=lambda step: loop.learning_rate(step, steps=80, warmup=3, peak=2e-3),
         seed=0, settings={}, clip_norm=5.0, log_every=1, log=lambda line: None,
     )  # fmt: skip
     return net.eval(), scenes, labels, history
@@ -424,7 +424,7 @@ def test_train_like_is_stage_05_with_other_labels(zoom, tmp_path):
     assert all(
         torch.equal(found.state_dict()[key], value) for key, value in net.state_dict().items()
     )
-    with pytest.raises(training.TrainingError, match="other settings"):
+    with pytest.raises(loop.TrainingError, match="other settings"):
         train_like(given | recipe | {"ohem_share": 1.0}, scenes, labels, memory={}, **rest)
 
 
@@ -541,7 +541,7 @@ def test_a_stored_segmenter_predicts_the_same(by_heart, tmp_path):
     net, scenes, _, _ = by_heart
     # training laid it out channels last, and sums differ so
     net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
-    store.save_weights(tmp_path / "segmenter", net.state_dict(), header=architecture())
+    save_weights(tmp_path / "segmenter", net.state_dict(), header=architecture())
     loaded = load_segmenter(tmp_path / "segmenter", device="cpu")
     assert not loaded.training
     ours, theirs = (
@@ -571,17 +571,17 @@ def test_a_stored_segmenter_predicts_the_same(by_heart, tmp_path):
     ],
 )
 def test_a_file_that_is_no_such_segmenter_is_refused(model, tmp_path, header, message):
-    store.save_weights(tmp_path / "other", model.state_dict(), header=header)
-    with pytest.raises(store.WeightsError, match=message):
+    save_weights(tmp_path / "other", model.state_dict(), header=header)
+    with pytest.raises(WeightsError, match=message):
         load_segmenter(tmp_path / "other", device="cpu")
 
 
 def test_missing_and_truncated_segmenters_are_refused(model, tmp_path):
-    with pytest.raises(store.WeightsError, match="no weights at"):
+    with pytest.raises(WeightsError, match="no weights at"):
         load_segmenter(tmp_path / "segmenter", device="cpu")
-    store.save_weights(tmp_path / "segmenter", model.state_dict(), header=architecture())
+    save_weights(tmp_path / "segmenter", model.state_dict(), header=architecture())
     (tmp_path / "segmenter").write_bytes((tmp_path / "segmenter").read_bytes()[:-5])
-    with pytest.raises(store.WeightsError, match="not a whole"):
+    with pytest.raises(WeightsError, match="not a whole"):
         load_segmenter(tmp_path / "segmenter", device="cpu")
 
 

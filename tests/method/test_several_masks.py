@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mdlib.method import masks
-from mdlib.method import several_masks as objects
+from mdlib.method import masks, several_masks
 
 HEADS, DIM, GRID = 3, 8, (14, 18)
 PATCHES = GRID[0] * GRID[1]
@@ -50,7 +49,7 @@ def masks_of(query, keys, **changed):
         "min_contrast": 0.1,
         "max_seam": None,
     }
-    return objects.object_masks(query, keys, **settings | changed)
+    return several_masks.object_masks(query, keys, **settings | changed)
 
 
 def as_sets(found):
@@ -64,7 +63,7 @@ def test_one_mask_without_score_and_seams_is_object_mask():
     queries, keys = torch.randn(4, 2, HEADS, DIM), torch.randn(4, 2, HEADS, PATCHES, DIM) + 0.2
     shared = {"grid_hw": GRID, "top_k": 0.3, "cls_heads": 2}
     for mass, q, k in ((None, queries, keys), (0.5, queries.abs(), keys.abs())):
-        found, contrasts = objects.object_masks(
+        found, contrasts = several_masks.object_masks(
             q, k, **shared, mass=mass, max_masks=1, min_contrast=None, max_seam=None
         )
         assert found.shape == (4, 2, 1, *GRID) and contrasts.shape == (4, 2, 1)
@@ -171,8 +170,8 @@ def test_seed_part_keeps_the_seeds_side():
     both = LEFT | NECK | RIGHT
     for own in (LEFT | NECK, RIGHT):
         seed = own.flatten().int().argmax()
-        assert torch.equal(objects.seed_part(keys, both, seed, max_seam=0.03), own)
-        assert torch.equal(objects.seed_part(keys, both, seed, max_seam=0.0), both)
+        assert torch.equal(several_masks.seed_part(keys, both, seed, max_seam=0.03), own)
+        assert torch.equal(several_masks.seed_part(keys, both, seed, max_seam=0.0), both)
 
 
 # ---------------------------------------------------------------- the score
@@ -198,17 +197,19 @@ def test_contrast_equals_its_definition_and_is_blind_to_the_keys_origin():
         contrast_spec(q, k, i.nonzero()[:, 0], (a & ~i).nonzero()[:, 0])
         for q, k, i, a in zip(queries, keys, inside, among)
     ]
-    found = objects.contrast(queries, keys, inside, among)
+    found = several_masks.contrast(queries, keys, inside, among)
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-4, atol=1e-6)
-    shifted = objects.contrast(queries, keys + 5 * torch.randn(5, HEADS, 1, DIM), inside, among)
+    shifted = several_masks.contrast(
+        queries, keys + 5 * torch.randn(5, HEADS, 1, DIM), inside, among
+    )
     torch.testing.assert_close(shifted, found, rtol=1e-3, atol=1e-5)
 
 
 def test_contrast_is_negative_where_cls_looks_away():
     query, keys = scene(LEFT)
     everything, inside = torch.ones(1, PATCHES, dtype=torch.bool), LEFT.flatten()[None]
-    assert objects.contrast(query[None], keys[None], inside, everything) > 0.5
-    assert objects.contrast(-query[None], keys[None], inside, everything) < -0.5
+    assert several_masks.contrast(query[None], keys[None], inside, everything) > 0.5
+    assert several_masks.contrast(-query[None], keys[None], inside, everything) < -0.5
 
 
 def test_contrast_of_a_side_without_two_patches_or_of_equal_keys_is_zero():
@@ -216,9 +217,9 @@ def test_contrast_of_a_side_without_two_patches_or_of_equal_keys_is_zero():
     everything = torch.ones(1, PATCHES, dtype=torch.bool)
     one = torch.zeros(1, PATCHES, dtype=torch.bool).index_fill_(1, torch.tensor([40]), True)
     for inside in (everything, ~everything, one, ~one):
-        assert objects.contrast(query[None], keys[None], inside, everything).item() == 0
+        assert several_masks.contrast(query[None], keys[None], inside, everything).item() == 0
     assert (
-        objects.contrast(
+        several_masks.contrast(
             query[None], torch.ones_like(keys)[None], LEFT.flatten()[None], everything
         ).item()
         == 0

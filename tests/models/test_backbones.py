@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.models import _api, resnet50
 
-from mdlib.core import files as store
+from mdlib.core.weights import WeightsError, read_weights, save_weights
 from mdlib.method.detector import build_detector
 from mdlib.method.segmenter import build_segmenter
 from mdlib.models import backbones
@@ -216,7 +216,7 @@ def test_the_coarse_level_is_the_mean_of_four_cells_and_of_fewer_at_the_border()
 
 def test_zoo_weights_are_really_loaded():
     body = build("pyramid", "vit", weights=ZOO_WEIGHTS).body
-    state, _ = store.read_weights(ZOO_WEIGHTS)
+    state, _ = read_weights(ZOO_WEIGHTS)
     assert all(torch.equal(value, state[key]) for key, value in body.vit.state_dict().items())
 
 
@@ -265,7 +265,7 @@ def test_self_supervised_weights_of_a_resnet_are_really_loaded_and_nothing_is_fe
 ):
     path = tmp_path / "weights"
     if maker == "safetensors":
-        store.save_weights(path, resnet_state, header={})
+        save_weights(path, resnet_state, header={})
     else:
         torch.save(resnet_state if maker == "dino" else mocov2(resnet_state), path)
     assert_loaded(kind, path, resnet_state)
@@ -318,14 +318,14 @@ def test_a_wrong_number_of_trainable_blocks_is_refused(kind, name, wrong):
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     path = tmp_path / "deeper.safetensors"
-    store.save_weights(
+    save_weights(
         path,
         build_zoo_vit().state_dict(),
         header={"architecture": {**ZOO_ARCHITECTURE, "depth": 12}},
     )
-    with pytest.raises(store.WeightsError, match="12"):
+    with pytest.raises(WeightsError, match="12"):
         build("map", "vit", weights=path)
-    with pytest.raises(store.WeightsError, match="does not fit"):
+    with pytest.raises(WeightsError, match="does not fit"):
         build("map", "resnet50", weights=path)
 
 
@@ -335,8 +335,8 @@ def test_a_supervised_resnet_is_refused_for_its_head(tmp_path, form):
     if form == "torch":
         torch.save(state, tmp_path / "supervised")
     else:
-        store.save_weights(tmp_path / "supervised", state, header={})
-    with pytest.raises(store.WeightsError, match=r"left over \['fc"):
+        save_weights(tmp_path / "supervised", state, header={})
+    with pytest.raises(WeightsError, match=r"left over \['fc"):
         build("map", "resnet50", weights=tmp_path / "supervised")
 
 
@@ -345,14 +345,12 @@ def test_a_checkpoint_without_all_weights_is_refused(tmp_path, resnet_state):
         {key: value for key, value in resnet_state.items() if key != "bn1.running_mean"}
     )
     torch.save(checkpoint, tmp_path / "weights")
-    with pytest.raises(
-        store.WeightsError, match=r"missing \['bn1\.running_mean'\], left over \[\]"
-    ):
+    with pytest.raises(WeightsError, match=r"missing \['bn1\.running_mean'\], left over \[\]"):
         build("map", "resnet50", weights=tmp_path / "weights")
 
 
 def test_a_name_that_is_not_known_is_taken_for_a_file():
-    with pytest.raises(store.WeightsError, match="no weights at mocov9_resnet50"):
+    with pytest.raises(WeightsError, match="no weights at mocov9_resnet50"):
         build("map", "resnet50", weights="mocov9_resnet50")
 
 
@@ -382,7 +380,7 @@ def written(kind, folder):
 @pytest.mark.parametrize("file", ["missing", "empty", "truncated", "pickle"])
 def test_files_that_are_no_weights_are_refused_and_never_run(tmp_path, kind, name, file):
     path = written(file, tmp_path)
-    with pytest.raises(store.WeightsError, match=path.name):
+    with pytest.raises(WeightsError, match=path.name):
         build(kind, name, weights=path)
     assert not (tmp_path / "the code ran").exists()
 

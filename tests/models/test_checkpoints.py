@@ -14,7 +14,7 @@ import pooch
 import pytest
 import torch
 
-from mdlib.core import files as store
+from mdlib.core.weights import WeightsError, save_weights
 from mdlib.models.checkpoints import fetch_checkpoint, read_checkpoint
 
 BODY = {"conv.weight": torch.arange(6.0).view(2, 3), "norm.bias": torch.ones(2)}
@@ -64,7 +64,7 @@ def test_a_state_dict_is_found_bare_or_inside_a_training_checkpoint(tmp_path, zi
 
 
 def test_safetensors_are_read_under_any_name(tmp_path):
-    store.save_weights(tmp_path / "w.pth", BODY, header={})
+    save_weights(tmp_path / "w.pth", BODY, header={})
     assert same(read_checkpoint(tmp_path / "w.pth"))
 
 
@@ -101,9 +101,7 @@ def test_a_file_that_would_run_code_is_refused_says_so_and_does_not_run(tmp_path
     path.write_bytes(
         saved({**BODY, "x": Malicious(trace)} if inside else Malicious(trace), zipped=zipped)
     )
-    with pytest.raises(
-        store.WeightsError, match=r"w\.pth would run code on reading \(\w+\.mkdir\)"
-    ):
+    with pytest.raises(WeightsError, match=r"w\.pth would run code on reading \(\w+\.mkdir\)"):
         read_checkpoint(path)
     assert not trace.exists()
     torch.load(path, weights_only=False)
@@ -113,7 +111,7 @@ def test_a_file_that_would_run_code_is_refused_says_so_and_does_not_run(tmp_path
 def test_a_checkpoint_with_a_scripts_arguments_is_refused_by_their_class(tmp_path):
     """As DINO's full checkpoints: only the publisher's file of the backbone alone can be read."""
     (tmp_path / "w.pth").write_bytes(saved({"teacher": BODY, "args": argparse.Namespace(lr=1)}))
-    with pytest.raises(store.WeightsError, match="argparse.Namespace"):
+    with pytest.raises(WeightsError, match="argparse.Namespace"):
         read_checkpoint(tmp_path / "w.pth")
 
 
@@ -122,7 +120,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, zipped):
     whole = saved(BODY, zipped=zipped)
     for cut in [0, 1, 2, 3, 10, 60, 200, len(whole) // 2, len(whole) - 10, len(whole) - 1]:
         (tmp_path / "w.pth").write_bytes(whole[:cut])
-        with pytest.raises(store.WeightsError, match=r"w\.pth is not a whole"):
+        with pytest.raises(WeightsError, match=r"w\.pth is not a whole"):
             read_checkpoint(tmp_path / "w.pth")
 
 
@@ -131,7 +129,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, zipped):
 )
 def test_files_of_another_kind_are_refused(tmp_path, page):
     (tmp_path / "w.pth").write_bytes(page * 100)
-    with pytest.raises(store.WeightsError, match=r"w\.pth is not a whole"):
+    with pytest.raises(WeightsError, match=r"w\.pth is not a whole"):
         read_checkpoint(tmp_path / "w.pth")
 
 
@@ -146,13 +144,13 @@ def test_files_of_another_kind_are_refused(tmp_path, page):
 )
 def test_anything_but_tensors_by_name_is_refused(tmp_path, content, told):
     (tmp_path / "w.pth").write_bytes(saved(content))
-    with pytest.raises(store.WeightsError, match=told):
+    with pytest.raises(WeightsError, match=told):
         read_checkpoint(tmp_path / "w.pth")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
     for path in (tmp_path / "absent.pth", tmp_path):
-        with pytest.raises(store.WeightsError, match="no weights at"):
+        with pytest.raises(WeightsError, match="no weights at"):
             read_checkpoint(path)
 
 
@@ -218,7 +216,7 @@ def test_a_bad_download_is_refused_leaves_nothing_and_says_how_to_do_without(
 ):
     with (
         serving(body, **options) as (url, _),
-        pytest.raises(store.WeightsError, match=told) as caught,
+        pytest.raises(WeightsError, match=told) as caught,
     ):
         fetch_checkpoint(url)
     assert url in str(caught.value) and "give the file's path as `weights`" in str(caught.value)
@@ -226,12 +224,12 @@ def test_a_bad_download_is_refused_leaves_nothing_and_says_how_to_do_without(
 
 
 def test_another_file_than_the_publishers_is_refused_even_from_the_cache(cache):
-    with serving(saved(BODY)) as (url, _), pytest.raises(store.WeightsError, match="another file"):
+    with serving(saved(BODY)) as (url, _), pytest.raises(WeightsError, match="another file"):
         fetch_checkpoint(url, md5="a04e12f8")
     with serving(saved(BODY)) as (url, asked):
         path = fetch_checkpoint(url)
         path.write_bytes(path.read_bytes()[:-1] + b"!")
-        with pytest.raises(store.WeightsError, match="another file"):
+        with pytest.raises(WeightsError, match="another file"):
             fetch_checkpoint(url, md5=hashlib.md5(saved(BODY)).hexdigest())
         assert not path.exists() and len(asked) == 1
 
@@ -239,5 +237,5 @@ def test_another_file_than_the_publishers_is_refused_even_from_the_cache(cache):
 def test_without_a_network_the_message_says_how_to_do_without(cache):
     with serving(b"") as (url, _):
         pass  # nobody listens there any more
-    with pytest.raises(store.WeightsError, match="cannot be fetched.*by other means"):
+    with pytest.raises(WeightsError, match="cannot be fetched.*by other means"):
         fetch_checkpoint(url)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from mdlib.core import files as store
+from mdlib.core.weights import WeightsError, save_weights
 from mdlib.models.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -158,9 +158,7 @@ def test_folding_refuses_a_mean_of_another_shape(random_encoder):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "encoder.safetensors"
-    store.save_weights(
-        path, build_zoo_vit().state_dict(), header={"architecture": ZOO_ARCHITECTURE}
-    )
+    save_weights(path, build_zoo_vit().state_dict(), header={"architecture": ZOO_ARCHITECTURE})
     return path
 
 
@@ -180,7 +178,7 @@ def test_the_embedded_weights_load_and_are_not_random(pictures):
 
 
 def test_missing_weights_are_refused(tmp_path):
-    with pytest.raises(store.WeightsError, match="no weights at"):
+    with pytest.raises(WeightsError, match="no weights at"):
         load_encoder("zoo", weights=tmp_path / "absent.safetensors", device="cpu")
 
 
@@ -188,18 +186,18 @@ def test_missing_weights_are_refused(tmp_path):
 def test_truncated_weights_are_refused(weights, tmp_path, cut):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(weights.read_bytes()[:cut])
-    with pytest.raises(store.WeightsError, match="not a whole"):
+    with pytest.raises(WeightsError, match="not a whole"):
         load_encoder("zoo", weights=broken, device="cpu")
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     other = tmp_path / "other.safetensors"
-    store.save_weights(
+    save_weights(
         other,
         build_zoo_vit().state_dict(),
         header={"architecture": ZOO_ARCHITECTURE | {"depth": 12}},
     )
-    with pytest.raises(store.WeightsError, match="expected"):
+    with pytest.raises(WeightsError, match="expected"):
         load_encoder("zoo", weights=other, device="cpu")
 
 
@@ -213,8 +211,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, fault):
     else:
         state["surplus"] = torch.ones(1)
     path = tmp_path / "unfit.safetensors"
-    store.save_weights(path, state, header={"architecture": ZOO_ARCHITECTURE})
-    with pytest.raises(store.WeightsError, match="does not fit"):
+    save_weights(path, state, header={"architecture": ZOO_ARCHITECTURE})
+    with pytest.raises(WeightsError, match="does not fit"):
         load_encoder("zoo", weights=path, device="cpu")
 
 

@@ -16,8 +16,8 @@ import timm
 import torch
 from timm.models import eva, vision_transformer
 
-from mdlib.core import files as store
-from mdlib.models import hub as encoder_hub
+from mdlib.core.weights import WeightsError, save_weights
+from mdlib.models import hub
 from mdlib.models.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -187,7 +187,7 @@ def test_the_table_of_names_is_true(built):
     """The docstring's rows against the models: width, heads, registers, timm's name; and the patch
     at the name's end.
     """
-    text = inspect.getdoc(encoder_hub)
+    text = inspect.getdoc(hub)
     for name in PUBLISHED:
         (row,) = re.findall(
             rf"^ *{name}  +(\d+)  +(\d+) +(CLS\S*(?: 4 registers)?) +.*?(\S+)$", text, re.MULTILINE
@@ -196,7 +196,7 @@ def test_the_table_of_names_is_true(built):
         width, heads, prefix, timms = row
         assert (int(width), int(heads)) == (encoder.width, encoder.heads)
         assert ("4 registers" in prefix) == (encoder.model.num_prefix_tokens == 5)
-        assert name == MOCOV3 or timms == encoder_hub.TIMM_NAMES[name]
+        assert name == MOCOV3 or timms == hub.TIMM_NAMES[name]
         assert encoder.patch == int(re.search(r"vit[sb](\d+)", name)[1])
 
 
@@ -251,7 +251,7 @@ def test_mocov3s_positions_are_sines_and_cosines_of_row_and_column(built):
 
 
 def test_the_seal_holds_where_the_hub_is_asked_and_the_message_says_how_to_do_without(sealed):
-    with pytest.raises(store.WeightsError) as caught:
+    with pytest.raises(WeightsError) as caught:
         load_encoder("dino_vits16", device="cpu")
     for told in (
         "local file",
@@ -264,7 +264,7 @@ def test_the_seal_holds_where_the_hub_is_asked_and_the_message_says_how_to_do_wi
 def test_mocov3_is_asked_of_its_authors(monkeypatch, sealed, tmp_path, shallow):
     state, asked = shallow(MOCOV3), []
     path = written(state, tmp_path)
-    monkeypatch.setattr(encoder_hub, "fetch_checkpoint", lambda url: asked.append(url) or path)
+    monkeypatch.setattr(hub, "fetch_checkpoint", lambda url: asked.append(url) or path)
     assert_same(loaded(MOCOV3), state)
     assert asked == ["https://dl.fbaipublicfiles.com/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar"]
 
@@ -283,11 +283,11 @@ def test_a_local_file_with_timms_names_is_loaded_and_nothing_is_fetched(
     if suffix == "pth":
         torch.save(state, path)
     else:
-        store.save_weights(path, state, header={"format": "pt"})
+        save_weights(path, state, header={"format": "pt"})
     assert_same(loaded(name, path), state)
 
 
-@pytest.mark.parametrize("name", encoder_hub.TIMM_NAMES)
+@pytest.mark.parametrize("name", hub.TIMM_NAMES)
 def test_without_a_file_timms_hub_is_asked_for_this_very_model(monkeypatch, shallow, name):
     state, asked = shallow(name), []
     monkeypatch.setattr(
@@ -295,7 +295,7 @@ def test_without_a_file_timms_hub_is_asked_for_this_very_model(monkeypatch, shal
         lambda hub_id, **_: asked.append(hub_id) or dict(state),
     )
     assert_same(loaded(name), state)
-    assert asked == [f"timm/{encoder_hub.TIMM_NAMES[name]}"]
+    assert asked == [f"timm/{hub.TIMM_NAMES[name]}"]
 
 
 # ---------------------------------------------------------------- weights: the authors' names
@@ -382,7 +382,7 @@ def test_a_file_of_six_heads_is_refused_for_twelve_and_the_other_way_round(shall
         (MOCOV3, "dino_vits16", "6 heads"),
         ("dino_vits16", MOCOV3, "12 heads"),
     ):
-        with pytest.raises(store.WeightsError, match=rf"weights\.pth is not of {name}.*{told}"):
+        with pytest.raises(WeightsError, match=rf"weights\.pth is not of {name}.*{told}"):
             loaded(name, written(states[other], tmp_path))
 
 
@@ -400,14 +400,14 @@ def test_a_file_of_six_heads_is_refused_for_twelve_and_the_other_way_round(shall
     ],
 )
 def test_a_file_of_another_encoder_is_refused_not_adapted(shallow, tmp_path, name, other):
-    with pytest.raises(store.WeightsError, match="does not fit"):
+    with pytest.raises(WeightsError, match="does not fit"):
         loaded(name, written(shallow(other), tmp_path))
 
 
 def test_a_file_of_another_depth_is_refused(shallow, tmp_path, monkeypatch):
     path = written(shallow("dino_vits16"), tmp_path)
     monkeypatch.undo()
-    with pytest.raises(store.WeightsError, match=r"missing \['blocks\.1\."):
+    with pytest.raises(WeightsError, match=r"missing \['blocks\.1\."):
         loaded("dino_vits16", path)
 
 
@@ -419,30 +419,30 @@ def test_a_supervised_vit_is_refused_for_its_head(shallow, tmp_path, prefix):
         "head.bias": torch.ones(1000),
     }
     path = written({prefix + key: value for key, value in state.items()}, tmp_path)
-    with pytest.raises(store.WeightsError, match=r"left over \['head"):
+    with pytest.raises(WeightsError, match=r"left over \['head"):
         loaded("dino_vits16", path)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_file_without_all_weights_is_refused(shallow, tmp_path, name):
     state = {key: value for key, value in shallow(name).items() if key != "cls_token"}
-    with pytest.raises(store.WeightsError, match=r"missing \['cls_token"):
+    with pytest.raises(WeightsError, match=r"missing \['cls_token"):
         loaded(name, written(state, tmp_path))
 
 
 def test_dinov3_with_a_query_bias_is_refused_since_timms_model_has_none(shallow, tmp_path):
     original = original_dinov3(shallow("dinov3_vits16"))
     original["blocks.0.attn.qkv.bias"][0] = 0.1
-    with pytest.raises(store.WeightsError, match=r"blocks\.0\.attn\.qkv\.bias is not zero"):
+    with pytest.raises(WeightsError, match=r"blocks\.0\.attn\.qkv\.bias is not zero"):
         loaded("dinov3_vits16", written(original, tmp_path))
 
 
 def test_missing_and_truncated_files_are_refused(shallow, tmp_path):
-    with pytest.raises(store.WeightsError, match="no weights at"):
+    with pytest.raises(WeightsError, match="no weights at"):
         loaded("dino_vits16", tmp_path / "absent.pth")
     path = written(shallow("dino_vits16"), tmp_path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(store.WeightsError, match=r"weights\.pth is not a whole checkpoint"):
+    with pytest.raises(WeightsError, match=r"weights\.pth is not a whole checkpoint"):
         loaded("dino_vits16", path)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mdlib.__main__ import main
-from mdlib.core import files as store
+from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import PRESETS, ROOT
 from mdlib.run import pipeline, presets, stage
 
@@ -104,7 +104,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
     def run_one(name, values, run_dir):
         ran[name] = values
         assert stage.SMOKE_SIZE in os.environ
-        store.write_json(stage.manifest_path(run_dir, name), {})
+        write_json(stage.manifest_path(run_dir, name), {})
         return pipeline.DONE, {
             "notebook": name,
             "status": "done",
@@ -114,7 +114,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
 
     monkeypatch.setattr(pipeline, "_run_one", run_one)
     own = stage.manifest_path(tmp_path, "01_distill_masks")
-    store.write_json(own, {"made by": "the user"})
+    write_json(own, {"made by": "the user"})
     assert main(["fill", str(tmp_path), "04_filter_masks"]) == pipeline.DONE
     assert list(ran) == [
         "00_prepare_data",
@@ -127,7 +127,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         {"run_dir": os.path.relpath(tmp_path, ROOT)},
     )
     assert ran == {name: smoke[name] | here for name in ran}
-    assert store.read_json(own) == {"made by": "the user"}
+    assert read_json(own) == {"made by": "the user"}
     assert (
         not (tmp_path / "artifacts" / "run.json").exists()
         and not (tmp_path / "index.html").exists()
@@ -138,7 +138,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
 def test_a_second_run_in_one_folder_is_refused(tmp_path, capsys):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        store.write_text(tmp_path / "artifacts" / "lock", str(sleeper.pid))
+        write_text(tmp_path / "artifacts" / "lock", str(sleeper.pid))
         assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == pipeline.WRONG
         assert str(sleeper.pid) in capsys.readouterr().err
     finally:
@@ -149,7 +149,7 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path, capsys):
 def test_a_dead_runs_lock_is_taken_over(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    store.write_text(tmp_path / "artifacts" / "lock", str(gone.pid))
+    write_text(tmp_path / "artifacts" / "lock", str(gone.pid))
     with pipeline._lock(tmp_path):
         assert (tmp_path / "artifacts" / "lock").read_text() == str(os.getpid())
 

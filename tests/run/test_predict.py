@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mdlib import __main__ as command
-from mdlib.core import files as store
-from mdlib.core import mask as rle
+from mdlib import __main__
+from mdlib.core.files import read_json, write_json
+from mdlib.core.label_map import read_label_map
+from mdlib.core.mask import decode_mask
+from mdlib.core.weights import save_weights
 from mdlib.method import detector, segmenter
 from mdlib.run import predict
 
@@ -24,8 +26,8 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     artifacts = folder / "artifacts"
     for name in ("02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab"):
-        store.write_json(artifacts / name / "manifest.json", {"stage": name})
-    store.write_json(
+        write_json(artifacts / name / "manifest.json", {"stage": name})
+    write_json(
         artifacts / "02_cluster_masks" / "clusters.json", {"names": NAMES, "class_names": CLASSES}
     )
     found = detector.build_detector(
@@ -39,14 +41,14 @@ def run_dir(tmp_path_factory):
             "shorter_side": 64,
         }
     }
-    store.save_weights(
+    save_weights(
         artifacts / "03_train_mask_rcnn" / "detector.safetensors", found.state_dict(), header=header
     )
     drawn = segmenter.build_segmenter("vit", weights=None, trainable_blocks=0, outputs=4)
     header = {
         "architecture": {"network": "deeplab_v3", "backbone": "vit", "outputs": 4, "side": 64}
     }
-    store.save_weights(
+    save_weights(
         artifacts / "05_train_deeplab" / "segmenter.safetensors", drawn.state_dict(), header=header
     )
     return folder
@@ -67,11 +69,11 @@ def pictures(tmp_path, rng):
 
 def test_every_picture_gets_maps_an_overlay_and_its_instances(run_dir, pictures, tmp_path):
     out = tmp_path / "out"
-    assert command.main(["predict", str(pictures), "--run", str(run_dir), "--out", str(out)]) == 0
+    assert __main__.main(["predict", str(pictures), "--run", str(run_dir), "--out", str(out)]) == 0
     names = {"a", "more__a", "zoë"}
     for kind in ("clusters", "maps", "overlays"):
         assert {path.stem for path in (out / kind).iterdir()} == names
-    clusters, named = (store.read_label_map(out / kind / "a.png") for kind in ("clusters", "maps"))
+    clusters, named = (read_label_map(out / kind / "a.png") for kind in ("clusters", "maps"))
     assert clusters.shape == (40, 60) and clusters.max() <= 3
     # the cluster without a name is void
     np.testing.assert_array_equal(named, np.array([0, 2, 255, 1])[clusters])
@@ -80,7 +82,7 @@ def test_every_picture_gets_maps_an_overlay_and_its_instances(run_dir, pictures,
 
 def test_instances_are_coco(run_dir, pictures, tmp_path):
     predict.run([pictures], run_dir=run_dir, out=tmp_path / "out")
-    content = store.read_json(tmp_path / "out" / "instances.json")
+    content = read_json(tmp_path / "out" / "instances.json")
     assert [image["id"] for image in content["images"]] == [1, 2, 3]
     assert [c["name"] for c in content["categories"]] == [
         "dog (cluster 0)",
@@ -89,7 +91,7 @@ def test_instances_are_coco(run_dir, pictures, tmp_path):
     ]
     assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
     for annotation in content["annotations"]:
-        mask = rle.decode_mask(annotation["segmentation"])
+        mask = decode_mask(annotation["segmentation"])
         x, y, width, height = annotation["bbox"]
         assert mask.sum() == annotation["area"] == mask[y : y + height, x : x + width].sum()
         assert 1 <= annotation["category_id"] <= 3 and 0 <= annotation["score"] <= 1
@@ -98,24 +100,24 @@ def test_instances_are_coco(run_dir, pictures, tmp_path):
 def test_a_broken_picture_is_reported_and_the_rest_is_done(run_dir, pictures, tmp_path, capsys):
     (pictures / "broken.png").write_bytes((pictures / "a.png").read_bytes()[:200])
     assert (
-        command.main(
+        __main__.main(
             ["predict", str(pictures), "--run", str(run_dir), "--out", str(tmp_path / "out")]
         )
         == 2
     )
     assert "broken.png" in capsys.readouterr().out
-    assert len(store.read_json(tmp_path / "out" / "instances.json")["images"]) == 3
+    assert len(read_json(tmp_path / "out" / "instances.json")["images"]) == 3
 
 
 @pytest.mark.parametrize("given", ["nowhere", "empty"])
 def test_no_picture_is_an_error(run_dir, tmp_path, given, capsys):
     (tmp_path / "empty").mkdir()
-    assert command.main(["predict", str(tmp_path / given), "--run", str(run_dir)]) == 2
+    assert __main__.main(["predict", str(tmp_path / given), "--run", str(run_dir)]) == 2
     assert given in capsys.readouterr().err
 
 
 def test_a_run_without_a_segmenter_says_what_to_run(tmp_path, pictures, capsys):
-    assert command.main(["predict", str(pictures), "--run", str(tmp_path)]) == 2
+    assert __main__.main(["predict", str(pictures), "--run", str(tmp_path)]) == 2
     assert "02_cluster_masks has not run" in capsys.readouterr().err
 
 

@@ -12,14 +12,13 @@ import yaml
 from fixtures import make_voc2012
 
 from mdlib.__main__ import main
-from mdlib.core import files as store
+from mdlib.core.files import write_json, write_text
 from mdlib.core.paths import ROOT
 from mdlib.data import download
 from mdlib.models.backbones import PUBLISHED_WEIGHTS
 from mdlib.models.checkpoints import cached_checkpoint
 from mdlib.models.hub import MOCOV3_URL
-from mdlib.run import pipeline, presets
-from mdlib.run import preflight as needs
+from mdlib.run import pipeline, preflight, presets
 
 SELF_SUPERVISED = {"03_train_mask_rcnn": "dino_resnet50", "05_train_deeplab": "mocov2_resnet50"}
 
@@ -29,7 +28,7 @@ def caches(tmp_path, monkeypatch):
     """Empty caches of weights, and no benchmark results but a test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(needs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(preflight, "RESULTS", tmp_path / "results")
 
 
 @pytest.fixture
@@ -106,11 +105,11 @@ def test_weights_that_are_in_a_cache_or_a_file_are_not_missing(tmp_path):
         "05_train_deeplab": {"backbone": "vit", "weights": str(tmp_path / "own.safetensors")},
         "08_other": {"encoder_name": "zoo", "weights": "random"},
     }
-    found = needs.weights_to_fetch(parameters)
+    found = preflight.weights_to_fetch(parameters)
     assert len(found) == 3
     for name in ("dino_vits16", "mocov3_vits16", "dino_resnet50"):
         assert sum(name in line for line in found) == 1
-    (own,) = needs.missing_weights(parameters)
+    (own,) = preflight.missing_weights(parameters)
     assert "own.safetensors" in own
 
     hub = tmp_path / "hub" / "models--timm--vit_small_patch16_224.dino"
@@ -120,13 +119,13 @@ def test_weights_that_are_in_a_cache_or_a_file_are_not_missing(tmp_path):
     (hub / "refs" / "main").write_text("abc")
     for url in (MOCOV3_URL, PUBLISHED_WEIGHTS["dino_resnet50"][0]):
         assert str(tmp_path) in str(cached_checkpoint(url))
-        store.write_text(cached_checkpoint(url), "weights")
+        write_text(cached_checkpoint(url), "weights")
     (tmp_path / "own.safetensors").touch()
-    assert needs.missing_weights(parameters) == needs.weights_to_fetch(parameters) == []
+    assert preflight.missing_weights(parameters) == preflight.weights_to_fetch(parameters) == []
 
 
 def test_weights_that_the_run_fetches_do_not_stop_it(mini, monkeypatch, capsys):
-    monkeypatch.setattr(needs, "missing_data", lambda parameters: [])
+    monkeypatch.setattr(preflight, "missing_data", lambda parameters: [])
     assert main(["check", "mini"]) == pipeline.DONE
     said = capsys.readouterr().out
     assert (
@@ -160,12 +159,12 @@ PREPARED = {
 
 
 def test_every_split_that_a_notebook_opens_is_looked_at():
-    assert needs.datasets_of({"01_distill_masks": {}}) == []
-    assert needs.datasets_of({"00_prepare_data": PREPARED}) == [
+    assert preflight.datasets_of({"01_distill_masks": {}}) == []
+    assert preflight.datasets_of({"00_prepare_data": PREPARED}) == [
         ("zoo", "data/zoo", ["train", "dev"])
     ]
     voc = PREPARED | {"dataset": "voc2012", "data_root": "data", "support_dataset": "voc2007"}
-    found = needs.datasets_of(
+    found = preflight.datasets_of(
         {"00_prepare_data": voc, "09_evaluate_instances": {"split": "instances"}}
     )
     assert found == [
@@ -175,7 +174,7 @@ def test_every_split_that_a_notebook_opens_is_looked_at():
 
 
 def test_images_are_those_that_are_published_where_a_preset_takes_all():
-    assert needs.images_of(PREPARED) == {"train": 10, "dev": 4}
+    assert preflight.images_of(PREPARED) == {"train": 10, "dev": 4}
     voc = PREPARED | {
         "dataset": "voc2012",
         "train_split": "trainaug",
@@ -183,12 +182,17 @@ def test_images_are_those_that_are_published_where_a_preset_takes_all():
         "support_dataset": "voc2007",
     }
     everything = voc | dict.fromkeys(("train_images", "dev_images", "val_images"))
-    assert needs.images_of(everything) == {"train": 10582, "dev": 147, "val": 1449, "support": 5011}
+    assert preflight.images_of(everything) == {
+        "train": 10582,
+        "dev": 147,
+        "val": 1449,
+        "support": 5011,
+    }
 
 
 def test_disk_counts_the_logits_of_two_networks():
     def artifacts(side, val):
-        return needs.gigabytes(
+        return preflight.gigabytes(
             {
                 "00_prepare_data": PREPARED | {"val_split": "val", "val_images": val},
                 "02_cluster_masks": {"k": 20},
@@ -198,7 +202,7 @@ def test_disk_counts_the_logits_of_two_networks():
 
     per_image = 2 * 64 * 64 * 21 * 2 / 1e9  # two networks, cells of stride 8, outputs, bytes
     assert artifacts(512, 1100) - artifacts(512, 100) == pytest.approx(
-        1000 * (per_image + needs.IMAGE_GIGABYTES)
+        1000 * (per_image + preflight.IMAGE_GIGABYTES)
     )
 
 
@@ -213,8 +217,8 @@ def test_time_is_measured_projected_by_a_rehearsal_or_not_known(mini, tmp_path, 
         "memory_of": "GPU",
         "machine": "one H100",
     }
-    store.write_json(tmp_path / "results" / "rehearse_mini_cuda.json", rehearsed)
-    store.write_json(
+    write_json(tmp_path / "results" / "rehearse_mini_cuda.json", rehearsed)
+    write_json(
         tmp_path / "results" / "rehearse_other_cuda.json",
         rehearsed | {"preset": "other", "hours": 99},
     )

@@ -2,12 +2,13 @@
 
 import pytest
 
-from mdlib.core import files as store
-from mdlib.evaluate import bootstrap as evidence
+from mdlib.core.files import read_json, write_json, write_text
+from mdlib.evaluate import bootstrap
 from mdlib.run import report
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
 from mdlib.run.stage import Stage
+from mdlib.studies.claims import claim, write_claims
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def run(tmp_path):
     Stage("00_prepare_data", {"seed": 3, "dataset": "folder"}, tmp_path, "test", folder).finish(
         {"zz_new": 2.0, "mask_iou": 0.5}
     )
-    store.write_json(tmp_path / "artifacts" / "run.json", {"preset": "tiny"})
+    write_json(tmp_path / "artifacts" / "run.json", {"preset": "tiny"})
     return tmp_path, Preset(
         description="a test", notebooks=["00_prepare_data"], bands={"mask_iou": (0.6, 0.9)}
     )
@@ -27,7 +28,7 @@ def run(tmp_path):
 def test_metrics_stand_in_the_order_of_their_meanings_and_unknown_ones_last(run):
     folder, preset = run
     report.write(folder, preset)
-    rows = report.metric_rows(store.read_json(folder / "metrics.json"))
+    rows = report.metric_rows(read_json(folder / "metrics.json"))
     assert rows == [
         ("mask_iou", "0.500", "0.6 to 0.9", "OUTSIDE", MEANINGS["mask_iou"]),
         ("zz_new", "2.000", "", "", ""),
@@ -38,7 +39,7 @@ def test_the_page_leads_to_the_contact_sheet_where_there_is_one(run):
     folder, preset = run
     report.write(folder, preset)
     assert "contact_sheet" not in (folder / "index.html").read_text(encoding="utf-8")
-    store.write_text(folder / "export" / "contact_sheet.html", "clusters")
+    write_text(folder / "export" / "contact_sheet.html", "clusters")
     report.write(folder, preset)
     assert '<a href="export/contact_sheet.html">' in (folder / "index.html").read_text(
         encoding="utf-8"
@@ -50,10 +51,10 @@ def test_claims_stand_on_the_page_where_some_were_tested(run):
     report.write(folder, preset)
     pages = [folder / name for name in ("summary.md", "index.html")]
     assert not any("Claims" in page.read_text(encoding="utf-8") for page in pages)
-    effect = evidence.Effect(0.02, -0.01, 0.05)
-    evidence.write_claims(
+    effect = bootstrap.Effect(0.02, -0.01, 0.05)
+    write_claims(
         folder / "artifacts" / "00_prepare_data",
-        [evidence.claim("", "a < b", experiment="mIoU", effect=effect)],
+        [claim("", "a < b", experiment="mIoU", effect=effect)],
     )
     report.write(folder, preset)
     summary, index = (page.read_text(encoding="utf-8") for page in pages)
@@ -74,9 +75,9 @@ def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_an
     assert (
         "`mask_iou`" in results and claims == "\n<!-- claims:begin -->\n<!-- claims:end -->\ntail\n"
     )
-    evidence.write_claims(
+    write_claims(
         folder / "artifacts" / "00_prepare_data",
-        [evidence.claim("2", "two", experiment="x", effect=evidence.Effect(0.2, 0.1, 0.3))],
+        [claim("2", "two", experiment="x", effect=bootstrap.Effect(0.2, 0.1, 0.3))],
     )
     report.write(folder, preset)
     report.write_readme(folder)

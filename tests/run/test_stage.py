@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from mdlib.core import files as store
+from mdlib.core.files import StoreError, digest_file, write_json
 from mdlib.run import stage
 from mdlib.run.stage import Stage
 
@@ -42,7 +42,7 @@ def test_reading_a_stage_gives_its_folder_and_records_what_it_was(chain):
 def test_under_the_runner_a_stage_that_has_not_run_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MDLIB_BATCH", "1")
     third = opened(tmp_path, THIRD)
-    with pytest.raises(store.StoreError, match=f"{SECOND} has not run"):
+    with pytest.raises(StoreError, match=f"{SECOND} has not run"):
         third.read(SECOND)
     assert third.inputs == {} and not list(tmp_path.glob("artifacts/[!.]*"))
 
@@ -52,7 +52,7 @@ def test_a_stage_made_from_another_version_of_its_own_input_is_refused(chain):
     made(chain, FIRST, count=5)
     third = opened(chain, THIRD)
     with pytest.raises(
-        store.StoreError, match=f"{SECOND} was made from another {FIRST} .* run {SECOND} again"
+        StoreError, match=f"{SECOND} was made from another {FIRST} .* run {SECOND} again"
     ):
         third.read(SECOND)
     assert third.inputs == {}
@@ -68,7 +68,7 @@ def test_an_input_that_ran_again_unchanged_is_no_other_version(chain):
 
 def test_a_stage_whose_own_input_is_gone_is_refused(chain):
     (chain / "artifacts" / FIRST / "manifest.json").unlink()
-    with pytest.raises(store.StoreError, match=f"{FIRST} has not run"):
+    with pytest.raises(StoreError, match=f"{FIRST} has not run"):
         opened(chain, THIRD).read(SECOND)
 
 
@@ -150,7 +150,7 @@ def test_a_real_run_of_a_filled_stage_makes_what_came_from_it_stale_and_is_clean
     made(filled, THIRD, SECOND)
     made(filled, SECOND, FIRST, steps=100)
     fourth = opened(filled, "03_train_mask_rcnn")
-    with pytest.raises(store.StoreError, match=f"run {THIRD} again .*nothing overwrites it"):
+    with pytest.raises(StoreError, match=f"run {THIRD} again .*nothing overwrites it"):
         fourth.read(THIRD)
     made(filled, THIRD, SECOND)
     fourth.read(THIRD)
@@ -159,7 +159,7 @@ def test_a_real_run_of_a_filled_stage_makes_what_came_from_it_stale_and_is_clean
 
 def test_a_stage_filled_in_is_labelled_smoke_whatever_the_run_is_called(tmp_path, monkeypatch):
     assert stage.run_label(tmp_path, {}).startswith("lab preset")
-    store.write_json(tmp_path / "artifacts" / "run.json", {"preset": "demo"})
+    write_json(tmp_path / "artifacts" / "run.json", {"preset": "demo"})
     assert stage.run_label(tmp_path, {}).startswith("demo preset")
     monkeypatch.setenv(stage.SMOKE_SIZE, "1")
     assert stage.run_label(tmp_path, {}).startswith("smoke preset")
@@ -171,7 +171,7 @@ def test_a_stage_that_cannot_be_filled_in_is_a_clear_error_and_what_was_whole_st
     monkeypatch.delenv("MDLIB_BATCH", raising=False)
     first = made(tmp_path, FIRST)  # without the index that the second one reads
     with pytest.raises(
-        store.StoreError, match=f"{THIRD} has not run .* nor could it be run at smoke size"
+        StoreError, match=f"{THIRD} has not run .* nor could it be run at smoke size"
     ):
         opened(tmp_path, "03_train_mask_rcnn").read(THIRD)
     said = capsys.readouterr().out
@@ -222,12 +222,12 @@ def test_weights_in_a_file_are_recorded_by_their_content(tmp_path, monkeypatch):
     for value in ("own.pth", str(tmp_path / "own.pth")):  # from the repository, or absolute
         ours = opened(tmp_path, f"0{len(value)}")
         assert ours.weights(value) == tmp_path / "own.pth"
-        assert ours.files == {value: store.digest_file(tmp_path / "own.pth")}
+        assert ours.files == {value: digest_file(tmp_path / "own.pth")}
 
 
 def test_weights_that_are_not_there_are_an_error_that_says_what_is_expected(tmp_path):
     with pytest.raises(
-        store.StoreError,
+        StoreError,
         match="'dino_resnet5': no file .*; expected a file, random, dino_resnet50 or null",
     ):
         opened(tmp_path, FIRST).weights("dino_resnet5", known=("dino_resnet50",))

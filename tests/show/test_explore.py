@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from mdlib.data import open_dataset
-from mdlib.method import clusters, crf
-from mdlib.method import proposals as distill
-from mdlib.method import pseudo_labels as pseudo
+from mdlib.method import clusters, crf, proposals, pseudo_labels
 from mdlib.show import explore
 
 
@@ -30,7 +28,7 @@ def tokens(random_encoder, pictures):
 @pytest.mark.parametrize("center", ["none", "balanced"])
 def test_without_a_choice_the_patch_view_is_stage_one(tokens, center):
     view = explore.patch_view(tokens, patch=None, head=None, top_k=0.4, center=center)
-    expected, _ = distill.mask_tokens(
+    expected, _ = proposals.mask_tokens(
         tokens, top_k=0.4, cls_heads=tokens.keys.shape[1], mass=None, center=center
     )
     np.testing.assert_array_equal(view["mask"], expected[0].numpy())
@@ -94,7 +92,9 @@ def test_the_threshold_view_is_the_librarys_map_and_score(predictions):
         found, [s.semantic for s in samples], names, threshold=0.5, classes=classes
     )
     for labels, one in zip(maps, found):
-        np.testing.assert_array_equal(labels, pseudo.label_map(*one, threshold=0.5, overlap="skip"))
+        np.testing.assert_array_equal(
+            labels, pseudo_labels.label_map(*one, threshold=0.5, overlap="skip")
+        )
     assert miou == pytest.approx(1.0)  # only what is right is left
     _, everything = explore.threshold_view(
         found, [s.semantic for s in samples], names, threshold=0.0, classes=classes

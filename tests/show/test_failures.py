@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdlib.core import files as store
+from mdlib.core.label_map import write_label_map
 from mdlib.data import Instances, Sample
 from mdlib.run.artifacts import Outcome
-from mdlib.show import failures
-from mdlib.show import slides as overview
+from mdlib.show import failures, slides
 
 # the clusters 0, 1 and 2: cat, dog, without a name
 CLASSES, NAMES = ["background", "cat", "dog"], np.array([0, 1, 2, -1])
@@ -61,7 +60,7 @@ def run_of(folder, *pictures: dict) -> Outcome:
         right = {label - 1: mask for mask, label in true}
         logits.append(np.stack([painted(given.get("final", right)) == c for c in range(4)]) * 9.0)
         if "refined" in given:
-            store.write_label_map(folder / "val" / f"p{i}.png", painted(given["refined"]))
+            write_label_map(folder / "val" / f"p{i}.png", painted(given["refined"]))
     right = [[record(mask, label - 1) for mask, label in given["true"]] for given in pictures]
     return Outcome(
         folder={"06": folder}, settings={"04": {"threshold": 0.5, "overlap": "skip"}}, classes=CLASSES, names=NAMES, val=samples,
@@ -222,7 +221,7 @@ def test_every_failure_stands_in_the_figure_with_stage_and_cause(found):
         assert failure.heading in written and failure.words in written.replace("\n", " ")
         assert failure.heading[:2].isdigit()
     assert len(figure.axes) == 3 * len(found)
-    overview.plt.close(figure)
+    slides.plt.close(figure)
 
 
 def test_it_is_told_apart_without_colour(found):
@@ -233,20 +232,20 @@ def test_it_is_told_apart_without_colour(found):
     for ax in figure.axes[1::3]:  # what the stage says has a border, black beside white
         shades = {tuple(c) for lines in ax.collections for c in lines.get_edgecolor()}
         assert {(0, 0, 0, 1), (1, 1, 1, 1)} <= shades
-    overview.plt.close(figure)
+    slides.plt.close(figure)
 
 
 def test_what_was_not_found_is_said(found):
     some = found | {"sure and wrong": None}
     figure = failures.failures_figure(some)
     assert [text.get_text() for text in figure.texts] == ["Not found in this run: sure and wrong."]
-    overview.plt.close(figure)
+    slides.plt.close(figure)
     assert "Not found: sure and wrong." in failures.describe(some)
 
 
 def test_both_files_have_print_size_and_words(found, tmp_path):
     alt = failures.describe(found)
-    png, svg = overview.save(
+    png, svg = slides.save(
         failures.failures_figure(found), tmp_path / "failures", alt=alt, label="a label"
     )
     with Image.open(png) as image:

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mdlib.core import files as store
+from mdlib.core.files import StoreError
+from mdlib.core.label_map import read_label_map, write_label_map
 from mdlib.data import Sample
-from mdlib.method import pseudo_labels as pseudo
+from mdlib.method import pseudo_labels
 from mdlib.show import gallery
 
 # ---------------------------------------------------------------- names
@@ -46,12 +47,12 @@ def test_names_come_from_yaml_and_json(tmp_path, text):
 )
 def test_names_that_do_not_fit_are_refused(tmp_path, text, why):
     (tmp_path / "names.yaml").write_text(text)
-    with pytest.raises(store.StoreError, match=rf"names\.yaml.*{why}"):
+    with pytest.raises(StoreError, match=rf"names\.yaml.*{why}"):
         gallery.read_names(tmp_path / "names.yaml", k=4)
 
 
 def test_a_missing_file_of_names_is_named(tmp_path):
-    with pytest.raises(store.StoreError, match=r"absent\.yaml is missing"):
+    with pytest.raises(StoreError, match=r"absent\.yaml is missing"):
         gallery.read_names(tmp_path / "absent.yaml", k=4)
 
 
@@ -272,7 +273,7 @@ def export(folder, pictures, records, assigned=(2, 0, 2), *, k=3, names=None):
     gallery.export(
         folder, pictures, records, np.array(assigned), names=names or {}, k=k,
         files={"a": "a.jpg", "b__é": "b/é.png", "c": "c.jpg"},
-        draw=lambda sample, found: pseudo.clustered_map(found, image_hw=sample.image.shape[:2]),
+        draw=lambda sample, found: pseudo_labels.clustered_map(found, image_hw=sample.image.shape[:2]),
     )  # fmt: skip
 
 
@@ -307,9 +308,7 @@ def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(
     tmp_path, pictures, records
 ):
     export(tmp_path, pictures, records, names={0: "katt", 2: "katt"})
-    first, second = (
-        store.read_label_map(tmp_path / "maps" / f"{name}.png") for name in ("a", "b__é")
-    )
+    first, second = (read_label_map(tmp_path / "maps" / f"{name}.png") for name in ("a", "b__é"))
     assert (
         (first[:8, 4:12] == 3).all()
         and (first[10:18, 4:12] == 1).all()
@@ -321,7 +320,7 @@ def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(
 
 
 def test_maps_of_other_pictures_do_not_stay(tmp_path, pictures, records):
-    store.write_label_map(tmp_path / "maps" / "old.png", np.zeros((3, 3), np.uint8))
+    write_label_map(tmp_path / "maps" / "old.png", np.zeros((3, 3), np.uint8))
     (tmp_path / "mine.txt").write_text("kept")
     export(tmp_path, pictures, records)
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
@@ -335,4 +334,4 @@ def test_more_clusters_than_a_palette_holds_are_refused(tmp_path, pictures, reco
     with pytest.raises(ValueError, match="holds 254 clusters, this run has 255"):
         export(tmp_path, pictures, records, k=255)
     export(tmp_path, pictures, records, (253, 0, 1), k=254)
-    assert store.read_label_map(tmp_path / "maps" / "a.png").max() == 254
+    assert read_label_map(tmp_path / "maps" / "a.png").max() == 254

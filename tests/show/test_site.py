@@ -19,7 +19,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from mdlib.core import files as store
+from mdlib.core.files import StoreError
 from mdlib.core.paths import NOTEBOOKS
 from mdlib.show import site
 
@@ -222,5 +222,5 @@ def test_links_lead_to_pages_or_become_text(pages):
 
 
 def test_a_run_without_notebooks_is_refused(tmp_path):
-    with pytest.raises(store.StoreError, match="no executed notebooks"):
+    with pytest.raises(StoreError, match="no executed notebooks"):
         site.build(tmp_path, tmp_path / "site")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdlib.core import files as store
+from mdlib.core.files import StoreError
 from mdlib.run.artifacts import read_outcome
-from mdlib.show import slides as overview
+from mdlib.show import slides
 
 CLASSES, LABEL = ["background", "cat", "dog"], "demo preset · zoo (composited)"
 FIGURES = {
-    "method": (overview.method_figure, overview.ALT, 8),
-    "life": (overview.life_figure, overview.LIFE_ALT, 9),
+    "method": (slides.method_figure, slides.ALT, 8),
+    "life": (slides.life_figure, slides.LIFE_ALT, 9),
 }
 each_figure = pytest.mark.parametrize("name", FIGURES)
 
@@ -21,9 +21,7 @@ each_figure = pytest.mark.parametrize("name", FIGURES)
 @pytest.fixture(scope="module")
 def panels() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    panels = {
-        key: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for key, _, _ in overview.STEPS
-    }
+    panels = {key: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for key, _, _ in slides.STEPS}
     labels = np.zeros((32, 32), np.uint8)
     labels[4:20, 2:18], labels[0, 0], labels[-1] = 1, 2, 255  # a cat, a speck of dog, void
     refined = labels.copy()
@@ -44,7 +42,7 @@ def panels() -> dict[str, np.ndarray]:
 def saved(panels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     return {
-        name: overview.save(draw(panels, CLASSES), folder / name, alt=alt, label=LABEL)
+        name: slides.save(draw(panels, CLASSES), folder / name, alt=alt, label=LABEL)
         for name, (draw, alt, _) in FIGURES.items()
     }
 
@@ -65,7 +63,7 @@ def test_the_png_has_print_size(saved, name):
 def test_the_life_is_a_strip_as_wide_as_a_slide(saved):
     with Image.open(saved["life"][0]) as image:
         assert image.width > 4 * image.height
-        assert image.width == pytest.approx(overview.SLIDE * overview.DPI, rel=0.05)
+        assert image.width == pytest.approx(slides.SLIDE * slides.DPI, rel=0.05)
 
 
 @each_figure
@@ -81,21 +79,21 @@ def test_every_step_is_written_out(panels, name):
     figure = draw(panels, CLASSES)
     said = [(ax.get_title(loc="left"), ax.get_xlabel()) for ax in figure.axes]
     assert [tuple(" ".join(words.split()) for words in pair) for pair in said] == [
-        (" ".join(heading.split()), text) for _, heading, text in overview.STEPS[:count]
+        (" ".join(heading.split()), text) for _, heading, text in slides.STEPS[:count]
     ]
     for ax in figure.axes:  # dark on white, large enough for a slide
         around = [
             words
-            for words in ax.findobj(overview.plt.Text)
+            for words in ax.findobj(slides.plt.Text)
             if words.get_text() and words not in ax.texts
         ]
         assert len(around) == 2  # the heading and what happens
         for words in around:
             assert (
-                np.mean(overview.plt.matplotlib.colors.to_rgb(words.get_color())) < 0.4
+                np.mean(slides.plt.matplotlib.colors.to_rgb(words.get_color())) < 0.4
                 and words.get_fontsize() >= 12
             )
-    overview.plt.close(figure)
+    slides.plt.close(figure)
 
 
 @each_figure
@@ -104,12 +102,12 @@ def test_classes_are_written_into_their_regions(panels, name):
     figure = draw(panels, CLASSES)
     written = {
         key: [text.get_text() for text in ax.texts if text.get_text()]
-        for (key, _, _), ax in zip(overview.STEPS, figure.axes)
+        for (key, _, _), ax in zip(slides.STEPS, figure.axes)
     }
     maps = {"filter", "segmenter", "crf", "truth"}
     # no word for a speck or void
-    assert written == {key: ["cat"] * (key in maps) for key, _, _ in overview.STEPS[:count]}
-    overview.plt.close(figure)
+    assert written == {key: ["cat"] * (key in maps) for key, _, _ in slides.STEPS[:count]}
+    slides.plt.close(figure)
 
 
 @each_figure
@@ -117,27 +115,27 @@ def test_objects_have_a_border_that_is_seen_in_grey(panels, name):
     figure = FIGURES[name][0](panels, CLASSES)
     drawn = {
         key: {tuple(c) for lines in ax.collections for c in lines.get_edgecolor()}
-        for (key, _, _), ax in zip(overview.STEPS, figure.axes)
+        for (key, _, _), ax in zip(slides.STEPS, figure.axes)
     }
     assert {(0, 0, 0, 1), (1, 1, 1, 1)} <= drawn["mask"]
     assert not drawn["detector"]  # it saw nothing
-    overview.plt.close(figure)
+    slides.plt.close(figure)
 
 
 def test_a_crf_that_was_left_out_is_not_praised(panels):
-    figure = overview.life_figure(panels | {"crf": panels["segmenter"]}, CLASSES)
+    figure = slides.life_figure(panels | {"crf": panels["segmenter"]}, CLASSES)
     assert " ".join(figure.axes[7].get_xlabel().split()) == "left out, or no change"
-    overview.plt.close(figure)
+    slides.plt.close(figure)
 
 
 def test_the_same_panels_give_the_same_files(panels, saved, tmp_path):
     for name, (draw, alt, _) in FIGURES.items():
         for first, second in zip(
-            saved[name], overview.save(draw(panels, CLASSES), tmp_path / name, alt=alt, label=LABEL)
+            saved[name], slides.save(draw(panels, CLASSES), tmp_path / name, alt=alt, label=LABEL)
         ):
             assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
-    with pytest.raises(store.StoreError, match="00_prepare_data has not run"):
+    with pytest.raises(StoreError, match="00_prepare_data has not run"):
         read_outcome(tmp_path)

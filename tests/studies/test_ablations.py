@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from mdlib.core.mask import mask_to_box
 from mdlib.data import open_dataset
-from mdlib.data.sample import mask_to_box
-from mdlib.evaluate import metrics
-from mdlib.method import clusters
-from mdlib.method import proposals as distill
-from mdlib.method import pseudo_labels as pseudo
+from mdlib.evaluate import coco_ap, metrics
+from mdlib.method import clusters, proposals, pseudo_labels
 from mdlib.studies import ablations
 
 RULE = {"top_k": 0.4, "cls_heads": 2, "mass": None}
@@ -47,7 +45,7 @@ def records(scenes):
 def test_the_arm_with_keys_is_stage_1(tokens, center):
     for seen in tokens:
         found, scores = ablations.affinity_mask(seen, affinity="keys", center=center, **RULE)
-        expected, expected_scores = distill.mask_tokens(seen, center=center, **RULE)
+        expected, expected_scores = proposals.mask_tokens(seen, center=center, **RULE)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(scores, expected_scores)
 
@@ -77,14 +75,14 @@ def test_other_features_give_other_masks_and_an_unknown_one_is_refused(tokens):
 def test_judged_masks_are_those_of_the_whole_stage(scenes, tokens, random_encoder):
     settings = {**RULE, "center": "mean"}
     judged = ablations.judge_masks(
-        lambda seen: distill.mask_tokens(seen, **settings),
+        lambda seen: proposals.mask_tokens(seen, **settings),
         tokens,
         scenes,
         input_side=64,
         patch=random_encoder.patch,
     )
     whole = list(
-        distill.distill_masks(scenes, random_encoder, input_side=64, batch_size=1, **settings)
+        proposals.distill_masks(scenes, random_encoder, input_side=64, batch_size=1, **settings)
     )
     expected = [
         metrics.best_overlap(d["mask"], scenes[i].instances.masks)[0] for i, d in enumerate(whole)
@@ -102,7 +100,7 @@ def test_a_rule_without_masks_is_judged_as_none(scenes, tokens, random_encoder):
     )  # fmt: skip
     assert all(len(scores) == len(overlaps) == 0 for scores, overlaps in nothing)
     assert ablations.first_ious(nothing).tolist() == [0, 0, 0]
-    assert metrics.mask_ap(nothing) == 0
+    assert coco_ap.mask_ap(nothing) == 0
 
 
 # ---------------------------------------------------------------- stage 2
@@ -197,7 +195,11 @@ def test_one_to_one_names_leave_surplus_clusters_without(rng):
 def test_as_many_are_kept_at_random_as_by_the_filter(rng):
     scores = np.array([0.2, 0.9, 0.4, 0.95, 0.5])
     drawn = [ablations.kept_at_random(scores, threshold=0.6, rng=rng) for _ in range(200)]
-    assert {len(each) for each in drawn} == {len(pseudo.confident(scores, threshold=0.6))} == {2}
+    assert (
+        {len(each) for each in drawn}
+        == {len(pseudo_labels.confident(scores, threshold=0.6))}
+        == {2}
+    )
     assert all((np.diff(scores[each]) <= 0).all() for each in drawn)
     counts = np.bincount(np.concatenate(drawn), minlength=5)
     assert counts.min() > 50 and counts.sum() == 400  # every mask as likely as another: 80 expected
@@ -212,10 +214,10 @@ def test_where_the_filter_keeps_all_random_dropping_drops_nothing(rng):
 
 def test_stacked_predictions_fit_a_label_map(scenes, records):
     found = [{**r, "cluster": 2, "score": 0.5} for r in records[:1]]
-    stacked = pseudo.stack_predictions(found, (128, 128))
+    stacked = pseudo_labels.stack_predictions(found, (128, 128))
     assert (
-        pseudo.label_map(*stacked, threshold=0.5, overlap="skip") == 3 * records[0]["mask"]
+        pseudo_labels.label_map(*stacked, threshold=0.5, overlap="skip") == 3 * records[0]["mask"]
     ).all()
-    assert not pseudo.label_map(
-        *pseudo.stack_predictions([], (128, 128)), threshold=0.5, overlap="skip"
+    assert not pseudo_labels.label_map(
+        *pseudo_labels.stack_predictions([], (128, 128)), threshold=0.5, overlap="skip"
     ).any()

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from scipy.linalg import eigh
 
-from mdlib.method import normalized_cut as cuts
+from mdlib.method import normalized_cut
 from mdlib.studies import priors
 
 HEADS, DIM, GRID = 2, 6, (7, 9)
@@ -262,7 +262,7 @@ def test_coinciding_eigenvalues_take_the_part_with_the_lower_index(prior):
 
 
 def test_patches_that_are_alike_to_none_are_not_cut():
-    assert cuts.second_eigenvector(torch.eye(PATCHES) + 1e-5).abs().max() == 0
+    assert normalized_cut.second_eigenvector(torch.eye(PATCHES) + 1e-5).abs().max() == 0
     assert priors.token_cut(torch.eye(PATCHES).expand(1, -1, -1), grid_hw=GRID, tau=0.2).all()
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mdlib.core import files as store
-from mdlib.training import launch as distributed
-from mdlib.training import loop as training
+from mdlib.core.files import write_json
+from mdlib.core.weights import save_weights
+from mdlib.training import launch, loop
 
 BATCH, STEPS = 8, 5
 
 
 def numbers(step, part=0, parts=1):
     return torch.randn(BATCH, 4, generator=torch.Generator().manual_seed(step))[
-        distributed.share(BATCH, part, parts)
+        launch.share(BATCH, part, parts)
     ]
 
 
@@ -28,7 +28,7 @@ def train(model, *, checkpoint=None, steps=STEPS, **changed):
     mean over images.
     """
     model.train()
-    return training.fit(
+    return loop.fit(
         {"model": model}, torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.1),
         lambda batch, step: ((loss := (model(batch) - 1).square().mean()), {"twice": 2 * loss.item()}), numbers,
         steps=steps, lr_of=lambda step: 0.03, seed=0, settings={}, checkpoint=checkpoint, log_every=1, clip_norm=1.0, **changed,
@@ -43,13 +43,9 @@ def train_with_a_break(model, *, checkpoint, folder):
     train(model, checkpoint=checkpoint, steps=2)
     history = train(model, checkpoint=checkpoint)
     whole = train(again)
-    if distributed.size() > 1:
-        store.write_json(
-            Path(folder) / f"{distributed.rank()}.json", {"broken": history, "whole": whole}
-        )
-        store.save_weights(
-            Path(folder) / f"{distributed.rank()}.safetensors", model.state_dict(), header={}
-        )
+    if launch.size() > 1:
+        write_json(Path(folder) / f"{launch.rank()}.json", {"broken": history, "whole": whole})
+        save_weights(Path(folder) / f"{launch.rank()}.safetensors", model.state_dict(), header={})
     return history
 
 
@@ -59,4 +55,4 @@ def network(*, dropout=0.0):
 
 
 def fail(model, *, checkpoint):
-    raise training.TrainingError(f"{checkpoint} belongs to a run with other settings")
+    raise loop.TrainingError(f"{checkpoint} belongs to a run with other settings")

@@ -12,11 +12,11 @@ import torch
 from in_processes import fail, network, numbers, train, train_with_a_break
 from test_detector import blobs, tiny_detector
 
-from mdlib.core import files as store
+from mdlib.core.files import read_json
 from mdlib.core.paths import ROOT
+from mdlib.core.weights import read_weights
 from mdlib.method import detector
-from mdlib.training import launch as distributed
-from mdlib.training import loop as training
+from mdlib.training import launch, loop
 
 
 def losses(history):
@@ -31,13 +31,13 @@ def seen(history):
 
 
 def test_parts_of_a_batch_are_equal_and_make_the_whole():
-    assert [list(range(12))[distributed.share(12, part, 3)] for part in range(3)] == [
+    assert [list(range(12))[launch.share(12, part, 3)] for part in range(3)] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [8, 9, 10, 11],
     ]
     with pytest.raises(ValueError, match="batch of 12 has no 5 equal parts.*accumulate"):
-        distributed.share(12, 0, 5)
+        launch.share(12, 0, 5)
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
@@ -58,7 +58,7 @@ def test_each_part_draws_its_own_randomness():
         return network_[3].weight.square().sum(), {}
 
     network_ = network()
-    training.fit(
+    loop.fit(
         {"model": network_}, torch.optim.SGD(network_.parameters()), loss_of, numbers,
         steps=3, lr_of=lambda step: 0.0, seed=0, settings={}, accumulate=4, log=lambda line: None,
     )  # fmt: skip
@@ -69,13 +69,13 @@ def test_two_processes_train_as_one_resume_and_hand_their_weights_over(tmp_path,
     model, alone = network(), network()
     expected = train(alone)
     capfd.readouterr()
-    history = distributed.launch(
+    history = launch.launch(
         train_with_a_break, model, processes=2, checkpoint=tmp_path / "run", folder=str(tmp_path)
     )
-    first, second = (store.read_json(tmp_path / f"{rank}.json") for rank in range(2))
+    first, second = (read_json(tmp_path / f"{rank}.json") for rank in range(2))
     assert seen(first["whole"]) == seen(first["broken"]) == losses(expected)
     assert seen(second["broken"]) == seen(first["broken"]) == seen(history)
-    weights = [store.read_weights(tmp_path / f"{rank}.safetensors")[0] for rank in range(2)]
+    weights = [read_weights(tmp_path / f"{rank}.safetensors")[0] for rank in range(2)]
     for name, value in model.state_dict().items():  # what the notebook goes on with
         torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-4, atol=1e-6)
         assert torch.equal(weights[0][name], weights[1][name]) and torch.equal(
@@ -87,21 +87,21 @@ def test_two_processes_train_as_one_resume_and_hand_their_weights_over(tmp_path,
 
 def test_a_process_that_fails_says_why(tmp_path):
     with pytest.raises(
-        distributed.ProcessError,
+        launch.ProcessError,
         match="of 2 failed.*checkpoint belongs|of 2 failed.*other settings",
     ):
         train(network(), checkpoint=tmp_path / "run", steps=1)
-        distributed.launch(fail, network(), processes=2, checkpoint=tmp_path / "run")
+        launch.launch(fail, network(), processes=2, checkpoint=tmp_path / "run")
 
 
 def test_several_processes_need_a_checkpoint():
     with pytest.raises(ValueError, match="checkpoint"):
-        distributed.launch(train, network(), processes=2)
+        launch.launch(train, network(), processes=2)
 
 
 def test_one_process_is_the_function_itself():
     a, b = network(dropout=0.5), network(dropout=0.5)
-    assert seen(distributed.launch(train, a, processes=1)) == seen(train(b))
+    assert seen(launch.launch(train, a, processes=1)) == seen(train(b))
 
 
 def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
@@ -120,9 +120,9 @@ def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
 def test_a_script_that_torchrun_starts_takes_part(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom mdlib.training import launch as distributed\nfrom in_processes import network, train_with_a_break\n"
+        "import sys\nfrom pathlib import Path\nfrom mdlib.training import launch\nfrom in_processes import network, train_with_a_break\n"
         "folder = Path(sys.argv[1])\n"
-        "distributed.launch(train_with_a_break, network(), processes=1, checkpoint=folder / 'run', folder=str(folder))\n"
+        "launch.launch(train_with_a_break, network(), processes=1, checkpoint=folder / 'run', folder=str(folder))\n"
     )
     command = [
         sys.executable,
@@ -140,4 +140,4 @@ def test_a_script_that_torchrun_starts_takes_part(tmp_path):
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert seen(store.read_json(tmp_path / "1.json")["whole"]) == losses(train(network()))
+    assert seen(read_json(tmp_path / "1.json")["whole"]) == losses(train(network()))

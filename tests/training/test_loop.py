@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mdlib.core import files as store
-from mdlib.core import prefetch as ahead
-from mdlib.training import loop as training
+from mdlib.core import prefetch
+from mdlib.core.weights import WeightsError, read_weights, save_weights
+from mdlib.training import loop
 
 STEPS = 6
 
@@ -37,7 +37,7 @@ class Run:
     def fit(self, steps=STEPS, **changed):
         settings = {
             "steps": steps,
-            "lr_of": lambda step: training.learning_rate(step, steps=STEPS, warmup=2, peak=0.1),
+            "lr_of": lambda step: loop.learning_rate(step, steps=STEPS, warmup=2, peak=0.1),
             "seed": 1,
             # a tuple becomes a list in JSON: must still be the same
             "settings": {"width": 8, "shape": (4, 8)},
@@ -45,7 +45,7 @@ class Run:
         }
         batch_of = changed.pop("batch_of", self.batch_of)
         loss_of = changed.pop("loss_of", self.loss_of)
-        return training.fit(
+        return loop.fit(
             {"model": self.model}, self.optimizer, loss_of, batch_of, **settings | changed
         )
 
@@ -63,7 +63,7 @@ def assert_bit_equal(a, b):
 
 def test_the_rate_at_the_ends_of_its_cosine_and_in_the_middle():
     def rate(step):
-        return training.learning_rate(step, steps=110, warmup=10, peak=2.0)
+        return loop.learning_rate(step, steps=110, warmup=10, peak=2.0)
 
     assert rate(0) == pytest.approx(0.2)  # one tenth of the way up: the first step learns
     assert rate(9) == rate(10) == 2.0
@@ -73,13 +73,12 @@ def test_the_rate_at_the_ends_of_its_cosine_and_in_the_middle():
 
 
 def test_without_a_warm_up_the_rate_starts_at_the_peak():
-    assert training.learning_rate(0, steps=10, warmup=0, peak=1.0) == 1.0
+    assert loop.learning_rate(0, steps=10, warmup=0, peak=1.0) == 1.0
 
 
 def test_the_rate_falls_to_a_tenth_at_each_drop_and_nowhere_else():
     rates = [
-        training.learning_rate(step, steps=12, warmup=2, peak=2.0, drops=[5, 9])
-        for step in range(12)
+        loop.learning_rate(step, steps=12, warmup=2, peak=2.0, drops=[5, 9]) for step in range(12)
     ]
     assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0, 0.2, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02])
 
@@ -100,7 +99,7 @@ class WithBody(nn.Module):
 def groups_of(model, **changed):
     """{names of the parameters: (share of the rate, decay)}, a group each."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = training.make_optimizer(
+    optimizer = loop.make_optimizer(
         model, **{"kind": "adamw", "weight_decay": 0.1, "body_scale": 0.3} | changed
     )
     return {
@@ -124,9 +123,9 @@ def test_sgd_decays_all_that_learns_as_the_reference_does():
         frozenset({"head.weight", "head.bias"}): (1.0, 0.1),
     }
     assert (
-        training.make_optimizer(
-            WithBody(), kind="sgd", weight_decay=0.1, body_scale=1.0
-        ).param_groups[0]["momentum"]
+        loop.make_optimizer(WithBody(), kind="sgd", weight_decay=0.1, body_scale=1.0).param_groups[
+            0
+        ]["momentum"]
         == 0.9
     )
 
@@ -144,8 +143,8 @@ def test_the_body_of_a_detectors_backbone_is_a_body_too_and_what_stands_beside_i
 def test_an_optimizer_takes_steps_of_its_rate_in_fit():
     model = WithBody()
     before = copy.deepcopy(model.state_dict())
-    training.fit(
-        {"model": model}, training.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.1),
+    loop.fit(
+        {"model": model}, loop.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.1),
         lambda x, step: (model.head(model.body(x)).square().sum(), {}), lambda step: torch.randn(5, 3),
         steps=1, lr_of=lambda step: 0.01, seed=0, settings={}, log=lambda line: None,
     )  # fmt: skip
@@ -161,7 +160,7 @@ def test_an_optimizer_takes_steps_of_its_rate_in_fit():
 
 def test_an_unknown_optimizer_names_the_known_ones():
     with pytest.raises(ValueError, match="adamw.*sgd.*adam"):
-        training.make_optimizer(WithBody(), kind="adam", weight_decay=0.0, body_scale=1.0)
+        loop.make_optimizer(WithBody(), kind="adam", weight_decay=0.0, body_scale=1.0)
 
 
 # ---------------------------------------------------------------- resume
@@ -217,20 +216,20 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 
 def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
     Run().fit(steps=3, checkpoint=tmp_path / "run")
-    with pytest.raises(training.TrainingError, match="other settings"):
+    with pytest.raises(loop.TrainingError, match="other settings"):
         Run().fit(checkpoint=tmp_path / "run", settings={"width": 16})
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     Run().fit(steps=3, checkpoint=tmp_path / "run")
     (tmp_path / "run").write_bytes((tmp_path / "run").read_bytes()[:-9])
-    with pytest.raises(store.WeightsError, match="not a whole"):
+    with pytest.raises(WeightsError, match="not a whole"):
         Run().fit(checkpoint=tmp_path / "run")
 
 
 def test_weights_that_are_no_checkpoint_are_refused(tmp_path):
-    store.save_weights(tmp_path / "run", Run().weights(), header={"architecture": "tiny"})
-    with pytest.raises(training.TrainingError):
+    save_weights(tmp_path / "run", Run().weights(), header={"architecture": "tiny"})
+    with pytest.raises(loop.TrainingError):
         Run().fit(checkpoint=tmp_path / "run")
 
 
@@ -243,7 +242,7 @@ def test_batches_made_ahead_change_nothing_and_neither_does_a_resume_among_them(
 
     whole, first, second = Run(), Run(), Run()
     expected = whole.fit(batch_of=batch_of, accumulate=accumulate, log_every=1)
-    monkeypatch.setitem(ahead.THREADS, "cpu", 3)
+    monkeypatch.setitem(prefetch.THREADS, "cpu", 3)
     first.fit(
         batch_of=batch_of, accumulate=accumulate, log_every=1, steps=3, checkpoint=tmp_path / "run"
     )
@@ -268,10 +267,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
             before.append(run.weights())
         return run.loss_of(batch, step)[0] * (math.nan if step == 4 else 1.0), {}
 
-    with pytest.raises(training.TrainingError, match="step 4"):
+    with pytest.raises(loop.TrainingError, match="step 4"):
         run.fit(loss_of=loss_of, checkpoint=tmp_path / "run", checkpoint_every=2)
     assert torch.equal(run.weights()["0.weight"], before[0]["0.weight"])  # no step was made with it
-    assert store.read_weights(tmp_path / "run")[1]["step"] == 4  # the last good checkpoint stays
+    assert read_weights(tmp_path / "run")[1]["step"] == 4  # the last good checkpoint stays
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
@@ -282,7 +281,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     def loss_of(batch, step):
         return (0 * run.model(batch)).sum().sqrt(), {}
 
-    with pytest.raises(training.TrainingError, match="step 0"):
+    with pytest.raises(loop.TrainingError, match="step 0"):
         run.fit(steps=1, loss_of=loss_of, checkpoint=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -294,7 +293,7 @@ def test_the_loss_goes_down():
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
     target = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
-    history = training.fit(
+    history = loop.fit(
         {"model": model},
         torch.optim.AdamW(model.parameters(), weight_decay=0.0),
         lambda x, step: (((model(x) - x @ target.T) ** 2).mean(), {}),
@@ -320,7 +319,7 @@ def test_the_rate_is_set_at_every_step_and_scaled_by_group():
 def test_clipping_bounds_the_step():
     model = nn.Linear(3, 1, bias=False)
     before = model.weight.detach().clone()
-    training.fit(
+    loop.fit(
         {"model": model}, torch.optim.SGD(model.parameters()), lambda x, step: (1e6 * model(x).sum(), {}),
         lambda step: torch.ones(2, 3), steps=1, lr_of=lambda step: 1.0, seed=0, settings={}, clip_norm=0.5,
         log=lambda line: None,

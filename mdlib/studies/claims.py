@@ -1,0 +1,77 @@
+"""The record of a claim that was tested: what was compared on what, the effect, the verdict."""
+
+from pathlib import Path
+
+from mdlib.core.files import read_json, write_json
+from mdlib.evaluate.bootstrap import Effect
+
+PAPER_CLAIMS = {  # what is to be tested, in the paper's order; the keys are the numbers of claims
+    "1": "masks of a self-supervised ViT are better than those of handcrafted priors",
+    "2": "a detector trained on clustered masks is a better teacher than the masks themselves",
+    "3": "keeping the confident masks alone makes a better segmenter",
+}
+
+
+HOLDS, FAILS, NOT_RUN = "holds", "does not hold", "not run"
+
+
+def claim(number: str, text: str, *, experiment: str, effect: Effect | None) -> dict:
+    """One record of claims.json.
+
+    It holds where the whole interval lies above zero; else it does not: an interval across zero has
+    not shown it. effect None: it was not run.
+
+    number: a key of PAPER_CLAIMS, or "" for a claim of ours. experiment: what was compared on what,
+    with the unit.
+    """
+    if number and number not in PAPER_CLAIMS:
+        raise ValueError(
+            f"claim number must be one of {list(PAPER_CLAIMS)} or empty, got {number!r}"
+        )
+    verdict = NOT_RUN if effect is None else HOLDS if effect.low > 0 else FAILS
+    value, interval = (None, None) if effect is None else (effect.value, [effect.low, effect.high])
+    return {
+        "number": number,
+        "claim": text,
+        "experiment": experiment,
+        "effect": value,
+        "interval": interval,
+        "verdict": verdict,
+    }
+
+
+def write_claims(folder: Path, records: list[dict]) -> None:
+    """claims.json of a stage, or of a run: records of `claim`."""
+    write_json(Path(folder) / "claims.json", records)
+
+
+def gather_claims(folders: list[Path]) -> list[dict]:
+    """The claims in these folders (one without claims.json adds none), and those of the paper that
+    nobody tested.
+    """
+    files = [Path(folder) / "claims.json" for folder in folders]
+    records = [record for file in files if file.is_file() for record in read_json(file)]
+    tested = {record["number"] for record in records}
+    records += [
+        claim(n, text, experiment="", effect=None)
+        for n, text in PAPER_CLAIMS.items()
+        if n not in tested
+    ]
+    return sorted(records, key=lambda record: (record["number"] == "", record["number"]))
+
+
+def claims_table(records: list[dict]) -> str:
+    """Records as a table in Markdown."""
+    rows = ["| claim | experiment | effect | 95 % interval | verdict |", "|---|---|---|---|---|"]
+    for record in records:
+        effect, interval = "", ""
+        if record["effect"] is not None:
+            effect, interval = (
+                f"{record['effect']:+.3f}",
+                "{:+.3f} to {:+.3f}".format(*record["interval"]),
+            )
+        text = f"{record['number']}. {record['claim']}" if record["number"] else record["claim"]
+        rows.append(
+            f"| {text} | {record['experiment']} | {effect} | {interval} | **{record['verdict']}** |"
+        )
+    return "\n".join(rows)
