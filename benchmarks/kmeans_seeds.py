@@ -63,7 +63,7 @@ def main() -> None:
                 record | {"cluster": cluster}
                 for record, cluster in zip(records[split], assigned[split], strict=True)
             ]
-            for i, found in enumerate(by_image(clustered, data[split].ids())):
+            for i, found in enumerate(by_image(clustered, data[split].ids)):
                 true = data[split][i].semantic
                 pred = pseudo_labels.clustered_map(found, image_hw=true.shape)
                 total[split] += metrics.confusion(

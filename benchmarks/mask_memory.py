@@ -93,7 +93,7 @@ def distill_all(kept: str, count: int) -> int:
         path = Path(folder) / "masks.json"
         records = [dict(record) for record in records] if kept == "dense" else records
         write_masks(path, records)
-        gathered = by_image(records if kept == "dense" else read_masks(path), data.ids())
+        gathered = by_image(records if kept == "dense" else read_masks(path), data.ids)
     assert len(gathered) == count and all(
         found[0]["mask"].any() for found in gathered[:: max(1, count // 100)]
     )

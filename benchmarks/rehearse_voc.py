@@ -159,7 +159,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     device, small = go.device, go.device == "cpu"
     support, data = counts.get("support", 0), VocShaped(folder, counts["train"])
     everything = sum(counts.values()) - support
-    seen = {image_id: data.objects[i % DISTINCT] for i, image_id in enumerate(data.ids())}
+    seen = {image_id: data.objects[i % DISTINCT] for i, image_id in enumerate(data.ids)}
     p1, p2, p3, p5 = (
         p[name]
         for name in (

@@ -7,6 +7,7 @@ twenty.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import contourpy
@@ -19,12 +20,43 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from mdlib.core.files import write_text
 from mdlib.core.label_map import write_label_map
 from mdlib.core.mask import encode_mask, mask_to_box
-from mdlib.data.sample import VOID
+from mdlib.data.dataset import Dataset
+from mdlib.data.sample import VOID, Instances
 from mdlib.data.voc import CLASSES
 from mdlib.data.zoo import ZooDataset
 
 # by category id, "N/A" where COCO has none
 COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+
+
+class Samples(Dataset):
+    """Samples in memory as a data set; `asked` counts what was decoded, (what, index) by times."""
+
+    name = "samples"
+
+    def __init__(self, samples, *, classes=("background", "thing")):
+        self.samples, self.classes, self.asked = list(samples), classes, Counter()
+        self.ids = tuple(sample.id for sample in self.samples)
+        kinds = {(s.semantic is not None, s.instances is not None) for s in self.samples}
+        boxes = any(s.instances is not None and s.instances.masks is None for s in self.samples)
+        full = {(True, True): "masks", (True, False): "maps", (False, True): "boxes"}
+        self.labels = "boxes" if boxes else full.get(min(kinds, default=()), "none")
+
+    def _give(self, what: str, i: int):
+        self.asked[what, i] += 1
+        return getattr(self.samples[i], what)
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self.samples[i].image.shape[:2]
+
+    def image(self, i: int) -> np.ndarray:
+        return self._give("image", i)
+
+    def semantic(self, i: int) -> np.ndarray:
+        return self._give("semantic", i)
+
+    def instances(self, i: int) -> Instances:
+        return self._give("instances", i)
 
 
 def scenes(zoo_root: Path, split: str, count: int, *, start: int = 0):

@@ -128,7 +128,7 @@ def test_an_image_that_cannot_be_read_is_left_out_of_the_run(voc):
         and index["splits"]["val"]["left_out"] == []
     )
     train = open_role(voc / "artifacts" / "00_prepare_data", "train")
-    assert len(train) == 20 + 4 - 1 and "2007_000003" not in train.ids()
+    assert len(train) == 20 + 4 - 1 and "2007_000003" not in train.ids
     assert (
         "24 of the 25 images of instances"
         in (voc / "notebooks" / "09_evaluate_instances.ipynb").read_text()
@@ -142,7 +142,7 @@ def test_label_maps_have_the_size_of_their_images(voc):
     )
     sizes = {sample.image.shape[:2] for sample in train}
     assert len(sizes) == 3 and all(h != w for h, w in sizes if (h, w) != (128, 128))
-    assert {path.stem for path in folder.glob("*.png")} == set(train.ids())
+    assert {path.stem for path in folder.glob("*.png")} == set(train.ids)
     assert all(
         read_label_map(folder / f"{sample.id}.png").shape == sample.image.shape[:2]
         for sample in train
@@ -154,7 +154,7 @@ def test_the_support_set_is_clustered_and_then_forgotten(voc):
         voc / "artifacts" / "00_prepare_data",
         voc / "artifacts" / "01_distill_masks",
     )
-    assert open_role(prepared, "support").ids() == [f"{i:06d}" for i in range(1, 5)]
+    assert open_role(prepared, "support").ids == [f"{i:06d}" for i in range(1, 5)]
     assert read_masks(masks_dir / "masks_support.json")
     fitted = read_json(voc / "artifacts" / "02_cluster_masks" / "clusters.json")
     assert len(fitted["clusters"]) == len(read_masks(masks_dir / "masks_train.json"))
@@ -216,7 +216,7 @@ def test_stages_that_need_labels_are_skipped_and_the_others_are_not(unlabelled):
 
 def test_a_run_without_labels_ends_with_clusters_and_maps(unlabelled):
     train = open_role(unlabelled / "artifacts" / "00_prepare_data", "train")
-    assert len(train) == 11 and "wood__ä__0" in train.ids()
+    assert len(train) == 11 and "wood__ä__0" in train.ids
     fitted = read_json(unlabelled / "artifacts" / "02_cluster_masks" / "clusters.json")
     assert fitted["class_names"] == ["background", *(f"cluster {j}" for j in range(5))] and fitted[
         "names"
@@ -229,7 +229,7 @@ def test_a_run_without_labels_ends_with_clusters_and_maps(unlabelled):
             path.stem
             for path in (unlabelled / "artifacts" / "06_refine_with_crf" / "train").glob("*.png")
         }
-        assert maps == set(train.ids())
+        assert maps == set(train.ids)
 
 
 def test_nothing_is_scored_without_labels_and_the_report_says_so(unlabelled):

@@ -1,123 +1,250 @@
-"""Instance masks as run lengths, COCO's RLE: about a hundredth of the memory of their pixels."""
+"""A binary mask of an image, run-length encoded, and the files that hold masks.
+
+`Mask` is what every stage passes on: about a hundredth of the memory of its pixels. Box and area
+come from the run lengths, without decoding. A file of masks is a COCO file that pycocotools opens;
+COCO dictionaries are built and read here and nowhere else.
+
+Source of the format: cocodataset.org, data format; run lengths by faster_coco_eval.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from faster_coco_eval import mask as rle
 
-from mdlib.core.files import atomic, read_json
+from mdlib.core.files import StoreError, atomic, read_json
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
+
+NO_CLUSTER = 0  # COCO's category of a mask without a cluster; that of cluster c is 1 + c
 
 
-def encode_mask(mask: np.ndarray) -> dict:
-    """(H, W) bool -> COCO RLE {"size": [H, W], "counts": str}."""
-    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
-    counts = encoded["counts"]
-    return {
-        "size": [int(s) for s in encoded["size"]],
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-    }
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """One mask of an image.
 
-
-def decode_mask(encoded: dict) -> np.ndarray:
-    """COCO RLE -> (H, W) bool."""
-    return rle.decode(_as_bytes(encoded)).astype(bool)
-
-
-def mask_area(encoded: dict) -> int:
-    """Pixels of a COCO RLE."""
-    return int(rle.area(_as_bytes(encoded)))
-
-
-def encoding_of(record: Mapping) -> dict:
-    """The COCO RLE of a record's "mask": that of a MaskRecord as it is, not decoded to be encoded
-    again.
-    """
-    return record.encoded if isinstance(record, MaskRecord) else encode_mask(record["mask"])
-
-
-def _as_bytes(encoded: dict) -> dict:
-    return {"size": encoded["size"], "counts": encoded["counts"].encode()}
-
-
-class MaskRecord(Mapping):
-    """A mask of an image: what is said of it, and "mask" (H, W) bool, which is decoded at each
-    look.
-
-    It is kept run-length encoded, about a hundredth of its pixels, so that the masks of a whole
-    data set fit into memory. `record | {...}` adds values and stays small; `{**record}` holds the
-    pixels.
+    Attributes:
+        image_id: id of the image in its data set.
+        rle: COCO's run lengths, {"size": [H, W], "counts": str}, columns first.
+        score: how sure its maker is, in [0, 1].
+        cluster: from 0; None before stage 2.
     """
 
-    def __init__(self, values: dict, encoded: dict):
-        self._values, self.encoded = values, encoded
+    image_id: str
+    rle: Mapping[str, object]
+    score: float = 1.0
+    cluster: int | None = None
 
-    def __getitem__(self, key: str):
-        return decode_mask(self.encoded) if key == "mask" else self._values[key]
+    @classmethod
+    def from_pixels(
+        cls, pixels: np.ndarray, *, image_id: str, score: float = 1.0, cluster: int | None = None
+    ) -> "Mask":
+        """Encode pixels (H, W) bool. Raises ValueError for another shape or dtype."""
+        return cls(image_id, encode_mask(pixels), score, cluster)
 
-    def __iter__(self):
-        return iter((*self._values, "mask"))
+    @classmethod
+    def from_coco(cls, annotation: Mapping, *, image_id: str, image_hw: tuple[int, int]) -> "Mask":
+        """The mask of a COCO annotation with polygons or run lengths.
+
+        Args:
+            annotation: needs "segmentation"; "score" (default 1) and "category_id" are read.
+            image_id: id of its image in the data set.
+            image_hw: (H, W) of its image.
+
+        Raises:
+            ValueError: for a polygon of fewer than three points, or run lengths of another size.
+        """
+        category = annotation.get("category_id", NO_CLUSTER)
+        encoded = _encoded_outline(annotation["segmentation"], image_hw)
+        cluster = None if category == NO_CLUSTER else category - 1
+        return cls(image_id, encoded, annotation.get("score", 1.0), cluster)
+
+    def pixels(self) -> np.ndarray:
+        """(H, W) bool, decoded at each call."""
+        return rle.decode(_as_bytes(self.rle)).astype(bool)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        height, width = self.rle["size"]
+        return height, width
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return int(rle.area(_as_bytes(self.rle)))
+
+    @property
+    def box(self) -> Box | None:
+        """The tight box, or None for an empty mask."""
+        x, y, width, height = (int(side) for side in rle.toBbox(_as_bytes(self.rle)))
+        return (x, y, x + width, y + height) if width and height else None
+
+    def to_coco(self, *, number: int, image_number: int) -> dict:
+        """A COCO annotation of a mask that is not empty; bbox is x, y, width, height in pixels.
+
+        Args:
+            number: id of the annotation, from 1.
+            image_number: id of the image in the same COCO file.
+        """
+        x0, y0, x1, y1 = self.box or (0, 0, 0, 0)
+        return {
+            "id": number,
+            "image_id": image_number,
+            "category_id": NO_CLUSTER if self.cluster is None else 1 + self.cluster,
+            "score": self.score,
+            "segmentation": self.rle,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": self.area,
+            "iscrowd": 0,
+        }
+
+
+class Masks(Sequence[Mask]):
+    """The masks of a data set, in the order of their file."""
+
+    def __init__(self, masks: Iterable[Mask] = ()):
+        self._masks = tuple(masks)
 
     def __len__(self) -> int:
-        return len(self._values) + 1
+        return len(self._masks)
 
-    def __or__(self, values: dict) -> "MaskRecord":
-        return MaskRecord(self._values | values, self.encoded)
+    @overload
+    def __getitem__(self, i: int) -> Mask: ...
+    @overload
+    def __getitem__(self, i: slice) -> "Masks": ...
+    def __getitem__(self, i: int | slice) -> "Mask | Masks":
+        return Masks(self._masks[i]) if isinstance(i, slice) else self._masks[i]
+
+    def by_image(self, ids: Sequence[str]) -> list[list[Mask]]:
+        """The masks of each image, [] where it has none, in the order of `ids`.
+
+        Raises ValueError for a mask of an image that is not among the ids.
+        """
+        found: dict[str, list[Mask]] = {image_id: [] for image_id in ids}
+        for mask in self._masks:
+            if mask.image_id not in found:
+                raise ValueError(f"a mask of {mask.image_id!r}, which the data set does not hold")
+            found[mask.image_id].append(mask)
+        return list(found.values())
+
+    def with_clusters(self, clusters: Sequence[int]) -> "Masks":
+        """The same masks, mask i in clusters[i]. Raises ValueError for another number of clusters."""
+        pairs = zip(self._masks, clusters, strict=True)
+        return Masks(replace(mask, cluster=int(cluster)) for mask, cluster in pairs)
 
 
-def write_masks(path: Path, records: Iterable[Mapping]) -> None:
-    """COCO-style JSON of predictions.
+def write_masks(
+    path: Path,
+    masks: Iterable[Mask],
+    *,
+    images: Mapping[str, tuple[int, int]],
+    categories: Sequence[str] = (),
+    more: Mapping[str, Mapping] | None = None,
+) -> Masks:
+    """Write a COCO file, each mask as it comes, whole or not at all; returns the masks.
 
-    A record: {"image_id", "mask" (H, W) bool, "score", and any JSON values}.
+    Args:
+        path: where to; a file that is there is replaced.
+        masks: any iterable: of a generator never more than one mask with its pixels is in memory.
+        images: (H, W) of each image by its id, also of those without a mask.
+        categories: a name for each cluster; () for masks without clusters.
+        more: further values of an image's entry by its id, such as its "file_name".
 
-    Each is written as it comes: give a generator, and there is never more than one mask in memory.
+    Raises:
+        ValueError: for a mask of an image that is not in `images`, or of another size.
     """
+    entries = {
+        image_id: {"id": n, "name": image_id, "file_name": image_id, "height": h, "width": w}
+        for n, (image_id, (h, w)) in enumerate(images.items(), 1)
+    }
+    for image_id, values in (more or {}).items():
+        entries[image_id] |= values
+    named = [{"id": NO_CLUSTER, "name": "object"}] if not categories else []
+    named += [{"id": 1 + c, "name": name} for c, name in enumerate(categories)]
+    head = {"info": {"description": "masks by MaskDistill"}, "categories": named}
+    head["images"] = list(entries.values())
+    written = []
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write('{"annotations": [')
-        for number, record in enumerate(records):
-            encoded = encoding_of(record)
-            annotation = {key: record[key] for key in record if key != "mask"} | {
-                "segmentation": encoded,
-                "area": mask_area(encoded),
-            }
-            file.write(
-                (",\n" if number else "\n")
-                + json.dumps(annotation, sort_keys=True, allow_nan=False)
-            )
+        file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "annotations": [')
+        for number, mask in enumerate(masks, 1):
+            if images.get(mask.image_id) != mask.size:
+                raise ValueError(
+                    f"a mask of {mask.image_id!r} of {mask.size} pixels: no such image"
+                )
+            entry = mask.to_coco(number=number, image_number=entries[mask.image_id]["id"])
+            text = json.dumps(entry, sort_keys=True, allow_nan=False)
+            file.write((",\n" if number > 1 else "\n") + text)
+            written.append(mask)
         file.write("\n]}\n")
+    return Masks(written)
 
 
-def read_masks(path: Path) -> list[MaskRecord]:
-    """What `write_masks` wrote: records with "mask" (H, W) bool again, none of them decoded yet."""
+def read_masks(path: Path) -> Masks:
+    """The masks of a file that `write_masks` wrote; none is decoded.
 
-    def record(value: dict):  # called for each object of the file, inner ones first
-        others = {key: each for key, each in value.items() if key not in ("segmentation", "area")}
-        return MaskRecord(others, value["segmentation"]) if "segmentation" in value else value
-
-    return read_json(path, object_hook=record)["annotations"]
-
-
-def by_image(records: Iterable[Mapping], ids: list[str]) -> list[list[Mapping]]:
-    """Records gathered by image: one list for each of `ids`, empty where an image has none; order
-    is kept.
-
-    Raises ValueError for a record of an image that is not among `ids`.
+    Raises StoreError for a file that is missing, broken or of another form.
     """
-    gathered: dict[str, list[Mapping]] = {image_id: [] for image_id in ids}
-    for record in records:
-        if record["image_id"] not in gathered:
-            raise ValueError(f"a mask of {record['image_id']!r}, which the data set does not hold")
-        gathered[record["image_id"]].append(record)
-    return list(gathered.values())
+    content = read_json(path)
+    try:
+        names = {image["id"]: image["name"] for image in content["images"]}
+        return Masks(_read_annotations(content["annotations"], names))
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path} is no file of masks: it lacks {error}") from None
 
 
-def mask_to_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Tight box x0, y0, x1, y1 (exclusive ends) around a (H, W) bool mask.
+def _read_annotations(annotations: list[dict], names: dict[int, str]) -> Iterator[Mask]:
+    for entry in annotations:
+        cluster = None if entry["category_id"] == NO_CLUSTER else entry["category_id"] - 1
+        yield Mask(names[entry["image_id"]], entry["segmentation"], entry["score"], cluster)
 
-    Raises ValueError if it is empty.
+
+# ---------------------------------------------------------------- pixels
+
+
+def encode_mask(pixels: np.ndarray) -> dict:
+    """(H, W) bool -> COCO's run lengths {"size": [H, W], "counts": str}.
+
+    Raises ValueError for another shape or dtype.
     """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if pixels.ndim != 2 or pixels.dtype != bool:
+        raise ValueError(f"a mask is (H, W) bool, got {pixels.shape} {pixels.dtype}")
+    return _as_text(rle.encode(np.asfortranarray(pixels, np.uint8)))
+
+
+def mask_to_box(pixels: np.ndarray) -> Box:
+    """The tight box around a (H, W) bool mask. Raises ValueError if the mask is empty."""
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     if not rows.size:
         raise ValueError("an empty mask has no box")
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _encoded_outline(outline: list | Mapping, image_hw: tuple[int, int]) -> dict:
+    """Polygons [[x, y, x, y, ...], ...], or run lengths with counts as text or as a list."""
+    height, width = image_hw
+    if isinstance(outline, list):
+        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in outline):
+            raise ValueError("a polygon has three points or more")
+        if not outline:
+            return encode_mask(np.zeros(image_hw, bool))
+        return _as_text(rle.merge(rle.frPyObjects(outline, height, width)))
+    if list(outline["size"]) != [height, width]:
+        raise ValueError(f"an RLE of size {outline['size']} in an image of {[height, width]}")
+    if isinstance(outline["counts"], str):
+        return dict(outline)
+    return _as_text(rle.frPyObjects(outline, height, width))
+
+
+def _as_text(encoded: Mapping) -> dict:
+    counts = encoded["counts"]
+    text = counts.decode() if isinstance(counts, bytes) else counts
+    return {"size": [int(side) for side in encoded["size"]], "counts": text}
+
+
+def _as_bytes(encoded: Mapping) -> dict:
+    return {"size": encoded["size"], "counts": encoded["counts"].encode()}

@@ -1,35 +1,22 @@
-"""Data sets behind one door: `open_dataset(name, root=..., split=...)` yields Samples.
+"""Data sets behind one door: `open_dataset(name, root=..., split=...)` opens a `Dataset`.
 
-To add a data set, write one file with a class that has `name`, `classes`, `ids()`, `__len__` and
-`__getitem__ -> Sample`, and add it to OPENERS.
+To add a data set, write one file with a subclass of `dataset.Dataset` and add it to OPENERS.
 
 In a run its splits play roles: "train" (clusters are made and named, networks learn), "dev"
-(choices) and "val" (the report). Notebook 00 writes down which split plays which; the later ones
-open them with `open_role`.
+(choices) and "val" (the report). Notebook 00 writes down which split plays which role; later
+notebooks open them with `roles.open_role`.
 """
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from mdlib.data.coco import CocoDataset
+from mdlib.data.dataset import Cached, Dataset, InMemory, Labels, NoLabels, Subset
 from mdlib.data.folder import FolderDataset
 from mdlib.data.sample import VOID, Instances, Sample
 from mdlib.data.voc import VocDataset
 from mdlib.data.zoo import ZooDataset
-
-
-class Dataset(Protocol):
-    """What every data set offers. classes[0] is "background"."""
-
-    name: str
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Sample: ...
-    def ids(self) -> list[str]: ...
-
 
 OPENERS: dict[str, Callable[..., Dataset]] = {
     "zoo": ZooDataset,
@@ -42,14 +29,33 @@ OPENERS: dict[str, Callable[..., Dataset]] = {
 
 
 def open_dataset(name: str, *, root: str | Path, split: str, count: int | None = None) -> Dataset:
-    """Open a data set by name. count: only its first `count` images (None: all).
+    """Open a split of a data set by name.
 
-    Raises ValueError for an unknown name or split, a broken list, or a count that the split does
-    not have; FileNotFoundError where the data is missing.
+    Args:
+        name: a key of OPENERS.
+        root: the folder that holds the data set.
+        split: one of the data set's own splits.
+        count: only the first `count` images; None for all.
+
+    Raises:
+        ValueError: for an unknown name or split, a broken list, or a count that the split does not
+            have.
+        FileNotFoundError: where the data is missing.
     """
     if name not in OPENERS:
         raise ValueError(f"unknown data set {name!r}; expected one of {sorted(OPENERS)}")
     return OPENERS[name](root, split, count)
 
 
-__all__ = ["VOID", "Dataset", "Instances", "Sample", "open_dataset"]
+__all__ = [
+    "VOID",
+    "Cached",
+    "Dataset",
+    "InMemory",
+    "Instances",
+    "Labels",
+    "NoLabels",
+    "Sample",
+    "Subset",
+    "open_dataset",
+]

@@ -12,7 +12,7 @@ from mdlib.core.progress import track
 from mdlib.data import OPENERS, Dataset, coco, open_dataset, voc
 from mdlib.data.coco import CocoDataset
 from mdlib.data.folder import FolderDataset
-from mdlib.data.images import ImageError, image_size, read_label_map
+from mdlib.data.images import ImageError, image_size
 from mdlib.data.listing import absent, some
 from mdlib.data.sample import VOID, Sample
 from mdlib.data.voc import VocDataset
@@ -54,16 +54,15 @@ def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[st
     opened, problems = _open_all(
         splits, lambda split: VocDataset(root, split, year=year, whole=False)
     )
-    # label files -> (split, image): an image that stands in several splits is looked at once
-    todo = {}
+    todo = {}  # label files -> (split, index): an image of several splits is looked at once
     for data in opened:
         problems += _count(data.name, data.split, len(data), voc.COUNTS[year][data.split])
-        todo |= {data.label_paths(name): (data, name) for name in data.names}
+        todo |= {data.label_paths(name): (data, i) for i, name in enumerate(data.ids)}
     if not opened:
         return problems
     folder = opened[0].folder
     problems += _absent(
-        {data.image_path(name) for data, name in todo.values()}, "images are missing"
+        {data.image_path(data.ids[i]) for data, i in todo.values()}, "images are missing"
     )
     problems += _absent(
         {path for paths in todo for path in paths},
@@ -80,12 +79,13 @@ def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[st
             else []
         )
     faults = []
-    for paths, (data, name) in track(
+    for paths, (data, i) in track(
         todo.items(), total=len(todo), what=f"checking the labels of voc{year}"
     ):
-        if data.image_path(name).is_file() and all(path.is_file() for path in paths):
+        image = data.image_path(data.ids[i])
+        if image.is_file() and all(path.is_file() for path in paths):
             try:
-                data.labels(name, image_size(data.image_path(name)))
+                data.instances(i)
             except ImageError as error:
                 faults.append(str(error))
     return problems + _few(faults, "images or label files")
@@ -129,15 +129,12 @@ def _check_folder(root: str | Path, splits: Iterable[str]) -> list[str]:
     opened, problems = _open_all(splits, lambda split: FolderDataset(root, split))
     faults = []
     for data in opened:
-        for index in track(
-            range(len(data)), total=len(data), what=f"checking the pictures in {data.folder}"
-        ):
+        what = f"checking the pictures in {data.folder}"
+        for i in track(range(len(data)), total=len(data), what=what):
             try:
-                size = image_size(data.folder / data.files[index])
-                if data.masks is not None:
-                    read_label_map(
-                        data.mask_path(index), image_hw=size, num_classes=len(data.classes)
-                    )
+                data.size(i)
+                if data.labels == "maps":
+                    data.semantic(i)
             except ImageError as error:
                 faults.append(str(error))
     return problems + _few(faults, "pictures or label maps")
@@ -163,15 +160,6 @@ def _few(faults: list[str], what: str, *, limit: int = 5) -> list[str]:
     return faults[:limit] + (
         [f"and {len(faults) - limit} more {what} are wrong"] if len(faults) > limit else []
     )
-
-
-def label_kind(sample: Sample) -> str:
-    """What is known of a sample: "masks" (a semantic map, and instances with masks), "boxes" (drawn
-    ones alone) or "none".
-    """
-    if sample.instances is None:
-        return "none"
-    return "boxes" if sample.instances.masks is None or sample.semantic is None else "masks"
 
 
 def try_sample(dataset: Dataset, index: int) -> tuple[Sample | None, str | None]:

@@ -29,8 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from faster_coco_eval import mask as rle
 
+from mdlib.core.mask import Mask
+from mdlib.data.dataset import Dataset
 from mdlib.data.images import ImageError, read_image
 from mdlib.data.listing import read_list, require
 from mdlib.data.sample import VOID, Instances, Sample
@@ -62,13 +63,14 @@ class Index:
     annotations: dict[int, list[Annotation]] = field(default_factory=dict)
 
 
-class CocoDataset:
+class CocoDataset(Dataset):
     """One split of COCO; Sample.id is the file name without its ending, such as
     COCO_train2014_000000000009.
 
-    listed: a list of COCO20k elsewhere than at ROOT. Opening asks whether every image is there
-    (whole=False does not).
+    Opening asks whether every image is there (whole=False does not).
     """
+
+    labels = "masks"
 
     def __init__(
         self,
@@ -77,14 +79,13 @@ class CocoDataset:
         count: int | None = None,
         *,
         agnostic: bool = False,
-        listed: str | Path | None = None,
         whole: bool = True,
     ):
         if split not in SPLITS:
             raise ValueError(f"unknown coco split {split!r}; expected one of {sorted(SPLITS)}")
         year = "val2017" if split == "val2017" else "train2014"
         self.name, self.split, self.folder = "coco", split, find_images(root, year)
-        list_path = Path(root) / LIST if listed is None else Path(listed)
+        list_path = Path(root) / LIST
         inside = read_ids(list_path) if split in ("coco20k", "dev") else set()
         wanted = {
             "coco20k": inside.__contains__,
@@ -105,6 +106,7 @@ class CocoDataset:
                 f"coco {split} has {len(self.index.images)} images, {count} were asked for"
             )
         self.images = self.index.images[:count]
+        self.ids = tuple(Path(image["file_name"]).stem for image in self.images)
         names = ["object"] if agnostic else [name for _, name in self.index.categories]
         self.classes = ("background", *names)
         self.label_of = {
@@ -115,35 +117,39 @@ class CocoDataset:
                 [self.folder / image["file_name"] for image in self.images], what=f"coco {split}"
             )
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def __getitem__(self, i: int) -> Sample:
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        instances = self.instances(i)  # decoded once, not again for the semantic map
+        return Sample(self.ids[i], self.image(i), paint(instances, self.size(i)), instances)
 
-    def ids(self) -> list[str]:
-        return [Path(image["file_name"]).stem for image in self.images]
+    def size(self, i: int) -> tuple[int, int]:
+        return self.images[i]["height"], self.images[i]["width"]
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self.images):
-            raise IndexError(f"image {index} of {len(self.images)}")
-        entry = self.images[index]
-        path = self.folder / entry["file_name"]
+    def image(self, i: int) -> np.ndarray:
+        path = self.folder / self.images[i]["file_name"]
         image = read_image(path)
-        if image.shape[:2] != (entry["height"], entry["width"]):
-            raise ImageError(
-                f"{path}: {image.shape[:2]}, its annotation says {(entry['height'], entry['width'])}"
-            )
-        instances = self.instances(entry)
-        return Sample(path.stem, image, paint(instances, image.shape[:2]), instances)
+        if image.shape[:2] != self.size(i):
+            raise ImageError(f"{path}: {image.shape[:2]}, its annotation says {self.size(i)}")
+        return image
 
-    def instances(self, entry: dict) -> Instances:
-        """The objects and crowds of an entry of `images`, in the order of the JSON.
+    def semantic(self, i: int) -> np.ndarray:
+        return paint(self.instances(i), self.size(i))
+
+    def instances(self, i: int) -> Instances:
+        """The objects and crowds of image i, in the order of the JSON.
 
         Raises ImageError for an outline that cannot be read.
         """
-        size = entry["height"], entry["width"]
+        entry, size = self.images[i], self.size(i)
         masks, labels, crowds = [], [], []
         for annotation in self.index.annotations.get(entry["id"], ()):
             try:
-                mask = decode_outline(json.loads(annotation.outline), size)
+                mask = Mask.from_coco(
+                    {"segmentation": json.loads(annotation.outline)},
+                    image_id=self.ids[i],
+                    image_hw=size,
+                ).pixels()
                 label = self.label_of[annotation.category]
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise ImageError(
@@ -218,26 +224,6 @@ def read_index(path: Path, *, wanted: Callable[[int], bool]) -> Index:
             f"{path}: not a whole file of COCO's instance annotations ({error!r})"
         ) from None
     return Index(categories, sorted(images, key=lambda image: image["file_name"]), annotations)
-
-
-def decode_outline(outline: list | dict, image_hw: tuple[int, int]) -> np.ndarray:
-    """COCO's segmentation, polygons [[x, y, x, y, ...], ...] or RLE with counts as text or as a
-    list -> (H, W) bool.
-    """
-    height, width = image_hw
-    if isinstance(outline, list):
-        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in outline):
-            raise ValueError("a polygon has three points or more")
-        return (
-            rle.decode(rle.merge(rle.frPyObjects(outline, height, width))).astype(bool)
-            if outline
-            else np.zeros(image_hw, bool)
-        )
-    if list(outline["size"]) != [height, width]:
-        raise ValueError(f"an RLE of size {outline['size']} in an image of {[height, width]}")
-    if isinstance(outline["counts"], str):
-        return rle.decode({**outline, "counts": outline["counts"].encode()}).astype(bool)
-    return rle.decode(rle.frPyObjects(outline, height, width)).astype(bool)
 
 
 def paint(instances: Instances, image_hw: tuple[int, int]) -> np.ndarray:

@@ -27,12 +27,14 @@ import os
 from collections import Counter, deque
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from mdlib.core.files import digest_bytes
-from mdlib.data.images import read_image, read_label_map
+from mdlib.core.files import StoreError, digest_bytes
+from mdlib.data.dataset import Dataset
+from mdlib.data.images import image_size, read_image, read_label_map
 from mdlib.data.listing import some
-from mdlib.data.sample import VOID, Sample
+from mdlib.data.sample import VOID
 
 SPLITS = ("train",)
 # formats that Pillow names but cannot read by itself
@@ -40,7 +42,7 @@ STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 LONGEST = 150  # bytes of an id: file systems end at 255, and artifacts add to it
 
 
-class FolderDataset:
+class FolderDataset(Dataset):
     """The pictures of a folder, sorted by path. files: their paths below `folder`. skipped: {why:
     paths}.
 
@@ -81,28 +83,69 @@ class FolderDataset:
             raise ValueError(
                 f"{self.folder} has {len(self.files)} pictures, {count} were asked for"
             )
-        # an id does not hang on the count
-        self._ids, self.files = make_ids(self.files)[:count], self.files[:count]
+        # The ids are made of all files, so that they do not depend on the count.
+        self.ids, self.files = tuple(make_ids(self.files)[:count]), self.files[:count]
+        self.labels = "none" if self.masks is None else "maps"
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def file_name(self, i: int) -> str:
+        return self.files[i]
 
-    def ids(self) -> list[str]:
-        return list(self._ids)
+    def size(self, i: int) -> tuple[int, int]:
+        return image_size(self.folder / self.files[i])
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self.files):
-            raise IndexError(f"image {index} of {len(self.files)}")
-        image, semantic = read_image(self.folder / self.files[index]), None
-        if self.masks is not None:
-            semantic = read_label_map(
-                self.mask_path(index), image_hw=image.shape[:2], num_classes=len(self.classes)
-            )
-        return Sample(self._ids[index], image, semantic)
+    def image(self, i: int) -> np.ndarray:
+        return read_image(self.folder / self.files[i])
+
+    def semantic(self, i: int) -> np.ndarray:
+        if self.masks is None:
+            return super().semantic(i)
+        path = self.mask_path(i)
+        return read_label_map(path, image_hw=self.size(i), num_classes=len(self.classes))
 
     def mask_path(self, index: int) -> Path:
         """The label map of an image, in a folder that has some."""
         return self.masks / f"{without_ending(self.files[index])}.png"
+
+
+class PictureFiles(Dataset):
+    """Picture files anywhere, without labels. paths: one for each id."""
+
+    name, classes, labels = "pictures", ("background",), "none"
+
+    def __init__(self, paths: list[Path], ids: list[str]):
+        self.paths, self.ids = paths, tuple(ids)
+
+    def file_name(self, i: int) -> str:
+        return str(self.paths[i])
+
+    def size(self, i: int) -> tuple[int, int]:
+        return image_size(self.paths[i])
+
+    def image(self, i: int) -> np.ndarray:
+        return read_image(self.paths[i])
+
+
+def open_pictures(paths: list[Path]) -> PictureFiles:
+    """Files as they are given, and folders with all pictures below them, as one data set.
+
+    What is a picture, and its id, is as in `FolderDataset`.
+
+    Raises:
+        StoreError: for a path that does not exist, or where there is no picture at all.
+    """
+    found: list[tuple[str, Path]] = []
+    for path in paths:
+        if path.is_dir():
+            found += [(file, path / file) for file in list_pictures(path)[0]]
+        elif path.exists():
+            found.append((path.name, path))
+        else:
+            raise StoreError(f"{path} does not exist")
+    if not found:
+        where, endings = ", ".join(map(str, paths)), ", ".join(sorted(picture_endings()))
+        raise StoreError(f"no picture in {where}: known endings are {endings}")
+    names, files = [name for name, _ in found], [path for _, path in found]
+    return PictureFiles(files, make_ids(names, places=[str(path.absolute()) for path in files]))
 
 
 def find_labels(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -204,9 +247,11 @@ def without_ending(file: str) -> str:
     return os.path.splitext(file)[0]
 
 
-def make_ids(files: list[str]) -> list[str]:
+def make_ids(files: list[str], *, places: list[str] | None = None) -> list[str]:
     """Ids of paths with "/", as the head of this module tells: no two are equal, and each may name
     a file.
+
+    places: what tells two files of one path apart; by default there are none.
     """
     plain = [without_ending(file).replace("/", "__") for file in files]
     claims = Counter(name.casefold() for name in plain)
@@ -214,10 +259,10 @@ def make_ids(files: list[str]) -> list[str]:
         claims[name.casefold()] > 1 or "~" in name or len(name.encode()) > LONGEST for name in plain
     ]
     return [
-        f"{name.encode()[:LONGEST].decode(errors='ignore')}~{digest_bytes(file.encode())[:12]}"
+        f"{name.encode()[:LONGEST].decode(errors='ignore')}~{digest_bytes(place.encode())[:12]}"
         if lacking
         else name
-        for name, file, lacking in zip(plain, files, unclear)
+        for name, place, lacking in zip(plain, places or files, unclear, strict=True)
     ]
 
 

@@ -3,72 +3,17 @@
 "train": clusters are made and named, networks learn; "dev": choices; "val": the report.
 """
 
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from mdlib.core.files import StoreError, read_json
 from mdlib.core.paths import ROOT
-from mdlib.data import Dataset, open_dataset
-from mdlib.data.sample import Sample
+from mdlib.data import Cached, Dataset, Subset, open_dataset
 from mdlib.data.scenes import StoredScenes
 
 
-class Remembered:
-    """A data set that keeps the samples it has given, if all of them fit into `budget` bytes.
-
-    For training, which asks for the same picture in every epoch: composing or decoding it again
-    costs more than a step. Each sample may take its equal share of the budget. So of a large set of
-    photos nothing is kept: a part of it would fill the memory and spare little, in 00, which reads
-    each picture once, nothing at all. left_out: ids that are passed over; first: how many of the
-    others there are at most. labels: see `label_kind`.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        budget: float = 1e9,
-        left_out: Collection[str] = (),
-        first: int | None = None,
-        labels: str = "none",
-    ):
-        self.dataset, self.name, self.classes, self.labels = (
-            dataset,
-            dataset.name,
-            dataset.classes,
-            labels,
-        )
-        self.places = [i for i, image_id in enumerate(dataset.ids()) if image_id not in left_out][
-            :first
-        ]
-        self.share = budget / max(1, len(self.places))
-        self.kept: dict[int, Sample] = {}
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def ids(self) -> list[str]:
-        ids = self.dataset.ids()
-        return [ids[place] for place in self.places]
-
-    def __getitem__(self, index: int) -> Sample:
-        if index in self.kept:
-            return self.kept[index]
-        sample = self.dataset[self.places[index]]
-        held = [sample.image, sample.semantic]
-        held += (
-            [sample.instances.masks, sample.instances.crowds]
-            if sample.instances is not None
-            else []
-        )
-        if sum(array.nbytes for array in held if array is not None) <= self.share:
-            self.kept[index] = sample
-        return sample
-
-
-def open_role(prepared: Path, role: str, *, first: int | None = None) -> Remembered:
+def open_role(prepared: Path, role: str, *, first: int | None = None) -> Dataset:
     """The images that play a role in a run, as notebook 00 wrote it into `prepared`/index.json;
     first: no more than so many.
 
@@ -86,8 +31,8 @@ def open_role(prepared: Path, role: str, *, first: int | None = None) -> Remembe
         entry["dataset"], root=ROOT / entry["root"], split=entry["split"], count=entry["count"]
     )
     if scenes.is_file():  # composed by 00, once for all
-        data = StoredScenes(scenes, name=data.name, classes=data.classes, ids=data.ids())
-    return Remembered(data, left_out=set(entry["left_out"]), first=first, labels=entry["labels"])
+        data = StoredScenes(scenes, name=data.name, classes=data.classes, ids=data.ids)
+    return Cached(Subset(data, without=entry["left_out"], first=first))
 
 
 def has_support(prepared: Path) -> bool:
@@ -97,7 +42,7 @@ def has_support(prepared: Path) -> bool:
     return "support" in read_json(prepared / "index.json")
 
 
-def open_roles(prepared: Path) -> dict[str, Remembered]:
+def open_roles(prepared: Path) -> dict[str, Dataset]:
     """All roles of a run and their images: train, and dev and val where there are any."""
     return {
         role: open_role(prepared, role) for role in read_json(prepared / "index.json")["splits"]
@@ -118,7 +63,7 @@ def labelled_roles(prepared: Path) -> set[str]:
     return set(kinds) - set(bare)
 
 
-def some_pictures(dataset: Dataset, share: float, *, seed: int) -> Remembered:
+def some_pictures(dataset: Dataset, share: float, *, seed: int) -> Dataset:
     """A random share of a data set's pictures, at least one, in their order. share in (0, 1]; else
     ValueError.
 
@@ -126,6 +71,6 @@ def some_pictures(dataset: Dataset, share: float, *, seed: int) -> Remembered:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
-    ids = np.array(dataset.ids())
+    ids = np.array(dataset.ids)
     drawn = np.random.default_rng(seed).permutation(ids)
-    return Remembered(dataset, left_out=set(drawn[max(1, round(share * len(ids))) :].tolist()))
+    return Subset(dataset, without=drawn[max(1, round(share * len(ids))) :].tolist())

@@ -12,7 +12,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from mdlib.core.files import StoreError, atomic
+from mdlib.data.dataset import Dataset
 from mdlib.data.sample import Instances, Sample
+from mdlib.data.zoo import paint_exact
 
 
 def write_scenes(path: Path, samples: list[Sample]) -> None:
@@ -29,10 +31,12 @@ def write_scenes(path: Path, samples: list[Sample]) -> None:
         np.savez(file, **arrays)
 
 
-class StoredScenes:
+class StoredScenes(Dataset):
     """What `write_scenes` wrote, as the data set it came from: the same samples, to the bit."""
 
-    def __init__(self, path: Path, *, name: str, classes: tuple[str, ...], ids: list[str]):
+    labels = "masks"
+
+    def __init__(self, path: Path, *, name: str, classes: tuple[str, ...], ids: tuple[str, ...]):
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {
@@ -42,26 +46,27 @@ class StoredScenes:
             raise StoreError(f"{path} is missing") from None
         except (ValueError, EOFError, KeyError, OSError, BadZipFile) as error:
             raise StoreError(f"{path} holds no scenes: {error}") from None
-        self.name, self.classes, self.images = name, classes, arrays["images"]
-        self.ends = arrays["counts"].cumsum()
-        self.packed, self.labels, self.names = arrays["masks"], arrays["labels"], arrays["names"]
-        self._ids = ids
+        self.name, self.classes, self.ids = name, classes, ids
+        self.images, self.ends = arrays["images"], arrays["counts"].cumsum()
+        self.packed, self.classes_of, self.names = (
+            arrays["masks"],
+            arrays["labels"],
+            arrays["names"],
+        )
+        if len(ids) != len(self.images):
+            raise StoreError(f"{path} holds {len(self.images)} scenes, expected {len(ids)}")
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def size(self, i: int) -> tuple[int, int]:
+        return self.images[i].shape[:2]
 
-    def ids(self) -> list[str]:
-        return self._ids
+    def image(self, i: int) -> np.ndarray:
+        return self.images[i]
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"scene {index} of {len(self)}")
-        image = self.images[index]
-        own = slice(self.ends[index - 1] if index else 0, self.ends[index])
-        masks = np.unpackbits(self.packed[own], axis=-1, count=image.shape[1]).astype(bool)
-        labels = self.labels[own]
-        semantic = np.zeros(image.shape[:2], np.uint8)
-        for mask, label in zip(masks, labels):
-            semantic[mask] = label
+    def semantic(self, i: int) -> np.ndarray:
+        return paint_exact(self.instances(i))
+
+    def instances(self, i: int) -> Instances:
+        own = slice(self.ends[i - 1] if i else 0, self.ends[i])
+        masks = np.unpackbits(self.packed[own], axis=-1, count=self.images.shape[2]).astype(bool)
         names = tuple(str(name) for name in self.names[own])
-        return Sample(self._ids[index], image, semantic, Instances(masks, labels, names))
+        return Instances(masks, self.classes_of[own], names)

@@ -38,7 +38,8 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from mdlib.data.images import ImageError, read_image, read_label_map
+from mdlib.data.dataset import Dataset
+from mdlib.data.images import ImageError, image_size, read_image, read_label_map
 from mdlib.data.listing import read_list, require
 from mdlib.data.sample import VOID, Instances, Sample
 
@@ -81,7 +82,7 @@ NAMES = {2012: r"\d{4}_\d{6}", 2007: r"\d{6}"}  # how the images of a year are c
 DEV_EVERY = 10
 
 
-class VocDataset:
+class VocDataset(Dataset):
     """One split of VOC 2012 or 2007; Sample.id is VOC's name of the image, such as 2007_000033.
 
     Opening asks whether every file of the split is there (whole=False does not);
@@ -99,52 +100,65 @@ class VocDataset:
         year: int,
         whole: bool = True,
     ):
-        self.name, self.split, self.folder, self.sbd = (
-            f"voc{year}",
-            split,
-            find_devkit(root, year),
-            find_sbd(root),
-        )
+        self.name, self.split = f"voc{year}", split
+        self.folder, self.sbd = find_devkit(root, year), find_sbd(root)
         names = list_split(self.folder, self.sbd, split, year=year)
         if count is not None and count > len(names):
             raise ValueError(f"{self.name} {split} has {len(names)} images, {count} were asked for")
-        self.names = names[:count]
-        self.only_boxes = year == 2007 or split == "boxes"
+        self.ids = tuple(names[:count])
+        self.labels = "boxes" if year == 2007 or split == "boxes" else "masks"
         # Only trainaug and fit hold images that VOC itself has no label map for.
-        self.by_sbd = (
-            set(self.names) - set(read_list(segmentation_list(self.folder, "train")))
-            if split in ("trainaug", "fit")
-            else set()
-        )
+        self.by_sbd: set[str] = set()
+        if split in ("trainaug", "fit"):
+            self.by_sbd = set(names) - set(read_list(segmentation_list(self.folder, "train")))
         if whole:
-            require(
-                [
-                    path
-                    for name in self.names
-                    for path in (self.image_path(name), *self.label_paths(name))
-                ],
-                what=f"{self.name} {split}",
+            files = [p for n in self.ids for p in (self.image_path(n), *self.label_paths(n))]
+            require(files, what=f"{self.name} {split}")
+
+    def __getitem__(self, i: int) -> Sample:
+        if self.labels == "boxes" or not 0 <= i < len(self):
+            return super().__getitem__(i)
+        semantic = self.semantic(i)  # read once, not again for the classes of the objects
+        return Sample(self.ids[i], self.image(i), semantic, self._objects(i, semantic))
+
+    def size(self, i: int) -> tuple[int, int]:
+        return image_size(self.image_path(self.ids[i]))
+
+    def image(self, i: int) -> np.ndarray:
+        return read_image(self.image_path(self.ids[i]))
+
+    def semantic(self, i: int) -> np.ndarray:
+        if self.labels == "boxes":
+            return super().semantic(i)
+        path = self.label_paths(self.ids[i])[0]
+        if path.suffix == ".png":
+            return read_label_map(path, image_hw=self.size(i), num_classes=len(CLASSES))
+        semantic = read_mat(path, "GTcls", self.size(i))
+        if semantic.max() >= len(CLASSES):
+            raise ImageError(
+                f"{path}: unknown label {semantic.max()}; expected 0..{len(CLASSES) - 1}"
             )
+        return semantic
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def instances(self, i: int) -> Instances:
+        if self.labels == "boxes":
+            return read_boxes(self.label_paths(self.ids[i])[0], self.size(i))
+        return self._objects(i, self.semantic(i))
 
-    def ids(self) -> list[str]:
-        return list(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self.names):
-            raise IndexError(f"image {index} of {len(self.names)}")
-        name = self.names[index]
-        image = read_image(self.image_path(name))
-        return Sample(name, image, *self.labels(name, image.shape[:2]))
+    def _objects(self, i: int, semantic: np.ndarray) -> Instances:
+        path = self.label_paths(self.ids[i])[1]
+        if path.suffix == ".png":
+            objects = read_label_map(path, image_hw=semantic.shape, num_classes=VOID)
+        else:
+            objects = read_mat(path, "GTinst", semantic.shape)
+        return split_objects(semantic, objects, source=path)
 
     def image_path(self, name: str) -> Path:
         return self.folder / "JPEGImages" / f"{name}.jpg"
 
     def label_paths(self, name: str) -> tuple[Path, ...]:
         """The files that hold an image's labels."""
-        if self.only_boxes:
+        if self.labels == "boxes":
             return (self.folder / "Annotations" / f"{name}.xml",)
         if name in self.by_sbd:
             return self.sbd / "cls" / f"{name}.mat", self.sbd / "inst" / f"{name}.mat"
@@ -152,27 +166,6 @@ class VocDataset:
             self.folder / "SegmentationClass" / f"{name}.png",
             self.folder / "SegmentationObject" / f"{name}.png",
         )
-
-    def labels(self, name: str, image_hw: tuple[int, int]) -> tuple[np.ndarray | None, Instances]:
-        """(semantic map or None, instances) of an image of that size.
-
-        Raises ImageError for label files that are wrong.
-        """
-        paths = self.label_paths(name)
-        if self.only_boxes:
-            return None, read_boxes(paths[0], image_hw)
-        if name in self.by_sbd:
-            semantic, objects = (
-                read_mat(path, key, image_hw) for path, key in zip(paths, ("GTcls", "GTinst"))
-            )
-            if semantic.max() >= len(CLASSES):
-                raise ImageError(
-                    f"{paths[0]}: unknown label {semantic.max()}; expected 0..{len(CLASSES) - 1}"
-                )
-        else:
-            semantic = read_label_map(paths[0], image_hw=image_hw, num_classes=len(CLASSES))
-            objects = read_label_map(paths[1], image_hw=image_hw, num_classes=VOID)
-        return semantic, split_objects(semantic, objects, source=paths[1])
 
 
 def find_devkit(root: str | Path, year: int) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from mdlib.data.dataset import Dataset
 from mdlib.data.sample import Instances, Sample
 
 SIDE = 128  # pixels; scenes are square
@@ -212,38 +213,53 @@ def compose_clip(
     return frames[0], frames[1]
 
 
-class ZooDataset:
+class ZooDataset(Dataset):
     """`count` composed scenes of one split.
 
-    Scene i is the same on every machine, whatever `count` is.
+    Scene i is the same on every machine, whatever `count` is. Each method composes the whole scene;
+    notebook 00 does that once and stores them (`scenes`).
     """
 
     name = "zoo (composited)"
+    labels = "masks"
 
     def __init__(self, root: str | Path, split: str, count: int | None = None):
         if split not in SPLIT_SEEDS:
             raise ValueError(f"unknown zoo split {split!r}; expected one of {sorted(SPLIT_SEEDS)}")
         self.split = split
-        self.count = DEFAULT_COUNTS[split] if count is None else count
+        count = DEFAULT_COUNTS[split] if count is None else count
+        self.ids = tuple(f"{split}_{i:05d}" for i in range(count))
         self.classes, everything = load_cutouts(Path(root))
         self.cutouts = [c for c in everything if c.split in ("train", split)]
         self.seen = {c.name for c in everything if c.split == "train"}  # in the encoder's clips too
 
-    def __len__(self) -> int:
-        return self.count
-
-    def ids(self) -> list[str]:
-        return [f"{self.split}_{i:05d}" for i in range(self.count)]
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
-        rng = np.random.default_rng([SPLIT_SEEDS[self.split], index])
+    def __getitem__(self, i: int) -> Sample:
+        if not 0 <= i < len(self):
+            raise IndexError(f"scene {i} of {len(self)}")
+        rng = np.random.default_rng([SPLIT_SEEDS[self.split], i])
         image, masks, labels, names = compose_scene(self.cutouts, rng)
-        semantic = np.zeros(image.shape[:2], np.uint8)
-        for mask, label in zip(masks, labels):
-            semantic[mask] = label
-        return Sample(f"{self.split}_{index:05d}", image, semantic, Instances(masks, labels, names))
+        instances = Instances(masks, labels, names)
+        return Sample(self.ids[i], image, paint_exact(instances), instances)
+
+    def size(self, i: int) -> tuple[int, int]:  # noqa: ARG002 - all scenes are of one size
+        return SIDE, SIDE
+
+    def image(self, i: int) -> np.ndarray:
+        return self[i].image
+
+    def semantic(self, i: int) -> np.ndarray:
+        return self[i].semantic
+
+    def instances(self, i: int) -> Instances:
+        return self[i].instances
+
+
+def paint_exact(instances: Instances) -> np.ndarray:
+    """The semantic map of objects that do not overlap, (H, W) uint8; no pixel is void."""
+    semantic = np.zeros(instances.masks.shape[1:], np.uint8)
+    for mask, label in zip(instances.masks, instances.labels, strict=True):
+        semantic[mask] = label
+    return semantic
 
 
 class ClipDataset:

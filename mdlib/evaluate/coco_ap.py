@@ -10,14 +10,14 @@ with the picture would call nearly every object of the zoo large and tell less.
 Sources: Lin et al., Microsoft COCO, arXiv 1405.0312; cocodataset.org, detection evaluation.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from mdlib.core.mask import encode_mask, encoding_of, mask_to_box
+from mdlib.core.mask import Mask
 from mdlib.data.sample import Instances
 from mdlib.evaluate.metrics import UNMATCHED, box_iou
 
@@ -43,16 +43,25 @@ class CocoScores:
 
 
 def coco_scores(
-    images: list[list[dict]], truths: Iterable[Instances], *, class_aware: bool
+    images: Sequence[Sequence[Mask]],
+    truths: Iterable[Instances],
+    *,
+    names: np.ndarray | None = None,
 ) -> CocoScores:
     """COCO's evaluation of masks over a data set.
 
-    images: for each image its predictions {"mask" (H, W) bool, "score"}, with a class "label" from
-    1 where class_aware; truths: its true objects, looked at once and in order. In a crowd region
-    predictions are ignored, whatever their class. Raises ValueError where there are only boxes, or
-    the lists differ in length.
+    In a crowd region predictions are ignored, whatever their class.
+
+    Args:
+        images: the predictions of each image.
+        truths: the true objects of each image, looked at once and in order.
+        names: (k,) the class of each cluster, from 1, for an evaluation by class; predictions in a
+            cluster of -1 are of no class and are left out (`named`). None: class-agnostic.
+
+    Raises:
+        ValueError: where there are only boxes, or the numbers of images differ.
     """
-    truth = _annotations(truths, class_aware)
+    truth = _annotations(truths, by_class=names is not None)
     if len(images) != len(truth["images"]):
         raise ValueError(
             f"predictions of {len(images)} images, true objects of {len(truth['images'])}"
@@ -60,12 +69,12 @@ def coco_scores(
     found = [
         {
             "image_id": i,
-            "category_id": int(record["label"]) if class_aware else 1,
-            "score": float(record["score"]),
-            "segmentation": encoding_of(record),
+            "category_id": 1 if names is None else int(names[mask.cluster]),
+            "score": mask.score,
+            "segmentation": mask.rle,
         }
-        for i, records in enumerate(images)
-        for record in records
+        for i, masks in enumerate(images if names is None else named(images, names))
+        for mask in masks
     ]
     if not found or not any(not each["iscrowd"] for each in truth["annotations"]):
         return _without_predictions(truth)
@@ -85,8 +94,8 @@ def coco_scores(
 
 
 def single(
-    images: list[list[dict]], truths: Iterable[Instances]
-) -> tuple[list[list[dict]], Iterator[Instances]]:
+    images: Sequence[Sequence[Mask]], truths: Iterable[Instances]
+) -> tuple[list[list[Mask]], Iterator[Instances]]:
     """The "single" protocol: the most confident prediction of each image, and the one object whose
     box it overlaps best.
 
@@ -94,40 +103,29 @@ def single(
     object keeps its prediction, which is a false alarm. Crowds are left out. The objects come one
     image at a time.
     """
-    best = [
-        [max(records, key=lambda record: record["score"])] if records else [] for records in images
-    ]
+    best = [[max(masks, key=lambda mask: mask.score)] if masks else [] for masks in images]
     return best, (_reduced(kept, true) for kept, true in zip(best, truths, strict=True))
 
 
-def _reduced(kept: list[dict], true: Instances) -> Instances:
+def _reduced(kept: list[Mask], true: Instances) -> Instances:
     if not len(true.labels):
         chosen = []
     elif kept:
-        chosen = [reduce_to_best_box(mask_to_box(kept[0]["mask"]), true.boxes)]
+        chosen = [reduce_to_best_box(kept[0].box, true.boxes)]
     else:
         chosen = [int(true.masks.sum((1, 2)).argmax())]
     return Instances(masks=true.masks[chosen], labels=true.labels[chosen])
 
 
-def named(images: list[list[dict]], names: np.ndarray) -> list[list[dict]]:
-    """Predictions with the class of their cluster as "label": names (k,) classes from 1, -1 without
-    a name.
+def named(images: Sequence[Sequence[Mask]], names: np.ndarray) -> list[list[Mask]]:
+    """The predictions whose cluster has a class, names (k,): classes from 1, -1 without one.
 
-    A prediction in a cluster without a name is left out: it is of no class, so it can neither be
-    right nor wrong.
+    A prediction of no class can neither be right nor wrong.
     """
-    return [
-        [
-            record | {"label": int(names[record["cluster"]])}
-            for record in records
-            if names[record["cluster"]] != UNMATCHED
-        ]
-        for records in images
-    ]
+    return [[mask for mask in masks if names[mask.cluster] != UNMATCHED] for masks in images]
 
 
-def _annotations(truths: Iterable[Instances], class_aware: bool) -> dict:
+def _annotations(truths: Iterable[Instances], *, by_class: bool) -> dict:
     """The true objects as a COCO file; crowds of an unknown class are crowds of every class."""
     sizes, objects, crowds = [], [], []
     for i, true in enumerate(truths):
@@ -135,11 +133,13 @@ def _annotations(truths: Iterable[Instances], class_aware: bool) -> dict:
             raise ValueError("these objects have boxes alone: masks cannot be judged by them")
         sizes.append(true.masks.shape[1:])
         objects += [
-            _annotation(i, mask, int(label) if class_aware else 1)
-            for mask, label in zip(true.masks, true.labels)
+            _annotation(i, pixels) | {"category_id": int(label) if by_class else 1}
+            for pixels, label in zip(true.masks, true.labels, strict=True)
         ]
-        crowds += [_annotation(i, mask) for mask in (() if true.crowds is None else true.crowds)]
-    categories = sorted({each["category_id"] for each in objects}) if class_aware else [1]
+        crowds += [
+            _annotation(i, pixels) for pixels in (() if true.crowds is None else true.crowds)
+        ]
+    categories = sorted({each["category_id"] for each in objects}) if by_class else [1]
     objects += [{**crowd, "category_id": c, "iscrowd": 1} for crowd in crowds for c in categories]
     return {
         "images": [{"id": i, "height": int(h), "width": int(w)} for i, (h, w) in enumerate(sizes)],
@@ -148,12 +148,8 @@ def _annotations(truths: Iterable[Instances], class_aware: bool) -> dict:
     }
 
 
-def _annotation(image: int, mask: np.ndarray, category: int = 0) -> dict:
-    x0, y0, x1, y1 = mask_to_box(mask)
-    return {
-        "image_id": image, "category_id": category, "iscrowd": 0, "area": float(mask.sum()),
-        "bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": encode_mask(mask),
-    }  # fmt: skip
+def _annotation(image: int, pixels: np.ndarray) -> dict:
+    return Mask.from_pixels(pixels, image_id=str(image)).to_coco(number=0, image_number=image)
 
 
 def _without_predictions(truth: dict) -> CocoScores:

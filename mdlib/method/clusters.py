@@ -7,13 +7,16 @@ cluster   MiniBatchKMeans
 name      by counts of masks, a mask's class being that of the best-overlapping true box
 """
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from mdlib.core.mask import mask_to_box
+from mdlib.core.mask import Mask
 from mdlib.core.prefetch import made_ahead
 from mdlib.core.progress import track
 from mdlib.data import Dataset
@@ -43,28 +46,30 @@ def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
     return crops
 
 
-def crop_masks(dataset: Dataset, records: list[dict], *, size: int) -> Tensor:
-    """The boxes of masks, cropped: n records with "mask" and "image_id" -> (n, 3, size, size)
-    uint8, in their order.
+def crop_masks(dataset: Dataset, masks: Sequence[Mask], *, size: int) -> Tensor:
+    """The boxes of n masks, cropped from their images: (n, 3, size, size) uint8, in their order.
+
+    Raises ValueError for an empty mask.
     """
-    crops = torch.zeros(len(records), 3, size, size, dtype=torch.uint8)
-    index = {image_id: i for i, image_id in enumerate(dataset.ids())}
-    sample = None
-    for i, record in enumerate(records):
-        # the masks of one image follow each other
-        if sample is None or sample.id != record["image_id"]:
-            sample = dataset[index[record["image_id"]]]
-        crops[i] = crop_boxes(sample.image, np.array([mask_to_box(record["mask"])]), size=size)[0]
+    crops = torch.zeros(len(masks), 3, size, size, dtype=torch.uint8)
+    done = 0
+    for image_id, of_image in groupby(masks, key=lambda mask: mask.image_id):
+        boxes = [mask.box for mask in of_image]  # the masks of one image follow each other
+        if None in boxes:
+            raise ValueError(f"an empty mask of {image_id} has no box")
+        image = dataset.image(dataset.index_of(image_id))
+        crops[done : done + len(boxes)] = crop_boxes(image, np.array(boxes), size=size)
+        done += len(boxes)
     return crops
 
 
 def describe_masks(
-    encoder: Encoder, dataset: Dataset, records: list[dict], *, size: int, batch: int
+    encoder: Encoder, dataset: Dataset, masks: Sequence[Mask], *, size: int, batch: int
 ) -> np.ndarray:
     """The CLS token of each mask's crop, (n, D) float32: `crop_masks` and `describe_crops`, of
     which a few batches are held.
     """
-    parts = [records[start : start + batch] for start in range(0, len(records), batch)]
+    parts = [masks[start : start + batch] for start in range(0, len(masks), batch)]
     features = [np.zeros((0, encoder.width), np.float32)]
     with made_ahead(
         lambda part: crop_masks(dataset, part, size=size), parts, most=4, device=encoder.device

@@ -20,7 +20,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from mdlib.core.mask import by_image, mask_to_box
+from mdlib.core.mask import Mask, Masks, mask_to_box
 from mdlib.core.prefetch import made_ahead
 from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import Dataset
@@ -158,21 +158,14 @@ class DetectionBatches:
 
     Images are mirrored half the time.
 
-    records: pseudo objects {"mask", "cluster", "image_id"}, any number an image. An image without a
-    mask that is large enough for a box is left out; `self.kept` holds the indices of the others.
+    masks: pseudo objects with their clusters, any number an image. An image without a mask that is
+    large enough for a box is left out; `self.kept` holds the indices of the others.
     """
 
-    def __init__(
-        self, dataset: Dataset, records: list[dict], *, batch: int, seed: int, device: str
-    ):
+    def __init__(self, dataset: Dataset, masks: Masks, *, batch: int, seed: int, device: str):
         self.dataset, self.batch, self.seed, self.device = dataset, batch, seed, device
         self.objects = [
-            [
-                record
-                for record in found
-                if record["mask"].any() and min(_extent(record["mask"])) >= 2
-            ]
-            for found in by_image(records, dataset.ids())
+            [mask for mask in found if _has_box(mask)] for found in masks.by_image(dataset.ids)
         ]
         self.kept = [i for i, found in enumerate(self.objects) if found]
         if not self.kept:
@@ -188,12 +181,13 @@ class DetectionBatches:
         )
 
     def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
-        sample = self.dataset[index]
-        image, found = sample.image, self.objects[index]
-        masks = np.stack([record["mask"] for record in found])
+        image, found = self.dataset.image(index), self.objects[index]
+        masks = np.stack([mask.pixels() for mask in found])
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
-        target = target_of(masks, [record["cluster"] for record in found], image_id=sample.id)
+        target = target_of(
+            masks, [mask.cluster for mask in found], image_id=self.dataset.ids[index]
+        )
         moved = {
             key: value.to(self.device) if isinstance(value, Tensor) else value
             for key, value in target.items()
@@ -217,28 +211,28 @@ def train(model: MaskRCNN, batches: DetectionBatches, **recipe) -> list[dict]:
 
 
 @torch.no_grad()
-def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> Iterator[list[dict]]:
+def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> Iterator[list[Mask]]:
     """Yield, for each image in order, its predictions, best first; an empty list where there is
     none.
 
-    A prediction: {"image_id", "mask" (H, W) bool, "cluster" int from 0, "score" float in [0, 1],
-    "box" x0, y0, x1, y1}.
+    A prediction is a mask that is not empty, with its cluster and its score.
     """
     model.eval()
-    with made_ahead(
-        dataset.__getitem__, range(len(dataset)), most=batch, device=device
-    ) as pictures:
-        while samples := list(islice(pictures, batch)):
-            outputs = model([to_tensor(sample.image, device) for sample in samples])
-            for sample, output in zip(samples, outputs):
-                yield [record for record in _records(sample.id, output) if record["mask"].any()]
+    with made_ahead(dataset.image, range(len(dataset)), most=batch, device=device) as pictures:
+        ids = iter(dataset.ids)
+        while images := list(islice(pictures, batch)):
+            for output in model([to_tensor(image, device) for image in images]):
+                yield _masks(next(ids), output)
 
 
-def _records(image_id: str, output: dict[str, Tensor]) -> Iterator[dict]:
-    masks = (output["masks"][:, 0] > 0.5).cpu().numpy()
-    rest = (output[key].cpu().tolist() for key in ("labels", "scores", "boxes"))
-    for mask, label, score, box in zip(masks, *rest):
-        yield {"image_id": image_id, "mask": mask, "cluster": label - 1, "score": score, "box": box}
+def _masks(image_id: str, output: dict[str, Tensor]) -> list[Mask]:
+    pixels = (output["masks"][:, 0] > 0.5).cpu().numpy()
+    labels, scores = output["labels"].cpu().tolist(), output["scores"].cpu().tolist()
+    return [
+        Mask.from_pixels(mask, image_id=image_id, score=score, cluster=label - 1)
+        for mask, label, score in zip(pixels, labels, scores, strict=True)
+        if mask.any()
+    ]
 
 
 def to_tensor(image: np.ndarray, device: str) -> Tensor:
@@ -246,6 +240,7 @@ def to_tensor(image: np.ndarray, device: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 255
 
 
-def _extent(mask: np.ndarray) -> tuple[int, int]:
-    x0, y0, x1, y1 = mask_to_box(mask)
-    return x1 - x0, y1 - y0
+def _has_box(mask: Mask) -> bool:
+    """Whether a mask is at least two pixels wide and high, so that its box is not degenerate."""
+    x0, y0, x1, y1 = mask.box or (0, 0, 0, 0)
+    return min(x1 - x0, y1 - y0) >= 2

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdlib.core.mask import MaskRecord, encode_mask
+from mdlib.core.mask import Mask
 from mdlib.core.prefetch import made_ahead
-from mdlib.data import Dataset, Sample
+from mdlib.data import Dataset
 from mdlib.method import masks, several_masks
 from mdlib.models.encoder import Encoder, Tokens
 
@@ -30,7 +30,7 @@ def distill_masks(
     max_masks: int = 1,  # the last three: the paper's one mask an image, or objects.object_masks
     min_contrast: float | None = None,
     max_seam: float | None = None,
-) -> Iterator[MaskRecord]:
+) -> Iterator[Mask]:
     """Yield the masks of each image of a data set, in order; images of one size share a batch, as
     `batches_by_size` gathers them.
 
@@ -48,39 +48,45 @@ def distill_masks(
         min_contrast=min_contrast,
         max_seam=max_seam,
     )
-    found: dict[int, list[MaskRecord]] = {}  # of images that wait for one before them
+    found: dict[int, list[Mask]] = {}  # of images that wait for one before them
     following = 0
     with made_ahead(
-        lambda i: _picture(dataset[i]), range(len(dataset)), most=batch_size, device=encoder.device
-    ) as pictures:
-        for batch in batches_by_size(pictures, batch_size=batch_size, window=WINDOW):
-            found |= zip(
-                batch, _distill_batch(list(batch.values()), encoder, input_side=input_side, **rule)
-            )
+        dataset.image, range(len(dataset)), most=batch_size, device=encoder.device
+    ) as images:
+        for batch in batches_by_size(images, batch_size=batch_size, window=WINDOW):
+            named = {dataset.ids[i]: image for i, image in batch.items()}
+            found |= zip(batch, _distill_batch(named, encoder, input_side=input_side, **rule))
             while following in found:
                 yield from found.pop(following)
                 following += 1
-            del batch  # its pictures, before those of the next are read
+            del batch, named  # its images, before those of the next are read
 
 
 def batches_by_size(
-    samples: Iterable[Sample], *, batch_size: int, window: float
-) -> Iterator[dict[int, Sample]]:
-    """Batches {place among the samples: sample} of images of one size, so that images of mixed
-    sizes fill batches too.
+    images: Iterable[np.ndarray], *, batch_size: int, window: float
+) -> Iterator[dict[int, np.ndarray]]:
+    """Batches of images of one size, so that images of mixed sizes fill batches too.
 
     A batch is given when it is full, at the end, and when the images since its first one take more
     than `window` bytes. So whoever brings the results back into order never keeps more than those
     of a window and a batch.
+
+    Args:
+        images: (H, W, 3) uint8 each, of any sizes.
+        batch_size: images of a full batch.
+        window: bytes.
+
+    Yields:
+        {index of an image: image}, each index once.
     """
-    waiting: dict[tuple, dict[int, Sample]] = {}  # by size, the longest waiting first
+    waiting: dict[tuple, dict[int, np.ndarray]] = {}  # by size, the longest waiting first
     seen, before = 0, {}  # bytes so far, and before the first of each batch
-    for place, sample in enumerate(samples):
-        size = sample.image.shape
+    for i, image in enumerate(images):
+        size = image.shape
         if size not in waiting:
             waiting[size], before[size] = {}, seen
-        waiting[size][place] = sample
-        seen += sample.image.nbytes
+        waiting[size][i] = image
+        seen += image.nbytes
         if len(waiting[size]) == batch_size:
             yield waiting.pop(size)
         while (
@@ -90,23 +96,15 @@ def batches_by_size(
     yield from waiting.values()
 
 
-def _picture(sample: Sample) -> Sample:
-    """Without its labels, so that they are not kept while it waits."""
-    return Sample(sample.id, sample.image)
-
-
 def _distill_batch(
-    batch: list[Sample], encoder: Encoder, *, input_side: int, **rule
-) -> list[list[MaskRecord]]:
-    """The masks of each of some images of one size.
+    batch: dict[str, np.ndarray], encoder: Encoder, *, input_side: int, **rule
+) -> list[list[Mask]]:
+    """The masks of each of some images of one size, by id.
 
     Its tensors end with it: the next batch finds their memory free.
     """
-    images = (
-        torch.from_numpy(np.stack([sample.image for sample in batch]))
-        .to(encoder.device)
-        .permute(0, 3, 1, 2)
-    )
+    images = torch.from_numpy(np.stack(list(batch.values()))).to(encoder.device)
+    images = images.permute(0, 3, 1, 2)
     resized = resize_images(images, input_side=input_side)
     found, scores = several_tokens(encoder.tokens(resized), **rule)
     image_hw, crop_hw = tuple(images.shape[-2:]), tuple(resized.shape[-2:])
@@ -117,11 +115,11 @@ def _distill_batch(
     pixels = pixels.view(*found.shape[:2], *image_hw).cpu().numpy()
     return [
         [
-            MaskRecord({"image_id": sample.id, "score": score}, encode_mask(mask))
+            Mask.from_pixels(mask, image_id=image_id, score=score)
             for number, (mask, score) in enumerate(zip(own, its_scores))
             if mask.any() or (number == 0 and rule["min_contrast"] is None)
         ]
-        for sample, own, its_scores in zip(batch, pixels, scores.tolist())
+        for image_id, own, its_scores in zip(batch, pixels, scores.tolist())
     ]
 
 

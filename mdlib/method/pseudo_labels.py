@@ -4,7 +4,11 @@ The rule: sort an image's predictions by score; keep those at or above the thres
 one alone where none reaches it; paste them in that order.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from mdlib.core.mask import Mask
 
 OVERLAPS = ("skip", "overwrite")
 LARGEST_LABEL = 254  # 255 is void
@@ -18,21 +22,6 @@ def confident(scores: np.ndarray, *, threshold: float) -> np.ndarray:
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     kept = order[np.asarray(scores, np.float64)[order] >= threshold]
     return kept if len(kept) else order[:1]
-
-
-def stack_predictions(
-    records: list[dict], image_hw: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image's predictions as `label_map` takes them: masks (n, H, W) bool, clusters (n,), scores
-    (n,).
-    """
-    if not records:
-        return np.zeros((0, *image_hw), bool), np.zeros(0, np.int64), np.zeros(0)
-    return (
-        np.stack([r["mask"] for r in records]),
-        np.array([r["cluster"] for r in records]),
-        np.array([r["score"] for r in records]),
-    )
 
 
 def label_map(
@@ -68,14 +57,45 @@ def label_map(
     return labels
 
 
-def clustered_map(records: list[dict], *, image_hw: tuple[int, int]) -> np.ndarray:
-    """Stage 2's masks of one image with their clusters, none of them left out: (H, W) uint16, 0
-    background, 1 + cluster.
+def filtered_map(
+    masks: Sequence[Mask], *, image_hw: tuple[int, int], threshold: float, overlap: str
+) -> np.ndarray:
+    """Stage 4 on one image's predictions: `label_map` of them.
 
-    records: {"mask" (H, W) bool, "cluster"}; the masks of one image do not overlap. Without one all
-    is background.
+    Args:
+        masks: predictions of one image, with clusters.
+        image_hw: (H, W), for an image without a prediction.
+        threshold: see `label_map`.
+        overlap: see `label_map`.
+
+    Returns:
+        (H, W) uint16: 0 background, 1 + cluster.
+    """
+    return label_map(*stack_masks(masks, image_hw), threshold=threshold, overlap=overlap)
+
+
+def clustered_map(masks: Sequence[Mask], *, image_hw: tuple[int, int]) -> np.ndarray:
+    """Stage 2's masks of one image with their clusters, none of them left out.
+
+    The masks of one image do not overlap. Without one all is background.
+
+    Args:
+        masks: masks of one image, with clusters.
+        image_hw: (H, W), for an image without a mask.
+
+    Returns:
+        (H, W) uint16: 0 background, 1 + cluster.
     """
     labels = np.zeros(image_hw, np.uint16)
-    for record in records:
-        labels[record["mask"]] = 1 + record["cluster"]
+    for mask in masks:
+        labels[mask.pixels()] = 1 + mask.cluster
     return labels
+
+
+def stack_masks(
+    masks: Sequence[Mask], image_hw: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arrays that `label_map` takes: pixels (n, H, W) bool, clusters (n,), scores (n,)."""
+    pixels = np.stack([m.pixels() for m in masks]) if masks else np.zeros((0, *image_hw), bool)
+    clusters = np.array([mask.cluster for mask in masks], np.int64)
+    return pixels, clusters, np.array([mask.score for mask in masks], np.float64)

@@ -1,196 +1,143 @@
-"""Maps, instances and overlays for new pictures, from a finished run: `python -m mdlib predict
-IMAGES --run RUN`.
+"""Maps, instances and overlays for new pictures, from a finished run.
+
+    model = MaskDistill.from_run(RunArtifacts(Path("reports/demo")))
+    labels, masks = model.predict(image)
+
+or `python -m mdlib predict IMAGES --run RUN`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision.models.detection import MaskRCNN
 
 from mdlib.core.colours import class_colours, overlay
-from mdlib.core.files import StoreError, atomic, read_json, write_json
+from mdlib.core.files import atomic
 from mdlib.core.label_map import write_label_map
-from mdlib.core.mask import encode_mask
-from mdlib.core.weights import read_weights
-from mdlib.data import Sample
-from mdlib.data.images import ImageError, read_image
+from mdlib.core.mask import Mask, write_masks
+from mdlib.data import VOID, InMemory
+from mdlib.data.folder import open_pictures
+from mdlib.data.images import ImageError
 from mdlib.method import crf, detector, segmenter
-from mdlib.run import stage
+from mdlib.run.artifacts import RunArtifacts
+from mdlib.run.stage import device
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 SURE = 0.3  # detections from this score on are drawn; all are in instances.json
 
 
 @dataclass(frozen=True)
-class Models:
-    """What a run has learned. names: class index of background and of each cluster, -1 unnamed."""
+class MaskDistill:
+    """What a run has learned, for new pictures.
 
+    Attributes:
+        detector: Mask R-CNN, in eval mode.
+        segmenter: DeepLab, in eval mode.
+        side: pixels of the square in which the segmenter sees a picture.
+        classes: names of the class indices.
+        cluster_to_class: (1 + k,) class of background and of each cluster, -1 without one.
+        crf: settings of the CRF, or None to leave it out.
+    """
+
+    detector: MaskRCNN
     segmenter: segmenter.Segmenter
-    detector: detector.MaskRCNN
     side: int
-    classes: list[str]
-    names: np.ndarray
-    crf: dict | None
+    classes: tuple[str, ...]
+    cluster_to_class: np.ndarray
+    crf: Mapping | None
 
+    @classmethod
+    def from_run(cls, run: RunArtifacts) -> "MaskDistill":
+        """The trained networks of a run.
 
-def find_images(paths: list[Path]) -> list[tuple[str, Path]]:
-    """(name, path) of every picture: files as they are given, folders with all that is in them, in
-    order.
+        Raises StoreError where stage 02, 03 or 05 has not run, WeightsError for broken weights.
+        """
+        clusters, settings = run.clusters(), run.crf()
+        if settings is not None and not crf.available():
+            print("the run used a CRF, which is not installed here: maps are the network's own")
+            settings = None
+        model, side = run.segmenter()
+        classes, names = clusters.classes, clusters.cluster_to_class
+        return cls(run.detector(), model, side, classes, names, settings)
 
-    The name is the path within the folder without its suffix, parts joined by "__"; equal names are
-    numbered. Raises StoreError where a path does not exist or no picture is found.
-    """
-    found: list[tuple[str, Path]] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            found += [("__".join(p.relative_to(path).with_suffix("").parts), p) for p in inside]
-        elif path.exists():
-            found.append((path.stem, path))
-        else:
-            raise StoreError(f"{path} does not exist")
-    if not found:
-        raise StoreError(
-            f"no picture in {', '.join(map(str, paths))}; known are {', '.join(sorted(SUFFIXES))}"
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (H, W) uint8 clusters, 0 background and 1 + cluster."""
+        one = InMemory({"image": image})
+        (logits,) = segmenter.predict_logits(
+            self.segmenter, one, side=self.side, batch=1, device=device()
         )
-    taken: dict[str, int] = {}
-    unique = []
-    for name, path in found:
-        taken[name] = taken.get(name, 0) + 1
-        unique.append((name if taken[name] == 1 else f"{name}__{taken[name]}", path))
-    return unique
+        soft = segmenter.probabilities(logits, image_hw=image.shape[:2]).numpy()
+        if self.crf is not None:
+            soft = crf.dense_crf(image, soft, **self.crf)
+        return soft.argmax(0).astype(np.uint8)
 
-
-def load_models(run_dir: Path) -> Models:
-    """The trained networks of a run.
-
-    Raises StoreError where a stage has not run, WeightsError for broken weights.
-    """
-    needed = ("02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab")
-    for name in needed:
-        stage.read_manifest(run_dir, name)  # says which notebook to run
-    artifacts = run_dir / "artifacts"
-    deeplab = (
-        segmenter.last_round(artifacts / "05_train_deeplab", artifacts / "06_refine_with_crf")
-        / "segmenter.safetensors"
-    )
-    record = artifacts / "06_refine_with_crf" / "crf.json"
-    fitted = read_json(artifacts / "02_cluster_masks" / "clusters.json")
-    refining = read_json(record)["parameters"] if record.is_file() else None
-    if refining and not crf.available():
-        print("the run used a CRF, which is not installed here: maps are the network's own")
-        refining = None
-    return Models(
-        segmenter.load_segmenter(deeplab, device=stage.device()),
-        detector.load_detector(
-            artifacts / "03_train_mask_rcnn" / "detector.safetensors", device=stage.device()
-        ),
-        read_weights(deeplab)[1]["architecture"]["side"],
-        fitted["class_names"],
-        np.array([0, *fitted["names"]]),
-        refining,
-    )
-
-
-def predict_map(models: Models, sample: Sample) -> np.ndarray:
-    """One picture -> its cluster map (H, W) uint8, 0 background and 1 + cluster."""
-    (logits,) = segmenter.predict_logits(
-        models.segmenter, [sample], side=models.side, batch=1, device=stage.device()
-    )
-    soft = segmenter.probabilities(logits, image_hw=sample.image.shape[:2]).numpy()
-    if models.crf:
-        soft = crf.dense_crf(sample.image, soft, **models.crf)
-    return soft.argmax(0).astype(np.uint8)
-
-
-def predict_image(models: Models, sample: Sample) -> tuple[np.ndarray, list[dict]]:
-    """One picture -> its cluster map as predict_map's, and the detector's records, best first."""
-    (records,) = detector.predict(models.detector, [sample], batch=1, device=stage.device())
-    return predict_map(models, sample), records
+    def predict(
+        self, image: np.ndarray, *, image_id: str = "image"
+    ) -> tuple[np.ndarray, list[Mask]]:
+        """The map of a picture, as `labels` gives it, and its masks with clusters, best first."""
+        one = InMemory({image_id: image})
+        (masks,) = detector.predict(self.detector, one, batch=1, device=device())
+        return self.labels(image), masks
 
 
 def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
-    """Predict all pictures into `out` (default: the run's predictions/).
+    """Predict all pictures into a folder.
 
-    Returns how many could not be read.
+    Written: clusters/ID.png (0 background, 1 + cluster), maps/ID.png (class indices; a cluster
+    without a class is void, 255), overlays/ID.png, and instances.json in COCO's format.
 
-    Written: clusters/NAME.png (0 background, 1 + cluster), maps/NAME.png (class indices; a cluster
-    without a name is void, 255), overlays/NAME.png, and instances.json in COCO's format.
+    Args:
+        paths: files, and folders with all pictures below them; see `data.folder` for the ids.
+        run_dir: the finished run.
+        out: where to; None: the run's own predictions/.
+
+    Returns:
+        How many pictures could not be read.
     """
-    found = find_images(paths)
-    models, out = load_models(run_dir), out or run_dir / "predictions"
-    colours = class_colours(len(models.names))
-    images, annotations, failed = [], [], 0
-    for name, path in found:
+    pictures = open_pictures(paths)
+    model, out = MaskDistill.from_run(RunArtifacts(run_dir)), out or run_dir / "predictions"
+    colours = class_colours(len(model.cluster_to_class))
+    found: list[Mask] = []
+    sizes: dict[str, tuple[int, int]] = {}
+    for i, image_id in enumerate(pictures.ids):
         try:
-            sample = Sample(name, read_image(path))
+            image = pictures.image(i)
         except ImageError as error:
             print(f"skipped: {error}")
-            failed += 1
             continue
-        labels, records = predict_image(models, sample)
-        named = models.names[labels]
-        write_label_map(out / "clusters" / f"{name}.png", labels)
-        write_label_map(out / "maps" / f"{name}.png", np.where(named < 0, 255, named))
-        _write_overlay(out / "overlays" / f"{name}.png", sample.image, labels, records, colours)
-        height, width = labels.shape
-        images.append(
-            {"id": len(images) + 1, "file_name": str(path), "height": height, "width": width}
-        )
-        annotations += [
-            coco_annotation(record, len(images), len(annotations) + i + 1)
-            for i, record in enumerate(records)
-        ]
-        print(
-            f"{name}: {len(np.setdiff1d(labels, [0]))} clusters, {sum(r['score'] >= SURE for r in records)} objects"
-        )
-    coco = {"images": images, "annotations": annotations, "categories": _categories(models)}
-    write_json(out / "instances.json", coco)
-    print(f"{len(images)} of {len(found)} pictures: {out}")
-    return failed
+        labels, masks = model.predict(image, image_id=image_id)
+        named = model.cluster_to_class[labels]
+        write_label_map(out / "clusters" / f"{image_id}.png", labels)
+        write_label_map(out / "maps" / f"{image_id}.png", np.where(named < 0, VOID, named))
+        _write_overlay(out / "overlays" / f"{image_id}.png", image, labels, masks, colours)
+        sizes[image_id], found = labels.shape, found + masks
+        sure = sum(mask.score >= SURE for mask in masks)
+        print(f"{image_id}: {len(np.setdiff1d(labels, [0]))} clusters, {sure} objects")
+    files = {name: {"file_name": str(pictures.paths[i])} for i, name in enumerate(pictures.ids)}
+    more = {name: files[name] for name in sizes}
+    write_masks(out / "instances.json", found, images=sizes, categories=_titles(model), more=more)
+    print(f"{len(sizes)} of {len(pictures)} pictures: {out}")
+    return len(pictures) - len(sizes)
 
 
-def _categories(models: Models) -> list[dict]:
-    names = (models.classes[c] if c > 0 else "unnamed" for c in models.names[1:])
-    return [{"id": 1 + j, "name": f"{name} (cluster {j})"} for j, name in enumerate(names)]
-
-
-def coco_annotation(record: dict, image_id: int, number: int) -> dict:
-    """A record {"mask" (H, W) bool, "cluster", "score"} as an annotation of COCO; category ids are
-    1 + cluster.
-    """
-    rows, columns = np.flatnonzero(record["mask"].any(1)), np.flatnonzero(record["mask"].any(0))
-    box = [
-        int(columns[0]),
-        int(rows[0]),
-        int(columns[-1] - columns[0] + 1),
-        int(rows[-1] - rows[0] + 1),
-    ]
-    return {
-        "id": number, "image_id": image_id, "category_id": 1 + record["cluster"], "score": round(record["score"], 6),
-        "segmentation": encode_mask(record["mask"]), "bbox": box, "area": int(record["mask"].sum()), "iscrowd": 0,
-    }  # fmt: skip
+def _titles(model: MaskDistill) -> list[str]:
+    names = (model.classes[c] if c > 0 else "unnamed" for c in model.cluster_to_class[1:])
+    return [f"{name} (cluster {j})" for j, name in enumerate(names)]
 
 
 def _write_overlay(
-    path: Path, image: np.ndarray, labels: np.ndarray, records: list[dict], colours: np.ndarray
+    path: Path, image: np.ndarray, labels: np.ndarray, masks: list[Mask], colours: np.ndarray
 ) -> None:
     present = np.setdiff1d(labels, [0])
     painted = image / 255
     if present.size:
-        painted = overlay(
-            image,
-            np.stack([labels == c for c in present]),
-            colours=[tuple(colours[c]) for c in present],
-        )
-    sure = [r["mask"] for r in records if r["score"] >= SURE]
+        regions = np.stack([labels == c for c in present])
+        painted = overlay(image, regions, colours=[tuple(colours[c]) for c in present])
+    sure = [mask.pixels() for mask in masks if mask.score >= SURE]
     if sure:  # objects as outlines over the map
-        painted = overlay(
-            (painted * 255).round().astype(np.uint8),
-            np.stack(sure),
-            colours=("white",),
-            strength=0.0,
-        )
+        flat = (painted * 255).round().astype(np.uint8)
+        painted = overlay(flat, np.stack(sure), colours=("white",), strength=0.0)
     with atomic(path) as temporary:
         Image.fromarray((painted * 255).round().astype(np.uint8)).save(temporary, format="PNG")

@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import nbformat
 import numpy as np
@@ -50,6 +51,9 @@ LIBRARIES = (
     "pillow",
     "matplotlib",
 )
+
+if TYPE_CHECKING:
+    from mdlib.run.artifacts import RunArtifacts
 
 
 class StageSkipped(Exception):
@@ -102,6 +106,13 @@ class Stage:
                 f"{name} is of smoke size: numbers from here on mean nothing, and the figures say so"
             )
         return self.run_dir / "artifacts" / name
+
+    @cached_property
+    def run(self) -> "RunArtifacts":
+        """What the stages of this run wrote; what is read there is an input of this stage."""
+        from mdlib.run.artifacts import RunArtifacts  # it imports networks, the runner does not
+
+        return RunArtifacts(self.run_dir, folder_of=self.read)
 
     def read_file(self, path: str | Path) -> Path:
         """A file or folder outside the run (data, weights), by a path from the repository's root or

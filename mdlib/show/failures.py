@@ -16,8 +16,8 @@ from scipy.ndimage import binary_opening
 
 from mdlib.core.colours import ORANGE, SKY
 from mdlib.evaluate import metrics
-from mdlib.run.artifacts import Outcome
 from mdlib.show import figures
+from mdlib.show.outcome import Outcome
 from mdlib.show.slides import SLIDE
 
 HALF = 0.5  # IoU from which on a mask counts as right, as in COCO
@@ -64,11 +64,11 @@ def _poor(run: Outcome, i: int) -> Iterator[Failure]:
     """01: even the best mask fits neither an object nor those that are mostly inside it. measure: 1
     - IoU.
     """
-    true = run.val[i].instances
+    true = run.val.instances(i)
     if not run.masks[i] or not len(true.labels):
         return
     fits = []
-    for mask in (record["mask"] for record in run.masks[i]):
+    for mask in (found.pixels() for found in run.masks[i]):
         meant = metrics.share_inside(true.masks, mask[None])[:, 0] > HALF
         meant[metrics.best_overlap(mask, true.masks)[1]] = True
         region = true.masks[meant].any(0)
@@ -91,48 +91,48 @@ def _poor(run: Outcome, i: int) -> Iterator[Failure]:
                 f"{outside:.0%} of the best mask is off the object (IoU {iou:.2f}): to the keys, that is object, too.",
             )
         yield _failure(
-            run, i, 1 - iou, heading, words, [Mark(record["mask"]) for record in run.masks[i]]
+            run, i, 1 - iou, heading, words, [Mark(found.pixels()) for found in run.masks[i]]
         )
 
 
 def _merged(run: Outcome, i: int) -> Iterator[Failure]:
     """01: a mask with more than half of two objects. measure: IoU with both together."""
-    true = run.val[i].instances
-    for record in run.masks[i] if len(true.labels) > 1 else ():
-        held = metrics.share_inside(true.masks, record["mask"][None])[:, 0]
+    true = run.val.instances(i)
+    for found in run.masks[i] if len(true.labels) > 1 else ():
+        held = metrics.share_inside(true.masks, found.pixels()[None])[:, 0]
         a, b = np.argsort(-held, kind="stable")[:2]
-        iou = metrics.mask_iou(record["mask"][None], (true.masks[a] | true.masks[b])[None]).item()
+        iou = metrics.mask_iou(found.pixels()[None], (true.masks[a] | true.masks[b])[None]).item()
         if held[b] > HALF and iou > HALF:
             first, second = run.classes[true.labels[a]], run.classes[true.labels[b]]
             words = f"One mask holds {held[a]:.0%} of the {first}, {held[b]:.0%} of the {second}: their keys agree, and no seam was cut."
-            yield _failure(run, i, iou, "01  two in one mask", words, [Mark(record["mask"])])
+            yield _failure(run, i, iou, "01  two in one mask", words, [Mark(found.pixels())])
 
 
 def _misnamed(run: Outcome, i: int) -> Iterator[Failure]:
     """02: a mask that fits its object, in a cluster of another name. measure: IoU."""
-    true = run.val[i].instances
-    for record in run.masks[i]:
+    true = run.val.instances(i)
+    for found in run.masks[i]:
         (iou, which), name = (
-            metrics.best_overlap(record["mask"], true.masks),
-            run.names[1 + record["cluster"]],
+            metrics.best_overlap(found.pixels(), true.masks),
+            run.cluster_to_class[1 + found.cluster],
         )
         if iou >= HALF and name > 0 and name != true.labels[which]:
-            words = f"The {run.classes[true.labels[which]]}'s mask is good (IoU {iou:.2f}), but nearest to cluster {record['cluster']}, named {run.classes[name]}."
+            words = f"The {run.classes[true.labels[which]]}'s mask is good (IoU {iou:.2f}), but nearest to cluster {found.cluster}, named {run.classes[name]}."
             yield _failure(
-                run, i, iou, "02  a wrong name", words, [Mark(record["mask"], run.classes[name])]
+                run, i, iou, "02  a wrong name", words, [Mark(found.pixels(), run.classes[name])]
             )
 
 
 def _sure(run: Outcome, i: int) -> Iterator[Failure]:
     """03: a prediction that the filter believes and that fits no object. measure: its score."""
-    for record in run.said[i]:
-        iou, _ = metrics.best_overlap(record["mask"], run.val[i].instances.masks)
-        if iou < HALF and record["score"] >= run.settings["04"]["threshold"]:
-            name = run.names[1 + record["cluster"]]
-            said = run.classes[name] if name > 0 else f"cluster {record['cluster']}"
-            words = f"Score {record['score']:.2f}, but no object fits (best IoU {iou:.2f}): the masks it learned from have such errors."
+    for found in run.predictions[i]:
+        iou, _ = metrics.best_overlap(found.pixels(), run.val.instances(i).masks)
+        if iou < HALF and found.score >= run.filter_rule["threshold"]:
+            name = run.cluster_to_class[1 + found.cluster]
+            said = run.classes[name] if name > 0 else f"cluster {found.cluster}"
+            words = f"Score {found.score:.2f}, but no object fits (best IoU {iou:.2f}): the masks it learned from have such errors."
             yield _failure(
-                run, i, record["score"], "03  sure and wrong", words, [Mark(record["mask"], said)]
+                run, i, found.score, "03  sure and wrong", words, [Mark(found.pixels(), said)]
             )
 
 
@@ -141,20 +141,20 @@ def _dropped(run: Outcome, i: int) -> Iterator[Failure]:
     IoU.
     """
     true, kept, threshold = (
-        run.val[i].instances,
+        run.val.instances(i),
         run.named(run.filtered(i)),
-        run.settings["04"]["threshold"],
+        run.filter_rule["threshold"],
     )
-    for record in run.said[i]:
-        iou, which = metrics.best_overlap(record["mask"], true.masks)
+    for found in run.predictions[i]:
+        iou, which = metrics.best_overlap(found.pixels(), true.masks)
         label = true.labels[which] if iou >= HALF else -1
         if (
-            label == run.names[1 + record["cluster"]]
+            label == run.cluster_to_class[1 + found.cluster]
             and (kept == label)[true.masks[which]].mean() < HALF
         ):
             why = (
-                f"its score, {record['score']:.2f}, is below {threshold:g}"
-                if record["score"] < threshold
+                f"its score, {found.score:.2f}, is below {threshold:g}"
+                if found.score < threshold
                 else "another mask overlaps it"
             )
             words = f"The {run.classes[label]} was found (IoU {iou:.2f}) and left out: {why}."
@@ -164,7 +164,7 @@ def _dropped(run: Outcome, i: int) -> Iterator[Failure]:
                 iou,
                 "04  a true object dropped",
                 words,
-                [*_regions(run, kept), Mark(record["mask"], "dropped", "dropped")],
+                [*_regions(run, kept), Mark(found.pixels(), "dropped", "dropped")],
             )
 
 
@@ -172,7 +172,7 @@ def _smoothed(run: Outcome, i: int) -> Iterator[Failure]:
     """06: an object that stays, with thin parts that were right before the CRF and are not after
     it. measure: their share of it.
     """
-    true, refined = run.val[i].instances, run.refined(i)
+    true, refined = run.val.instances(i), run.refined(i)
     if refined is None:
         return
     before, after = run.named(run.final(i)), run.named(refined)
@@ -221,9 +221,9 @@ def find(run: Outcome) -> dict[str, Failure | None]:
 def _failure(
     run: Outcome, i: int, measure: float, heading: str, words: str, said: list[Mark]
 ) -> Failure:
-    true = run.val[i].instances
+    true = run.val.instances(i)
     truth = [Mark(mask, run.classes[label], "true") for mask, label in zip(true.masks, true.labels)]
-    return Failure(float(measure), heading, words, run.val[i].image, said, truth)
+    return Failure(float(measure), heading, words, run.val.image(i), said, truth)
 
 
 def _regions(run: Outcome, labels: np.ndarray) -> list[Mark]:

@@ -12,7 +12,7 @@ import base64
 import html
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,13 @@ from PIL import Image
 from sklearn.metrics import silhouette_score
 
 from mdlib.core.colours import overlay
-from mdlib.core.files import StoreError, write_json, write_text
+from mdlib.core.files import StoreError, write_text
 from mdlib.core.label_map import write_label_map
-from mdlib.core.mask import by_image, mask_to_box
+from mdlib.core.mask import Mask, Masks, mask_to_box, write_masks
 from mdlib.core.progress import track
-from mdlib.data import Dataset, Sample
+from mdlib.data import Dataset
 from mdlib.method.clusters import fit_kmeans
 from mdlib.method.pseudo_labels import LARGEST_LABEL
-from mdlib.run.predict import coco_annotation
 
 MARGIN = 0.12  # around a mask in its thumbnail, as a share of the mask's longer side
 PAPER = 0.96  # grey level of what a thumbnail leaves empty
@@ -162,17 +161,16 @@ def thumbnail(image: np.ndarray, mask: np.ndarray, *, side: int) -> np.ndarray:
 
 
 def thumbnails(
-    dataset: Dataset, records: list[dict], chosen: list[int], *, side: int
+    dataset: Dataset, masks: Sequence[Mask], chosen: list[int], *, side: int
 ) -> dict[int, np.ndarray]:
     """{index of a mask: its thumbnail} for the chosen masks; each picture is opened once."""
-    place = {image_id: i for i, image_id in enumerate(dataset.ids())}
     wanted: dict[int, list[int]] = {}
     for index in chosen:
-        wanted.setdefault(place[records[index]["image_id"]], []).append(index)
+        wanted.setdefault(dataset.index_of(masks[index].image_id), []).append(index)
     found = {}
     for i in track(sorted(wanted), total=len(wanted), what="thumbnails"):
-        image = dataset[i].image
-        found |= {index: thumbnail(image, records[index]["mask"], side=side) for index in wanted[i]}
+        image = dataset.image(i)
+        found |= {index: thumbnail(image, masks[index].pixels(), side=side) for index in wanted[i]}
     return found
 
 
@@ -223,40 +221,46 @@ def _masks(count: int) -> str:
 
 
 def export(
-    folder: Path, dataset: Dataset, records: list[dict], assigned: np.ndarray, *,
-    names: dict[int, str], k: int, files: dict[str, str], draw: Callable[[Sample, list[dict]], np.ndarray],
-) -> None:  # fmt: skip
-    """Write masks.json (COCO, a category a cluster), maps/ID.png (palette; 0 background, 1 +
-    cluster) and classes.txt.
+    folder: Path,
+    dataset: Dataset,
+    masks: Masks,
+    *,
+    names: dict[int, str],
+    k: int,
+    draw: Callable[[np.ndarray, list[Mask]], np.ndarray],
+) -> None:
+    """Write masks.json (COCO, a category for each cluster), maps/ID.png and classes.txt.
 
-    files: the file name of each id. draw(sample, its records with "cluster") gives its map, (H, W)
-    integers. Raises ValueError where there are more clusters than a palette has room for.
+    A map is a palette PNG: 0 background, 1 + cluster.
+
+    Args:
+        folder: where to.
+        dataset: the pictures.
+        masks: their masks, with clusters.
+        names: names of clusters; those without one keep their number.
+        k: number of clusters.
+        draw: a picture (H, W, 3) uint8 and its masks -> its map, (H, W) integers.
+
+    Raises:
+        ValueError: where there are more clusters than a palette has room for.
     """
     if k > LARGEST_LABEL:
         raise ValueError(f"a palette PNG holds {LARGEST_LABEL} clusters, this run has {k}")
     titles = [names.get(j, unnamed(j)) for j in range(k)]
-    labelled = [
-        record | {"cluster": int(cluster)}
-        for record, cluster in zip(records, assigned, strict=True)
-    ]
     # those of another set of pictures would stay
     shutil.rmtree(folder / "maps", ignore_errors=True)
-    images, annotations = [], []
-    gathered = by_image(labelled, dataset.ids())
-    for number, found in enumerate(track(gathered, total=len(dataset), what="maps"), 1):
-        sample = dataset[number - 1]
-        height, width = sample.image.shape[:2]
-        write_label_map(folder / "maps" / f"{sample.id}.png", draw(sample, found))
-        image = {"id": number, "file_name": files[sample.id], "height": height, "width": width}
-        images.append({**image, "label_map": f"maps/{sample.id}.png"})
-        annotations += [
-            coco_annotation(record, number, len(annotations) + i + 1)
-            for i, record in enumerate(found)
-        ]
-    categories = [{"id": 1 + j, "name": title} for j, title in enumerate(titles)]
-    write_json(
+    more = {}
+    gathered = masks.by_image(dataset.ids)
+    for i, found in enumerate(track(gathered, total=len(dataset), what="maps")):
+        image_id = dataset.ids[i]
+        write_label_map(folder / "maps" / f"{image_id}.png", draw(dataset.image(i), found))
+        more[image_id] = {"file_name": dataset.file_name(i), "label_map": f"maps/{image_id}.png"}
+    write_masks(
         folder / "masks.json",
-        {"images": images, "annotations": annotations, "categories": categories},
+        (mask for found in gathered for mask in found),
+        images=dataset.sizes(),
+        categories=titles,
+        more=more,
     )
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in ("background", *titles)))
 

@@ -21,9 +21,9 @@ from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPrep
 
 from mdlib.core.files import StoreError, atomic, write_text
 from mdlib.core.paths import ROOT
-from mdlib.run import artifacts
+from mdlib.run.artifacts import RunArtifacts
 from mdlib.run.stage import run_label
-from mdlib.show import failures, slides
+from mdlib.show import failures, outcome, slides
 
 FIRST = "quickstart"  # the page after the map; the others follow in the order of their names
 
@@ -77,7 +77,7 @@ def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
     gallery without a failure.
     """
     try:
-        run = artifacts.read_outcome(run_dir)
+        run = outcome.read_outcome(RunArtifacts(run_dir))
     except StoreError:
         return "", ""
     panels = slides.panels_of(run)

@@ -14,15 +14,13 @@ import torch
 from matplotlib.figure import Figure
 
 from mdlib.core.colours import MASK_COLOURS, class_colours, colour_map
-from mdlib.core.files import atomic, read_array
-from mdlib.core.mask import read_masks
-from mdlib.core.paths import ROOT
-from mdlib.data.roles import open_role
+from mdlib.core.files import atomic
+from mdlib.core.mask import Mask
 from mdlib.evaluate import metrics
 from mdlib.method import clusters, masks, proposals
-from mdlib.models.encoder import load_encoder
-from mdlib.run.artifacts import Outcome
+from mdlib.run.artifacts import RunArtifacts
 from mdlib.show import figures
+from mdlib.show.outcome import Outcome
 
 # (key, heading, what happens); the headings name the notebooks
 STEPS = (
@@ -183,80 +181,57 @@ def _arrow(ax, *, start: float) -> None:
 # ---------------------------------------------------------------- panels
 
 
-def panels_of(run: Outcome) -> dict[str, np.ndarray]:
+def panels_of(outcome: Outcome) -> dict[str, np.ndarray]:
     """The panels of both figures: the run's best picture with several classes."""
+    val = outcome.val
 
     def agreement(i: int) -> float:
-        true = run.val[i].semantic
-        return min(2, len(np.setdiff1d(true, (0, 255)))) * metrics.object_agreement(
-            run.names[run.final(i)], true
-        )
+        true = val.semantic(i)
+        predicted = outcome.cluster_to_class[outcome.final(i)]
+        return min(2, len(np.setdiff1d(true, (0, 255)))) * metrics.object_agreement(predicted, true)
 
-    best = max(range(len(run.val)), key=agreement)
-    sample, final, refined = run.val[best], run.final(best), run.refined(best)
+    best = max(range(len(val)), key=agreement)
+    image, final, refined = val.image(best), outcome.final(best), outcome.refined(best)
 
-    def numbered(records: list) -> np.ndarray:
+    def numbered(found: list[Mask]) -> np.ndarray:
         labels = np.zeros(final.shape, np.uint8)
-        for number, mask in enumerate((record["mask"] for record in records), 1):
+        for number, mask in enumerate((each.pixels() for each in found), 1):
             free = mask & (labels == 0)
             if free.sum() > mask.sum() / 2:  # else it repeats an earlier one
                 labels[free] = number
         return labels
 
     return {
-        "picture": sample.image,
-        "attention": _attention(sample.image, run.settings["01"]),
-        "mask": numbered(run.masks[best]),
-        "cluster": _members(run.folder, most_common=final),
-        "detector": numbered([r for r in run.said[best] if r["score"] >= 0.3]),
-        "filter": run.named(run.filtered(best)),
-        "segmenter": run.named(final),
-        "crf": run.named(final if refined is None else refined),
-        "truth": sample.semantic,
+        "picture": image,
+        "attention": _attention(image, outcome.run),
+        "mask": numbered(outcome.masks[best]),
+        "cluster": _members(outcome.run, most_common=final),
+        "detector": numbered([m for m in outcome.predictions[best] if m.score >= 0.3]),
+        "filter": outcome.named(outcome.filtered(best)),
+        "segmenter": outcome.named(final),
+        "crf": outcome.named(final if refined is None else refined),
+        "truth": val.semantic(best),
     }
 
 
-def _attention(image: np.ndarray, settings: dict) -> np.ndarray:
-    weights = settings["weights"]
-    encoder = load_encoder(
-        settings["encoder_name"],
-        weights=weights if weights in (None, "random") else ROOT / weights,
-        device="cpu",
-    )
-    tokens = encoder.tokens(
-        proposals.resize_images(
-            torch.from_numpy(image).permute(2, 0, 1)[None], input_side=settings["input_side"]
-        )
-    )
-    return (
-        masks.cls_attention(tokens.cls_query, tokens.keys)[0]
-        .mean(0)
-        .sqrt()
-        .view(tokens.grid_hw)
-        .numpy()
-    )
+def _attention(image: np.ndarray, run: RunArtifacts) -> np.ndarray:
+    """(h, w) float: where the CLS token looks, mean over heads, square root for the eye."""
+    side = run.settings("01")["input_side"]
+    images = torch.from_numpy(image).permute(2, 0, 1)[None]
+    tokens = run.encoder("01").tokens(proposals.resize_images(images, input_side=side))
+    weights = masks.cls_attention(tokens.cls_query, tokens.keys)[0].mean(0)
+    return weights.sqrt().view(tokens.grid_hw).cpu().numpy()
 
 
-def _members(
-    folder: dict[str, Path], *, most_common: np.ndarray, side: int = 3, size: int = 64
-) -> np.ndarray:
-    """side x side crops of the training masks nearest to the centre of the map's largest cluster:
-    one (H, W, 3) picture.
+def _members(run: RunArtifacts, *, most_common: np.ndarray) -> np.ndarray:
+    """3 x 3 crops of 64 pixels, of the training masks nearest to the centre of the map's largest
+    cluster: one (192, 192, 3) picture.
     """
-    present = np.bincount(most_common[most_common > 0], minlength=2)
-    features = clusters.whiten(
-        read_array(folder["02"] / "features_train.npy"),
-        read_array(folder["02"] / "deviation.npy"),
-    )
-    centre = read_array(folder["02"] / "centres.npy")[max(0, int(present.argmax()) - 1)]
-    records = read_masks(folder["01"] / "masks_train.json")
-    nearest = [
-        records[i] for i in ((features - centre) ** 2).sum(1).argsort(kind="stable")[: side * side]
-    ]
-    train = open_role(folder["00"], "train")
-    crops = clusters.crop_masks(train, nearest, size=size).permute(0, 2, 3, 1).numpy()
-    return (
-        crops.reshape(side, side, size, size, 3)
-        .transpose(0, 2, 1, 3, 4)
-        .reshape(side * size, side * size, 3)
-    )
+    found = run.clusters()
+    largest = max(0, int(np.bincount(most_common[most_common > 0], minlength=2).argmax()) - 1)
+    features = clusters.whiten(run.features(), found.deviation)
+    distance = ((features - found.centres[largest]) ** 2).sum(1)
+    train_masks = run.masks("train")
+    nearest = [train_masks[i] for i in distance.argsort(kind="stable")[:9]]
+    crops = clusters.crop_masks(run.dataset("train"), nearest, size=64)
+    return crops.view(3, 3, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(192, 192, 3).numpy()

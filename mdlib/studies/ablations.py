@@ -4,7 +4,7 @@ Tokens, features and predictions are computed once; an arm is another rule on th
 arm is judged image by image, so that `evidence` can pair it with another.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from mdlib.core.mask import mask_to_box
+from mdlib.core.mask import Mask
 from mdlib.core.progress import track
 from mdlib.data import Dataset
 from mdlib.evaluate import metrics, naming
@@ -123,20 +123,17 @@ def first_ious(judged: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def describe_masks(
-    encoder: Encoder, dataset: Dataset, records: list[dict], *, size: int, batch: int
+    encoder: Encoder, dataset: Dataset, found_masks: Sequence[Mask], *, size: int, batch: int
 ) -> dict[str, np.ndarray]:
     """Three descriptions of n masks, each (n, D): the CLS token of the box crop (the paper), the
     CLS token of the crop with all outside the mask black, and the mean of the box crop's patch
     tokens inside the mask.
     """
-    crops = clusters.crop_masks(dataset, records, size=size)
-    inside = torch.zeros(len(records), size, size, dtype=torch.bool)
-    for i, record in enumerate(records):
-        shown = np.repeat(record["mask"][..., None], 3, 2).astype(np.uint8) * 255
-        inside[i] = (
-            clusters.crop_boxes(shown, np.array([mask_to_box(record["mask"])]), size=size)[0, 0]
-            > 127
-        )
+    crops = clusters.crop_masks(dataset, found_masks, size=size)
+    inside = torch.zeros(len(found_masks), size, size, dtype=torch.bool)
+    for i, mask in enumerate(found_masks):
+        shown = np.repeat(mask.pixels()[..., None], 3, 2).astype(np.uint8) * 255
+        inside[i] = clusters.crop_boxes(shown, np.array([mask.box]), size=size)[0, 0] > 127
     found: dict[str, list[Tensor]] = {"box crop": [], "masked crop": [], "masked pooling": []}
     for some, within in zip(crops.split(batch), inside.split(batch)):
         tokens = encoder.tokens(some)

@@ -5,15 +5,12 @@ import json
 import os
 import pickle
 import stat
-import tracemalloc
-import weakref
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from mdlib.core.files import (
     StoreError,
@@ -27,7 +24,6 @@ from mdlib.core.files import (
     write_text,
 )
 from mdlib.core.label_map import read_label_map, write_label_map
-from mdlib.core.mask import decode_mask, encode_mask, read_masks, write_masks
 from mdlib.core.weights import (
     WeightsError,
     check_architecture,
@@ -190,80 +186,7 @@ def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
         check_architecture(header, network="mask_rcnn", keys=("backbone",), source="w.safetensors")
 
 
-# ---------------------------------------------------------------- masks and maps
-
-
-@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
-def test_rle_equals_pycocotools_and_comes_back(rng, density):
-    mask = rng.random((13, 17)) < density
-    encoded = encode_mask(mask)
-    theirs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    assert encoded == {"size": [13, 17], "counts": theirs["counts"].decode()}
-    decoded = decode_mask(json.loads(json.dumps(encoded)))
-    assert decoded.dtype == bool
-    np.testing.assert_array_equal(decoded, mask)
-
-
-def test_masks_come_back_with_all_that_was_said_of_them(rng, tmp_path):
-    masks = rng.random((3, 9, 11)) < 0.4
-    records = [
-        {"image_id": f"val_{i}", "mask": m, "score": i / 7, "box": [1, 2, 3, 4]}
-        for i, m in enumerate(masks)
-    ]
-    write_masks(tmp_path / "masks.json", records)
-    for ours, read in zip(records, read_masks(tmp_path / "masks.json"), strict=True):
-        assert read.keys() == ours.keys()
-        np.testing.assert_array_equal(read["mask"], ours["mask"])
-        assert all(read[key] == ours[key] for key in ours if key != "mask")
-    # Other tools read it: pycocotools agrees on the area that was written.
-    annotation = json.loads((tmp_path / "masks.json").read_text())["annotations"][0]
-    assert (
-        coco_mask.area(annotation["segmentation"]) == annotation["area"] == records[0]["mask"].sum()
-    )
-    # as they are, still encoded
-    write_masks(tmp_path / "again.json", read_masks(tmp_path / "masks.json"))
-    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "masks.json").read_bytes()
-
-
-def test_masks_are_written_one_by_one_and_read_without_their_pixels(tmp_path):
-    alive, most = weakref.WeakSet(), 0
-
-    class Mask(np.ndarray):  # a plain array cannot be in a WeakSet
-        __hash__ = object.__hash__
-
-    def records(count=40, side=512):
-        nonlocal most
-        for i in range(count):
-            mask = np.zeros((side, side), bool).view(Mask)
-            mask[i : 3 * i, 5 : 5 + i] = True
-            alive.add(mask)
-            most = max(most, len(alive))
-            yield {"image_id": str(i), "mask": mask, "score": 0.5}
-
-    write_masks(tmp_path / "masks.json", records())
-    assert most <= 3  # the one that is written, and the one that is made
-    tracemalloc.start()
-    read = [record | {"cluster": 1} for record in read_masks(tmp_path / "masks.json")]
-    held = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(read) == 40 and held < 0.05 * 40 * 512 * 512
-    assert read[7]["mask"].sum() == 14 * 7 and read[7]["cluster"] == 1
-
-
-def test_a_file_of_masks_that_breaks_off_is_refused_and_none_is_left_by_a_writer_that_fails(
-    rng, tmp_path
-):
-    records = [
-        {"image_id": "a", "mask": rng.random((5, 5)) < 0.5, "score": score}
-        for score in (0.5, float("nan"))
-    ]
-    with pytest.raises(ValueError):
-        write_masks(tmp_path / "masks.json", records)
-    assert not list(tmp_path.iterdir())
-    write_masks(tmp_path / "masks.json", records[:1])
-    (tmp_path / "masks.json").write_bytes((tmp_path / "masks.json").read_bytes()[:-4])
-    with pytest.raises(StoreError, match="not JSON"):
-        read_masks(tmp_path / "masks.json")
+# ---------------------------------------------------------------- label maps
 
 
 def test_label_maps_come_back_by_index_with_vocs_colours(rng, tmp_path):

@@ -9,10 +9,9 @@ import pytest
 from pycocotools.coco import COCO
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from mdlib.core.mask import encode_mask
 from mdlib.data import coco, open_dataset
 from mdlib.data.checks import check_dataset, check_sample
-from mdlib.data.coco import CocoDataset, decode_outline, paint
+from mdlib.data.coco import CocoDataset, paint
 from mdlib.data.images import ImageError
 from mdlib.data.sample import Instances
 
@@ -69,29 +68,29 @@ def test_the_classes_are_the_eighty_things_in_the_order_of_their_ids(kit):
 
 def test_coco20k_is_what_its_list_names_in_any_order(kit, broken):
     listed = (kit / "coco_20k_filenames.txt").read_text().split()
-    ids = opened(kit, "coco20k").ids()
+    ids = opened(kit, "coco20k").ids
     assert (
         ids == sorted(name.removeprefix("train2014/").removesuffix(".jpg") for name in listed)
         and len(ids) == 6
     )
     assert listed != sorted(listed)
     (broken / "coco_20k_filenames.txt").write_text("\n".join(sorted(listed)))
-    assert opened(broken, "coco20k").ids() == ids
+    assert opened(broken, "coco20k").ids == ids
 
 
 def test_a_list_elsewhere_may_be_given(kit, tmp_path):
     # with folder, ending, or neither
     (tmp_path / "mine.txt").write_text("COCO_train2014_000000000008.jpg\n000000000010\n")
     data = CocoDataset(kit, "coco20k", listed=tmp_path / "mine.txt")
-    assert list(map(number, data.ids())) == [8, 10]
+    assert list(map(number, data.ids)) == [8, 10]
 
 
 def test_dev_is_of_train2014_and_outside_coco20k(kit, broken):
-    assert list(map(number, opened(kit, "dev").ids())) == [500]
-    assert not set(opened(kit, "dev").ids()) & set(opened(kit, "coco20k").ids())
+    assert list(map(number, opened(kit, "dev").ids)) == [500]
+    assert not set(opened(kit, "dev").ids) & set(opened(kit, "coco20k").ids)
     with open(broken / "coco_20k_filenames.txt", "a") as file:
         file.write("train2014/COCO_train2014_000000000500.jpg\n")
-    assert opened(broken, "dev").ids() == []
+    assert opened(broken, "dev").ids == []
 
 
 def test_images_may_lie_in_a_folder_of_their_own(kit, broken):
@@ -99,7 +98,7 @@ def test_images_may_lie_in_a_folder_of_their_own(kit, broken):
     for year in ("train2014", "val2017"):
         (broken / year).rename(broken / "images" / year)
     for split in SPLITS:
-        assert opened(broken, split).ids() == opened(kit, split).ids()
+        assert opened(broken, split).ids == opened(kit, split).ids
     assert opened(broken, "val2017")[0].image.any()
 
 
@@ -108,12 +107,12 @@ def test_every_sample_passes_the_check(kit):
         for split in SPLITS:
             data = open_dataset(name, root=kit, split=split)
             samples = list(data)
-            assert [s.id for s in samples] == data.ids() and len(samples) == len(data) > 0
+            assert [s.id for s in samples] == data.ids and len(samples) == len(data) > 0
             assert {check_sample(s, num_classes=len(data.classes)) for s in samples} == {None}
 
 
 def test_count_takes_the_first_and_no_more_than_there_are(kit):
-    assert opened(kit, "val2017", count=2).ids() == opened(kit, "val2017").ids()[:2]
+    assert opened(kit, "val2017", count=2).ids == opened(kit, "val2017").ids[:2]
     with pytest.raises(ValueError, match="coco val2017 has 4 images, 5 were asked for"):
         opened(kit, "val2017", count=5)
     with pytest.raises(IndexError):
@@ -122,7 +121,7 @@ def test_count_takes_the_first_and_no_more_than_there_are(kit):
 
 def test_only_the_annotations_of_the_split_are_kept(kit):
     data = opened(kit, "coco20k")
-    assert set(data.index.annotations) <= set(map(number, data.ids()))
+    assert set(data.index.annotations) <= set(map(number, data.ids))
     assert set(opened(kit, "train2014").index.annotations) > set(data.index.annotations)
 
 
@@ -217,23 +216,6 @@ def test_a_crowd_is_void_where_no_object_covers_it(kit):
     np.testing.assert_array_equal(sample.semantic == 255, crowd & ~covered)
 
 
-def test_polygons_of_one_object_are_joined():
-    square = [1, 1, 4, 1, 4, 4, 1, 4]
-    expected = np.zeros((6, 12), bool)
-    expected[1:4, 1:4] = expected[1:4, 7:10] = True
-    shifted = [value + 6 * (i % 2 == 0) for i, value in enumerate(square)]
-    np.testing.assert_array_equal(decode_outline([square, shifted], (6, 12)), expected)
-    assert not decode_outline([], (6, 12)).any()
-
-
-def test_rle_runs_down_the_columns_beginning_with_zeros():
-    mask = np.array([[0, 1, 1], [1, 1, 0]], bool)
-    by_hand = {"size": [2, 3], "counts": [1, 4, 1]}  # columns: 0 1, 1 1, 1 0
-    np.testing.assert_array_equal(decode_outline(by_hand, (2, 3)), mask)
-    np.testing.assert_array_equal(decode_outline(encode_mask(mask), (2, 3)), mask)
-    assert fixtures.runs(mask) == [1, 4, 1] and fixtures.runs(~mask) == [0, 1, 4, 1]
-
-
 def test_an_outline_thinner_than_a_pixel_is_left_out(broken, kit):
     def thin(content):
         content["annotations"][0]["segmentation"] = [[5.1, 5.1, 5.2, 5.1, 5.2, 5.2]]
@@ -253,7 +235,7 @@ def test_what_is_missing_is_named(kit, broken, tmp_path):
         opened(kit, "val")
     with pytest.raises(FileNotFoundError, match=r"no val2017 at .*fetch_dataset\(\"coco\""):
         opened(tmp_path, "val2017")
-    names = opened(broken, "val2017").ids()
+    names = opened(broken, "val2017").ids
     (broken / "val2017" / f"{names[1]}.jpg").unlink()
     with pytest.raises(
         FileNotFoundError, match=rf"coco val2017: 1 of 4 files are missing .*{names[1]}.jpg"
@@ -325,7 +307,7 @@ def test_outlines_that_cannot_be_read_are_refused_by_name(broken, name):
 
     change(broken, spoil)
     data = opened(broken, "val2017")
-    with pytest.raises(ImageError, match=f"{data.ids()[1]}.jpg: an annotation cannot be read"):
+    with pytest.raises(ImageError, match=f"{data.ids[1]}.jpg: an annotation cannot be read"):
         data[1]
 
 
@@ -338,7 +320,7 @@ def test_an_unknown_category_and_another_size_are_refused_by_name(broken):
     data = opened(broken, "val2017")
     with pytest.raises(ImageError, match=r"cannot be read \(KeyError\(91\)"):
         data[0]
-    with pytest.raises(ImageError, match=rf"{data.ids()[3]}.jpg: .* its annotation says"):
+    with pytest.raises(ImageError, match=rf"{data.ids[3]}.jpg: .* its annotation says"):
         data[3]
 
 
@@ -361,7 +343,7 @@ def test_a_whole_set_has_no_problem_and_a_miniature_is_told_from_it(kit, monkeyp
 
 def test_all_problems_are_listed_at_once(broken, monkeypatch):
     monkeypatch.setattr(coco, "COUNTS", {"train2014": 8, "val2017": 4, "coco20k": 5})
-    train, val = opened(broken, "train2014").ids(), opened(broken, "val2017").ids()
+    train, val = opened(broken, "train2014").ids, opened(broken, "val2017").ids
     (broken / "train2014" / f"{train[0]}.jpg").unlink()
     (broken / "val2017" / f"{val[0]}.jpg").write_bytes(b"")
     shutil.copy(broken / "val2017" / f"{val[1]}.jpg", broken / "val2017" / "000000999999.jpg")

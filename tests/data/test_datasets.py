@@ -5,14 +5,15 @@ import itertools
 
 import numpy as np
 import pytest
+from fixtures import Samples
 from PIL import Image
 
 from mdlib.core.files import StoreError, write_json
 from mdlib.core.mask import mask_to_box
-from mdlib.data import Instances, Sample, open_dataset
-from mdlib.data.checks import check_sample, label_kind, try_sample
+from mdlib.data import Cached, Instances, NoLabels, Sample, Subset, open_dataset
+from mdlib.data.checks import check_sample, try_sample
 from mdlib.data.images import ImageError, image_size, read_image, read_label_map
-from mdlib.data.roles import Remembered, labelled_roles, open_role, open_roles
+from mdlib.data.roles import labelled_roles, open_role, open_roles
 from mdlib.data.zoo import ClipDataset
 
 SPLITS = ("train", "dev", "val")
@@ -115,7 +116,7 @@ def test_scenes_pass_the_check(zoo_root, all_scenes):
 
 def test_a_data_set_ends(zoo_root):
     data = zoo(zoo_root, count=2)
-    assert [s.id for s in data] == data.ids() and len(data) == 2
+    assert [s.id for s in data] == data.ids and len(data) == 2
     for index in (2, -1):
         with pytest.raises(IndexError):
             data[index]
@@ -370,111 +371,76 @@ def test_colour_and_deep_label_maps_are_refused(tmp_path, mode):
         read_label_map(saved(tmp_path, Image.new(mode, (14, 10))), image_hw=(10, 14), num_classes=3)
 
 
-# ---------------------------------------------------------------- remembered
-
-
-class Counting(list):
-    """A data set of samples that counts how often each was asked for."""
-
-    name, classes = "counting", ("background", "thing")
-
-    def __init__(self, samples):
-        super().__init__(samples)
-        self.asked = [0] * len(self)
-
-    def ids(self):
-        return [sample.id for sample in self]
-
-    def __getitem__(self, index):
-        self.asked[index] += 1
-        return super().__getitem__(index)
+# ---------------------------------------------------------------- parts, and images kept
 
 
 def sized(index, *, labelled=False):
-    """A sample of 300 bytes, or of 300 + 100 + 2 * 100 with its labels."""
+    """A sample with an image of 300 bytes, with or without labels."""
     image = np.full((10, 10, 3), index, np.uint8)
     if not labelled:
         return Sample(f"s{index}", image)
-    return Sample(
-        f"s{index}",
-        image,
-        np.zeros((10, 10), np.uint8),
-        Instances(np.ones((2, 10, 10), bool), np.array([1, 1])),
-    )
+    instances = Instances(np.ones((2, 10, 10), bool), np.array([1, 1]))
+    return Sample(f"s{index}", image, np.zeros((10, 10), np.uint8), instances)
 
 
-def test_a_remembered_data_set_is_the_data_set(zoo_root):
+@pytest.mark.parametrize("view", [Cached, Subset])
+def test_a_view_of_a_data_set_gives_what_the_data_set_gives(zoo_root, view):
     plain = zoo(zoo_root, count=3)
-    remembered = Remembered(plain)
-    assert (len(remembered), remembered.ids(), remembered.classes, remembered.name) == (
-        3,
-        plain.ids(),
-        plain.classes,
-        plain.name,
-    )
+    other = view(plain)
+    for attribute in ("ids", "classes", "name", "labels"):
+        assert getattr(other, attribute) == getattr(plain, attribute)
     for _ in range(2):
-        for index in (2, 0, 1):
-            assert_same(remembered[index], plain[index])
+        for i in (2, 0, 1):
+            assert_same(other[i], plain[i])
+            assert other.size(i) == plain.size(i)
+            np.testing.assert_array_equal(other.image(i), plain[i].image)
+            np.testing.assert_array_equal(other.semantic(i), plain[i].semantic)
+            np.testing.assert_array_equal(other.instances(i).masks, plain[i].instances.masks)
+    assert len(list(other)) == len(other) == 3
+    with pytest.raises(IndexError):
+        other[3]
 
 
-def test_a_remembered_sample_is_composed_once():
-    plain = Counting([sized(0), sized(1)])
-    remembered = Remembered(plain)
-    for index in (0, 1, 1, 0, 1):
-        assert remembered[index].id == f"s{index}"
-    assert plain.asked == [1, 1]
-
-
-@pytest.mark.parametrize(
-    ("labelled", "budget", "asked"),
-    [(False, 1200, 1), (False, 1199, 3), (True, 2400, 1), (True, 2399, 3)],
-)
-def test_a_data_set_is_remembered_where_all_of_it_fits(labelled, budget, asked):
-    plain = Counting([sized(i, labelled=labelled) for i in range(4)])
-    remembered = Remembered(plain, budget=budget)
+@pytest.mark.parametrize(("budget", "times"), [(1200, 1), (1199, 3)])
+def test_images_are_kept_where_all_of_them_fit(budget, times):
+    plain = Samples([sized(i) for i in range(4)])
+    cached = Cached(plain, budget=budget)
     for _ in range(3):
-        assert [remembered[i].id for i in range(4)] == ["s0", "s1", "s2", "s3"]
-    assert plain.asked == [asked] * 4
+        assert [cached.image(i)[0, 0, 0] for i in range(4)] == [0, 1, 2, 3]
+    assert plain.asked == {("image", i): times for i in range(4)}
 
 
-def test_a_few_of_a_large_data_set_are_remembered():
-    plain = Counting([sized(i) for i in range(9)])
-    few = Remembered(plain, budget=900, first=3)
-    for _ in range(2):
-        assert [sample.id for sample in few] == ["s0", "s1", "s2"]
-    assert plain.asked == [1, 1, 1] + [0] * 6
-
-
-def test_what_is_remembered_never_takes_more_than_the_budget():
+def test_images_that_are_kept_never_take_more_than_the_budget():
     small = Sample("small", np.zeros((5, 10, 3), np.uint8))
-    # 600, 150, 300 and 150 bytes
-    plain = Counting([sized(0, labelled=True), small, sized(2), small])
-    remembered = Remembered(plain, budget=800)
+    plain = Samples([sized(0), small, sized(2), small])  # 300, 150, 300 and 150 bytes
+    cached = Cached(plain, budget=800)
     for _ in range(2):
-        list(remembered)
-    assert (
-        plain.asked == [2, 1, 2, 1]
-        and sum(sample.image.nbytes for sample in remembered.kept.values()) <= 800
-    )
+        list(cached)
+    assert [plain.asked["image", i] for i in range(4)] == [2, 1, 2, 1]
+    assert sum(image.nbytes for image in cached.kept.values()) <= 800
 
 
-def test_boxes_and_crowds_are_remembered_too():
-    image = np.zeros((10, 10, 3), np.uint8)
-    boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
-    crowded = Instances(
-        np.ones((1, 10, 10), bool), np.ones(1, np.int64), crowds=np.ones((2, 10, 10), bool)
-    )
-    remembered = Remembered(
-        Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]),
-        budget=1199,
-    )
-    assert [remembered[i].id for i in (0, 1, 0, 1)] == ["a", "b", "a", "b"]
-    # 300 bytes, then 300 + 100 + 200, half a byte more than half of the budget
-    assert remembered.dataset.asked == [1, 2]
+def test_what_is_asked_for_is_decoded_and_nothing_else():
+    plain = Samples([sized(i, labelled=True) for i in range(3)])
+    part = Cached(Subset(plain, without={"s0"}))
+    part.image(0)
+    assert plain.asked == {("image", 1): 1}
+    part.semantic(1)
+    assert plain.asked == {("image", 1): 1, ("semantic", 2): 1}
 
 
-def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):
-    assert len(list(Remembered(zoo(zoo_root, count=2)))) == 2
+def test_labels_that_are_not_there_are_an_error_that_names_the_image(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "sea.png")
+    data = open_dataset("folder", root=tmp_path, split="train")
+    assert data.labels == "none" and data[0].semantic is data[0].instances is None
+    for asked in (data.semantic, Cached(data).instances, Subset(data).semantic):
+        with pytest.raises(NoLabels, match="sea"):
+            asked(0)
+
+
+def test_a_subset_leaves_out_first_and_counts_then():
+    data = Subset(Samples([sized(i) for i in range(5)]), without=["s1"], first=3)
+    assert data.ids == ("s0", "s2", "s3") == tuple(sample.id for sample in data)
 
 
 # ---------------------------------------------------------------- roles
@@ -497,8 +463,8 @@ def test_a_role_is_opened_without_the_images_that_were_left_out(tmp_path, zoo_ro
         val={"split": "val", "count": 2, "labels": "none"},
     )
     train = open_role(tmp_path, "train")
-    assert train.ids() == ["dev_00000", "dev_00002", "dev_00003"] == [sample.id for sample in train]
-    assert open_role(tmp_path, "train", first=2).ids() == ["dev_00000", "dev_00002"]
+    assert train.ids == ("dev_00000", "dev_00002", "dev_00003")
+    assert open_role(tmp_path, "train", first=2).ids == ("dev_00000", "dev_00002")
     assert {role: len(data) for role, data in open_roles(tmp_path).items()} == {
         "train": 3,
         "val": 2,
@@ -522,22 +488,12 @@ def test_roles_without_masks_are_named_and_not_labelled(tmp_path, zoo_root, caps
     assert capsys.readouterr().out.startswith("val: no label maps")
 
 
-def test_what_is_known_of_a_sample():
-    image = np.zeros((10, 10, 3), np.uint8)
-    boxed = Instances(None, np.ones(1, np.int64), drawn_boxes=np.array([[0.0, 0, 5, 5]]))
-    kinds = [
-        label_kind(sample)
-        for sample in (sized(0), sized(0, labelled=True), Sample("b", image, instances=boxed))
-    ]
-    assert kinds == ["none", "masks", "boxes"]
-
-
 def test_a_sample_that_cannot_be_used_is_a_sentence():
-    class Broken(Counting):
-        def __getitem__(self, index):
-            if index == 1:
+    class Broken(Samples):
+        def image(self, i):
+            if i == 1:
                 raise ImageError("b.jpg: empty")
-            return super().__getitem__(index)
+            return super().image(i)
 
     data = Broken([sized(0), sized(1), Sample("s2", np.zeros((4, 10, 3), np.uint8))])
     data.classes = ("background",)

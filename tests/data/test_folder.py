@@ -68,8 +68,8 @@ def test_nested_and_foreign_names_have_ids_that_name_files(tmp_path):
     ):
         save(tmp_path / name)
     data = opened(tmp_path)
-    assert data.ids() == ["2024__Sommer in Köln__海", "2024__a.b", "Screenshot 10\u202fAM", "b"]
-    for index, id_ in enumerate(data.ids()):
+    assert data.ids == ["2024__Sommer in Köln__海", "2024__a.b", "Screenshot 10\u202fAM", "b"]
+    for index, id_ in enumerate(data.ids):
         assert data[index].id == id_
         write_label_map(tmp_path / "maps" / f"{id_}.png", np.zeros((3, 3), np.uint8))
     assert len(list((tmp_path / "maps").iterdir())) == 4
@@ -167,7 +167,7 @@ def test_an_id_hangs_on_its_own_path_alone_unless_it_is_shared():
 def test_an_id_does_not_hang_on_the_count(tmp_path):
     for name in ("sea.jpg", "sea.png"):
         save(tmp_path / name)
-    assert opened(tmp_path, count=1).ids() == opened(tmp_path).ids()[:1]
+    assert opened(tmp_path, count=1).ids == opened(tmp_path).ids[:1]
 
 
 # ---------------------------------------------------------------- wrong folders
@@ -221,7 +221,7 @@ def test_a_hundred_thousand_names_open_in_seconds_without_opening_one(tmp_path, 
     began = time.process_time()
     data = opened(tmp_path)
     assert time.process_time() - began < 10  # of this process: the machine may be busy
-    assert len(data) == len(set(data.ids())) == 100_000 and data.ids()[1000] == "001__IMG_0000"
+    assert len(data) == len(set(data.ids)) == 100_000 and data.ids[1000] == "001__IMG_0000"
 
 
 # ---------------------------------------------------------------- label maps
@@ -243,7 +243,7 @@ def labelled(tmp_path):
 @pytest.mark.parametrize("given", [".", "images"])
 def test_label_maps_stand_beside_the_images(labelled, given):
     data = opened(labelled / given)
-    assert data.classes == ("background", "cat", "traffic light") and data.ids() == ["a", "sub__b"]
+    assert data.classes == ("background", "cat", "traffic light") and data.ids == ["a", "sub__b"]
     for sample in (data[0], data[1]):
         assert np.unique(sample.semantic).tolist() == [0, 1, 2, VOID] and sample.instances is None
     assert data.skipped == {}
@@ -256,7 +256,7 @@ def test_label_maps_stand_in_the_folder_of_the_images(labelled):
     (labelled / "images").rmdir()
     data = opened(labelled)
     assert (
-        data.ids() == ["a", "sub__b"] and (data[1].semantic == 2).sum() == 24 and data.skipped == {}
+        data.ids == ["a", "sub__b"] and (data[1].semantic == 2).sum() == 24 and data.skipped == {}
     )
 
 

@@ -17,17 +17,13 @@ def zoo():
 
 
 def opened(path, zoo):
-    return StoredScenes(path, name=zoo.name, classes=zoo.classes, ids=zoo.ids())
+    return StoredScenes(path, name=zoo.name, classes=zoo.classes, ids=zoo.ids)
 
 
 def test_stored_scenes_are_those_that_were_composed(tmp_path, zoo):
     write_scenes(tmp_path / "scenes.npz", [zoo[i] for i in range(len(zoo))])
     stored = opened(tmp_path / "scenes.npz", zoo)
-    assert (
-        len(stored) == len(zoo) == 12
-        and stored.ids() == zoo.ids()
-        and stored.classes == zoo.classes
-    )
+    assert len(stored) == len(zoo) == 12 and stored.ids == zoo.ids and stored.classes == zoo.classes
     # scenes of one animal and of more
     assert {len(zoo[i].instances.labels) for i in range(12)} > {1}
     for i in range(12):

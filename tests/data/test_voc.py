@@ -38,7 +38,7 @@ def broken(kit, tmp_path):
 
 
 def ids(root, split, name="voc2012"):
-    return open_dataset(name, root=root, split=split).ids()
+    return open_dataset(name, root=root, split=split).ids
 
 
 def folder(root, year=2012):
@@ -100,12 +100,12 @@ def test_every_sample_passes_the_check(kit):
         for split in splits:
             data = open_dataset(name, root=kit, split=split)
             samples = list(data)
-            assert [s.id for s in samples] == data.ids() and len(samples) == len(data) > 0
+            assert [s.id for s in samples] == data.ids and len(samples) == len(data) > 0
             assert {check_sample(s, num_classes=len(data.classes)) for s in samples} == {None}
 
 
 def test_count_takes_the_first_and_no_more_than_there_are(kit):
-    assert open_dataset("voc2012", root=kit, split="val", count=2).ids() == ids(kit, "val")[:2]
+    assert open_dataset("voc2012", root=kit, split="val", count=2).ids == ids(kit, "val")[:2]
     with pytest.raises(ValueError, match="voc2012 val has 4 images, 5 were asked for"):
         open_dataset("voc2012", root=kit, split="val", count=5)
     with pytest.raises(IndexError):
@@ -161,7 +161,7 @@ def test_an_image_that_both_have_is_labelled_by_voc(kit):
     train, trainaug = (
         open_dataset("voc2012", root=kit, split=split) for split in ("train", "trainaug")
     )
-    shared = train.ids()[0]
+    shared = train.ids[0]
     assert (kit / "benchmark_RELEASE" / "dataset" / "cls" / f"{shared}.mat").is_file()
     ours = next(s for s in trainaug if s.id == shared)
     np.testing.assert_array_equal(ours.semantic, train[0].semantic)

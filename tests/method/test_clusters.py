@@ -3,24 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from fixtures import Samples
 
 from mdlib.data import Instances, Sample
 from mdlib.evaluate import naming
 from mdlib.method import clusters
 
-
-class Scenes(list):
-    """Samples as a data set."""
-
-    def ids(self):
-        return [sample.id for sample in self]
-
-
 # ---------------------------------------------------------------- crops
 
 
 def test_each_mask_is_cropped_from_its_own_image_however_many_it_has(rng):
-    scenes = Scenes(
+    scenes = Samples(
         Sample(name, rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for name in "abc"
     )
     records = []
@@ -75,7 +68,7 @@ def test_a_box_outside_the_picture_is_refused(box):
 def test_masks_are_described_by_their_crops_whether_those_are_made_ahead_or_not(
     rng, random_encoder, request
 ):
-    scenes = Scenes(
+    scenes = Samples(
         Sample(name, rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for name in "abc"
     )
     records = [

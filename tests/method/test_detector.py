@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from fixtures import Samples
 
 from mdlib.core.mask import read_masks, write_masks
 from mdlib.core.weights import WeightsError, read_weights, save_weights
@@ -34,21 +35,12 @@ from mdlib.training import loop
 SIDE = 64
 
 
-class Scenes(list):
-    """Samples as a data set."""
-
-    name, classes = "scenes", ("background", "thing")
-
-    def ids(self):
-        return [sample.id for sample in self]
-
-
 def blobs(count=3, *, height=SIDE, width=SIDE, seed=0):
     """Grey noise with one bright rectangle an image, and its mask: (scenes, records of clusters 0,
     1, 2, 0, ...).
     """
     rng = np.random.default_rng(seed)
-    scenes, records = Scenes(), []
+    scenes, records = Samples(), []
     for i in range(count):
         mask = np.zeros((height, width), bool)
         y, x = rng.integers(2, height // 3), rng.integers(2, width // 3)
@@ -148,7 +140,7 @@ def test_no_usable_mask_at_all_is_an_error():
 def test_a_mask_of_an_unknown_image_is_refused():
     scenes, records = blobs(3)
     with pytest.raises(ValueError, match="a mask of 'scene_2', which the data set does not hold"):
-        batches_of(Scenes(scenes[:2]), records)
+        batches_of(Samples(scenes[:2]), records)
 
 
 def test_an_image_has_any_number_of_masks_and_all_of_them_become_targets():
@@ -255,7 +247,7 @@ def test_a_batch_of_pictures_of_several_sizes_is_trained_on():
         blobs(1, height=70, width=50),
     )
     tall, tall_records = [Sample("tall", tall[0].image)], [{**tall_records[0], "image_id": "tall"}]
-    batch = batches_of(Scenes(wide + tall), wide_records + tall_records)(0)
+    batch = batches_of(Samples(wide + tall), wide_records + tall_records)(0)
     assert {tuple(image.shape) for image, _ in batch} == {(3, 40, 64), (3, 70, 50)}
     loss, _ = detector_loss(tiny_detector().train(), batch)
     assert torch.isfinite(loss)
@@ -298,7 +290,7 @@ def by_heart(zoo_root):
         for sample, record in zip(half, records)
     )
     history = fitted(model, batch, steps=60, peak=2e-3)
-    return model.eval(), Scenes(half), records, history
+    return model.eval(), Samples(half), records, history
 
 
 def test_the_loss_of_a_batch_learnt_by_heart_falls_far(by_heart):

@@ -5,6 +5,7 @@ drawn fairly.
 import numpy as np
 import pytest
 import torch
+from fixtures import Samples
 
 from mdlib.data import Sample
 from mdlib.data.roles import some_pictures
@@ -14,26 +15,18 @@ from mdlib.models.encoder import load_encoder
 from mdlib.training import loop
 
 
-class Pictures:
-    name, classes = "pictures", ("background", "left", "right")
+def pictures(count):
+    """Grey pictures with noise and a bright bar at the left (class 1) or the right (class 2)."""
 
-    def __init__(self, count):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-    def ids(self):
-        return [f"{i:03d}" for i in range(self.count)]
-
-    def __getitem__(self, index):
-        """A bright bar at the left (class 1) or the right (class 2) of a grey picture with noise."""
-        image = np.random.default_rng(index).integers(90, 110, (32, 32, 3)).astype(np.uint8)
+    def picture(i):
+        image = np.random.default_rng(i).integers(90, 110, (32, 32, 3)).astype(np.uint8)
         labels = np.zeros((32, 32), np.uint8)
-        bar = np.s_[:, :16] if index % 2 else np.s_[:, 16:]
-        image[bar] = (230, 40, 40) if index % 2 else (40, 40, 230)
-        labels[bar] = 1 if index % 2 else 2
-        return Sample(f"{index:03d}", image, labels)
+        bar = np.s_[:, :16] if i % 2 else np.s_[:, 16:]
+        image[bar] = (230, 40, 40) if i % 2 else (40, 40, 230)
+        labels[bar] = 1 if i % 2 else 2
+        return Sample(f"{i:03d}", image, labels)
+
+    return Samples([picture(i) for i in range(count)], classes=("background", "left", "right"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +61,7 @@ def test_only_the_layer_learns_and_is_saved(encoder):
 
 
 def test_a_probe_learns_what_tokens_tell(encoder):
-    data, probe = Pictures(8), TokenProbe(encoder, outputs=3)
+    data, probe = pictures(8), TokenProbe(encoder, outputs=3)
     labels = [data[i].semantic for i in range(len(data))]
     batches = segmenter.SegmentationBatches(
         data, labels, batch=4, side=32, label_side=32, zoom=(1, 1), degrees=0, seed=0, device="cpu"
@@ -91,15 +84,15 @@ def load_again():
 
 
 def test_shares_are_nested_random_and_in_order():
-    data = Pictures(200)
-    few, some, every = (some_pictures(data, share, seed=3).ids() for share in (0.01, 0.1, 1.0))
-    assert (len(few), len(some), every) == (2, 20, data.ids())
-    assert set(few) <= set(some) and some == sorted(some) and some != data.ids()[:20]
-    assert some_pictures(data, 0.1, seed=4).ids() != some
+    data = pictures(200)
+    few, some, every = (some_pictures(data, share, seed=3).ids for share in (0.01, 0.1, 1.0))
+    assert (len(few), len(some), every) == (2, 20, data.ids)
+    assert set(few) <= set(some) and some == sorted(some) and some != data.ids[:20]
+    assert some_pictures(data, 0.1, seed=4).ids != some
     assert len(some_pictures(data, 0.001, seed=3)) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01])
 def test_an_impossible_share_is_refused(share):
     with pytest.raises(ValueError, match="share must be in"):
-        some_pictures(Pictures(5), share, seed=0)
+        some_pictures(pictures(5), share, seed=0)

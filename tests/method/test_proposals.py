@@ -31,7 +31,7 @@ def encoder():
 
 def test_one_mask_an_image_is_object_mask_with_its_attention(scenes, encoder):
     found = list(proposals.distill_masks(scenes, encoder, **RUN))
-    assert [d["image_id"] for d in found] == scenes.ids()
+    assert [d["image_id"] for d in found] == scenes.ids
     for i, record in enumerate(found):
         tokens = encoder.tokens(torch.from_numpy(scenes[i].image).permute(2, 0, 1)[None])
         mask, score = proposals.mask_tokens(tokens, **SETTINGS)
@@ -205,7 +205,7 @@ def test_the_notebook_writes_its_masks_without_their_pixels(scenes, encoder, tmp
         exec(whole, kept)
     found = kept["masks_by_image"]["dev"]
     assert [[record["image_id"] for record in of_image] for of_image in found] == [
-        [name] for name in scenes.ids()
+        [name] for name in scenes.ids
     ]
     expected = proposals.distill_masks(scenes, encoder, **RUN | {"batch_size": 2})
     assert all(

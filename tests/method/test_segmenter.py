@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures import Samples
 
 from mdlib.core.weights import WeightsError, save_weights
 from mdlib.data import VOID, Sample, open_dataset
@@ -32,15 +33,6 @@ from mdlib.models.encoder import ZOO_WEIGHTS
 from mdlib.training import loop
 
 SIDE = 64
-
-
-class Scenes(list):
-    """Samples as a data set."""
-
-    name, classes = "scenes", ("background", "thing")
-
-    def ids(self):
-        return [sample.id for sample in self]
 
 
 def tiny_segmenter(*, outputs=4, weights=None, trainable=0):
@@ -142,7 +134,7 @@ def coded(count=3, *, height=60, width=60, seed=0):
     maps on each other.
     """
     rng = np.random.default_rng(seed)
-    scenes, labels = Scenes(), []
+    scenes, labels = Samples(), []
     for i in range(count):
         plan = np.zeros((height, width), np.uint8)
         for label in (1, 2, 3):
@@ -269,7 +261,7 @@ def test_a_view_turns_without_distortion(height, width):
         y, x = np.mgrid[:rows, :columns] + 0.5
         return np.hypot(y - rows / 2, x - columns / 2) < 18
 
-    scenes = Scenes(Sample(str(i), np.zeros((height, width, 3), np.uint8)) for i in range(2))
+    scenes = Samples(Sample(str(i), np.zeros((height, width, 3), np.uint8)) for i in range(2))
     batches = batches_of(
         scenes, [disc(height, width).astype(np.uint8)] * 2, zoom=(1, 1), degrees=45
     )
@@ -300,7 +292,7 @@ def test_a_smaller_picture_is_surrounded_by_void_and_a_larger_one_fills_the_view
 def test_every_label_comes_through_a_view_unchanged(largest):
     labels = [np.full((40, 40), largest, np.uint16)] * 2  # as pseudo.label_map writes them
     shown = batches_of(
-        Scenes(Sample(str(i), np.zeros((40, 40, 3), np.uint8)) for i in range(2)), labels
+        Samples(Sample(str(i), np.zeros((40, 40, 3), np.uint8)) for i in range(2)), labels
     )(0).labels
     assert set(shown.unique().tolist()) <= {largest, VOID} and (shown == largest).any()
 
@@ -330,14 +322,14 @@ def test_logits_have_the_size_of_the_picture_even_where_it_is_no_whole_patch(mod
 @pytest.fixture(scope="module")
 def by_heart(zoo_root):
     """A segmenter that learnt two zoo scenes by heart: (model, scenes, labels, history)."""
-    scenes = Scenes(open_dataset("zoo", root=zoo_root, split="train", count=2))
+    scenes = Samples(open_dataset("zoo", root=zoo_root, split="train", count=2))
     # every scene a cluster of its own
     labels = [(s.semantic > 0).astype(np.uint8) * (1 + i) for i, s in enumerate(scenes)]
     net = tiny_segmenter(weights=ZOO_WEIGHTS, trainable=1).train()
     # 80 steps, because running statistics that start at a variance of 1 need as many to reach the
     # tokens' 0.005.
     images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1).float() / 255 for s in scenes])
-    batch = SegmentationBatch(images, torch.from_numpy(np.stack(labels)).long(), scenes.ids())
+    batch = SegmentationBatch(images, torch.from_numpy(np.stack(labels)).long(), scenes.ids)
     history = loop.fit(
         {"segmenter": net},
         loop.make_optimizer(net, kind="adamw", weight_decay=0.0, body_scale=0.1),
@@ -481,7 +473,7 @@ def test_a_probe_is_a_matrix_product_of_the_features(model):
 
 
 def test_predicted_logits_are_at_stride_8_whatever_the_pictures_size(model):
-    scenes = Scenes(coded(2)[0] + coded(1, height=35, width=90)[0])
+    scenes = Samples(coded(2)[0] + coded(1, height=35, width=90)[0])
     logits = list(predict_logits(model, scenes, side=48, batch=2, device="cpu"))
     assert [tuple(one.shape) for one in logits] == [(4, 6, 6)] * 3
     assert all(one.dtype == torch.float32 and not one.requires_grad for one in logits)
@@ -490,7 +482,7 @@ def test_predicted_logits_are_at_stride_8_whatever_the_pictures_size(model):
 
 
 def test_pictures_read_ahead_give_the_same_logits(model, request):
-    scenes = Scenes(coded(4)[0] + coded(1, height=35, width=90)[0])
+    scenes = Samples(coded(4)[0] + coded(1, height=35, width=90)[0])
     expected = torch.stack(list(predict_logits(model, scenes, side=48, batch=2, device="cpu")))
     request.getfixturevalue("threaded")
     assert torch.equal(
@@ -592,7 +584,7 @@ def test_missing_and_truncated_segmenters_are_refused(model, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_refined_maps_are_the_crf_of_each_picture(workers):
     rng = np.random.default_rng(0)
-    scenes = Scenes(
+    scenes = Samples(
         Sample(str(i), rng.integers(0, 255, (24 + 8 * i, 32, 3), dtype=np.uint8)) for i in range(3)
     )
     logits = rng.normal(0, 2, (3, 4, 3, 4)).astype(np.float16)
