@@ -35,20 +35,6 @@ def open_role(prepared: Path, role: str, *, first: int | None = None) -> Dataset
     return Cached(Subset(data, without=entry["left_out"], first=first))
 
 
-def has_support(prepared: Path) -> bool:
-    """Whether the run has a second data set, whose masks join those of train in k-means; its role
-    is "support".
-    """
-    return "support" in read_json(prepared / "index.json")
-
-
-def open_roles(prepared: Path) -> dict[str, Dataset]:
-    """All roles of a run and their images: train, and dev and val where there are any."""
-    return {
-        role: open_role(prepared, role) for role in read_json(prepared / "index.json")["splits"]
-    }
-
-
 def labelled_roles(prepared: Path) -> set[str]:
     """The roles whose images have semantic maps and masks; a line names the others, because nothing
     is scored there.

@@ -51,7 +51,7 @@ def image_confusions(
     """
     for i, labels in enumerate(maps):
         yield confusion(
-            labels, dataset[i].semantic, num_preds=rows, num_targets=len(dataset.classes)
+            labels, dataset.semantic(i), num_preds=rows, num_targets=len(dataset.classes)
         )
 
 

@@ -6,11 +6,14 @@ Row 0 of a confusion matrix is background, row 1 + j is cluster j (as in a label
 gives the class of each row.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from mdlib.core.mask import mask_to_box
-from mdlib.data.sample import Instances
+from mdlib.core.mask import Mask
+from mdlib.data import Dataset, Instances
 from mdlib.evaluate.metrics import UNMATCHED, box_iou, iou, match_hungarian, match_majority
 
 PROTOCOLS = {  # name: where the names come from, and how
@@ -94,15 +97,24 @@ def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
     }
 
 
-def mask_class(mask: np.ndarray, instances: Instances) -> int:
-    """The class of the true box that overlaps the mask's box best; 0 where none overlaps.
-
-    (H, W) bool.
-    """
-    if not mask.any() or not len(instances.labels):
+def mask_class(mask: Mask, instances: Instances) -> int:
+    """The class of the true box that overlaps the mask's box best; 0 where none overlaps."""
+    if mask.box is None or not len(instances.labels):
         return 0
-    overlaps = box_iou([mask_to_box(mask)], instances.boxes)[0]
+    overlaps = box_iou([mask.box], instances.boxes)[0]
     return int(instances.labels[overlaps.argmax()]) if overlaps.max() > 0 else 0
+
+
+def mask_classes(masks: Sequence[Mask], dataset: Dataset) -> np.ndarray:
+    """The class of each mask, (n,) int64, as `mask_class`; the masks of an image follow each other.
+
+    Raises NoLabels where the data set has no objects.
+    """
+    found: list[int] = []
+    for image_id, of_image in groupby(masks, key=lambda mask: mask.image_id):
+        instances = dataset.instances(dataset.index_of(image_id))
+        found += [mask_class(mask, instances) for mask in of_image]
+    return np.array(found, np.int64)
 
 
 def count_matrix(

@@ -132,9 +132,17 @@ class RunArtifacts:
         """The images of a role; only the `first` of them where a number is given."""
         return roles.open_role(self.folder("00"), role, first=first)
 
-    def labelled(self, *wanted: str) -> bool:
-        """Whether the images of all these roles have semantic maps and instances with masks."""
-        return set(wanted) <= roles.labelled_roles(self.folder("00"))
+    @property
+    def has_support(self) -> bool:
+        """Whether a second data set's masks join those of train in k-means; its role is "support"."""
+        return "support" in self.index
+
+    def labelled_roles(self) -> set[str]:
+        """The roles whose images have semantic maps and instances with masks.
+
+        A line names the others, because nothing is scored there.
+        """
+        return roles.labelled_roles(self.folder("00"))
 
     # ---------------------------------------------------------------- 01, 02: masks and clusters
 
