@@ -111,6 +111,10 @@ class RunArtifacts:
         """The parameters that a stage ran with."""
         return read_json(self.folder(stage) / "manifest.json")["parameters"]
 
+    def metrics(self, stage: str) -> Mapping[str, float]:
+        """The numbers that a stage measured."""
+        return read_json(self.folder(stage) / "manifest.json")["metrics"]
+
     # ---------------------------------------------------------------- 00: data
 
     @cached_property
@@ -209,11 +213,17 @@ class RunArtifacts:
         """Logits at stride 8 of each image of a role, (images, outputs, h, w) float16.
 
         Args:
-            role: "dev" or "val".
-            network: "segmenter", of the last round, or "supervised", the twin on true labels.
+            role: "dev" or "val"; "train" where val has no labels.
+            network: "segmenter" of the last round, or one of stage 5: "first segmenter",
+                "supervised" (its twin on true labels).
         """
         folder = self.segmenter_folder() if network == "segmenter" else self.folder("05")
-        return read_array(folder / f"{network}_{role}.npy")
+        return read_array(folder / f"{network.removeprefix('first ')}_{role}.npy")
+
+    def logit_roles(self) -> tuple[str, ...]:
+        """The roles for which stage 5 kept logits."""
+        folder = self.folder("05")
+        return tuple(r for r in self.roles if (folder / f"segmenter_{r}.npy").is_file())
 
     def predicted_maps(self, role: str, network: str = "segmenter") -> Iterator[np.ndarray]:
         """The label map of each image of a role before the CRF; for the arguments see `logits`."""
