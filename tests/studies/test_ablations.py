@@ -212,12 +212,12 @@ def test_where_the_filter_keeps_all_random_dropping_drops_nothing(rng):
     assert ablations.kept_at_random(scores, threshold=0.5, rng=rng).tolist() == [1, 2, 0]
 
 
-def test_stacked_predictions_fit_a_label_map(scenes, records):
-    found = [{**r, "cluster": 2, "score": 0.5} for r in records[:1]]
-    stacked = pseudo_labels.stack_predictions(found, (128, 128))
-    assert (
-        pseudo_labels.label_map(*stacked, threshold=0.5, overlap="skip") == 3 * records[0]["mask"]
-    ).all()
+def test_stacked_masks_fit_a_label_map(found):
+    mask = replace(found[0], cluster=2)
+    labels = pseudo_labels.label_map(
+        *pseudo_labels.stack_masks([mask], (128, 128)), threshold=0.5, overlap="skip"
+    )
+    np.testing.assert_array_equal(labels, 3 * mask.pixels())
     assert not pseudo_labels.label_map(
-        *pseudo_labels.stack_predictions([], (128, 128)), threshold=0.5, overlap="skip"
+        *pseudo_labels.stack_masks([], (128, 128)), threshold=0.5, overlap="skip"
     ).any()
