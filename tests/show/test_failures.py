@@ -11,7 +11,7 @@ from mdlib.data import Instances, Sample
 from mdlib.run.artifacts import RunArtifacts
 from mdlib.show import failures, slides
 from mdlib.show.outcome import Outcome
-from tests.fixtures import Samples
+from fixtures import Samples
 
 # the clusters 0, 1 and 2: cat, dog, without a name
 CLASSES, NAMES = ["background", "cat", "dog"], np.array([0, 1, 2, -1])

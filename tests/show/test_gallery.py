@@ -19,7 +19,7 @@ from mdlib.core.mask import Mask, Masks
 from mdlib.data import Sample
 from mdlib.method import pseudo_labels
 from mdlib.show import gallery
-from tests.fixtures import Samples
+from fixtures import Samples
 
 # ---------------------------------------------------------------- names
 
