@@ -131,8 +131,7 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
     def batches(window):
         images = (sample.image for sample in cut(scenes, sizes))
         return [
-            list(batch)
-            for batch in proposals.batches_by_size(images, batch_size=3, window=window)
+            list(batch) for batch in proposals.batches_by_size(images, batch_size=3, window=window)
         ]
 
     assert batches(1e9) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]

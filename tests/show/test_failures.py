@@ -138,7 +138,8 @@ def test_a_mask_of_a_part_is_told_from_one_of_the_background(tmp_path):
 
 def test_the_best_mask_of_a_picture_is_judged(tmp_path):
     run = run_of(
-        tmp_path, {"true": BOTH, "masks": [found_mask(CORNER, CAT), found_mask(LEFT | RIGHT, NOBODY)]}
+        tmp_path,
+        {"true": BOTH, "masks": [found_mask(CORNER, CAT), found_mask(LEFT | RIGHT, NOBODY)]},
     )
     assert not list(failures.RULES["a poor mask"](run, 0))  # the second fits both objects together
 
@@ -150,7 +151,8 @@ def test_an_object_that_vanishes_is_no_thin_part(tmp_path):
 
 def test_a_prediction_that_the_filter_does_not_believe_is_not_sure(tmp_path):
     run = run_of(
-        tmp_path, {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT), found_mask(CORNER, DOG, 0.4)]}
+        tmp_path,
+        {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT), found_mask(CORNER, DOG, 0.4)]},
     )
     assert not list(failures.RULES["sure and wrong"](run, 0))
 
@@ -165,7 +167,8 @@ def test_an_overlapping_mask_can_push_a_true_object_out(tmp_path):
 
 def test_an_object_found_twice_is_not_dropped(tmp_path):
     run = run_of(
-        tmp_path, {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT, 0.9), found_mask(LEFT, CAT, 0.3)]}
+        tmp_path,
+        {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT, 0.9), found_mask(LEFT, CAT, 0.3)]},
     )
     assert not list(failures.RULES["a true object dropped"](run, 0))
 

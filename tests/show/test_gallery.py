@@ -300,9 +300,7 @@ def test_the_masks_are_coco(tmp_path, pictures, masks):
     assert all((tmp_path / image["label_map"]).is_file() for image in images)
 
 
-def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(
-    tmp_path, pictures, masks
-):
+def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(tmp_path, pictures, masks):
     export(tmp_path, pictures, masks, names={0: "katt", 2: "katt"})
     first, second = (read_label_map(tmp_path / "maps" / f"{name}.png") for name in ("a", "b__é"))
     assert (

@@ -85,7 +85,8 @@ def test_judged_masks_are_those_of_the_whole_stage(scenes, tokens, random_encode
         proposals.distill_masks(scenes, random_encoder, input_side=64, batch_size=1, **settings)
     )
     expected = [
-        metrics.best_overlap(mask.pixels(), scenes[i].instances.masks)[0] for i, mask in enumerate(whole)
+        metrics.best_overlap(mask.pixels(), scenes[i].instances.masks)[0]
+        for i, mask in enumerate(whole)
     ]
     np.testing.assert_allclose(ablations.first_ious(judged), expected)
     np.testing.assert_allclose(
