@@ -191,13 +191,12 @@ class SegmentationBatches:
         chosen = rng.choice(len(self.dataset), self.batch, replace=len(self.dataset) < self.batch)
         moves = [self._move(rng) for _ in chosen]
         own = launch.share(self.batch, part, parts)
-        samples = [self.dataset[int(i)] for i in chosen[own]]
         pairs = [
-            self._view(sample.image, self.labels[int(i)], *move)
-            for i, sample, move in zip(chosen[own], samples, moves[own])
+            self._view(self.dataset.image(int(i)), self.labels[int(i)], *move)
+            for i, move in zip(chosen[own], moves[own])
         ]
         images, labels = (torch.stack(part).to(self.device) for part in zip(*pairs))
-        return SegmentationBatch(images, labels, [sample.id for sample in samples])
+        return SegmentationBatch(images, labels, [self.dataset.ids[i] for i in chosen[own]])
 
     def _move(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """How a picture is shown: a (2, 2) turn, mirror and zoom, and a (2,) shift."""
@@ -297,13 +296,11 @@ def predict_logits(
     The picture is resized to `side` x `side` pixels, as the reference does at 512.
     """
     model.eval()
-    with made_ahead(
-        dataset.__getitem__, range(len(dataset)), most=batch, device=device
-    ) as pictures:
-        while samples := list(islice(pictures, batch)):
+    with made_ahead(dataset.image, range(len(dataset)), most=batch, device=device) as pictures:
+        while decoded := list(islice(pictures, batch)):
             images = [
-                torch.from_numpy(sample.image).to(device).permute(2, 0, 1)[None].float()
-                for sample in samples
+                torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
+                for image in decoded
             ]
             resized = torch.cat(
                 [
@@ -339,11 +336,12 @@ def refined_maps(
     """
     soft = (
         probabilities(
-            torch.from_numpy(np.asarray(one, np.float32)), image_hw=sample.image.shape[:2]
+            torch.from_numpy(np.asarray(one, np.float32)), image_hw=dataset.size(i)
         ).numpy()
-        for one, sample in zip(logits, dataset)
+        for i, one in enumerate(logits)
     )
-    refined = crf.refine_all((sample.image for sample in dataset), soft, workers=workers, **options)
+    images = map(dataset.image, range(len(dataset)))
+    refined = crf.refine_all(images, soft, workers=workers, **options)
     return (p.argmax(0).astype(np.uint8) for p in refined)
 
 

@@ -199,13 +199,14 @@ class RunArtifacts:
 
     # ---------------------------------------------------------------- 05, 06: maps
 
+    @cached_property
     def _refined_folder(self) -> Path | None:
         """Stage 6's folder, or None in a finished run without it."""
         return self.folder("06") if self._runs_what_lacks or self.has("06") else None
 
     def segmenter_folder(self) -> Path:
         """Where the run's last segmenter and its logits are: stage 6's if it trained one."""
-        refined = self._refined_folder()
+        refined = self._refined_folder
         own = refined is not None and (refined / "segmenter.safetensors").is_file()
         return refined if own else self.folder("05")
 
@@ -234,14 +235,14 @@ class RunArtifacts:
 
     def refined_maps(self, role: str) -> LabelMaps | None:
         """The label maps after the CRF, or None in a run without one."""
-        folder = self._refined_folder()
+        folder = self._refined_folder
         if folder is None or self.crf() is None:
             return None
         return LabelMaps(folder / role, self.dataset(role).ids)
 
     def crf(self) -> Mapping | None:
         """The settings of the run's CRF, or None in a run without one."""
-        folder = self._refined_folder()
+        folder = self._refined_folder
         return None if folder is None else read_json(folder / "crf.json")["parameters"]
 
     # ---------------------------------------------------------------- networks

@@ -116,7 +116,7 @@ def test_scenes_pass_the_check(zoo_root, all_scenes):
 
 def test_a_data_set_ends(zoo_root):
     data = zoo(zoo_root, count=2)
-    assert [s.id for s in data] == data.ids and len(data) == 2
+    assert tuple(s.id for s in data) == data.ids and len(data) == 2
     for index in (2, -1):
         with pytest.raises(IndexError):
             data[index]

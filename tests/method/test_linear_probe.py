@@ -87,7 +87,7 @@ def test_shares_are_nested_random_and_in_order():
     data = pictures(200)
     few, some, every = (some_pictures(data, share, seed=3).ids for share in (0.01, 0.1, 1.0))
     assert (len(few), len(some), every) == (2, 20, data.ids)
-    assert set(few) <= set(some) and some == sorted(some) and some != data.ids[:20]
+    assert set(few) <= set(some) and some == tuple(sorted(some)) and some != data.ids[:20]
     assert some_pictures(data, 0.1, seed=4).ids != some
     assert len(some_pictures(data, 0.001, seed=3)) == 1
 

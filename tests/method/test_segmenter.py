@@ -134,15 +134,15 @@ def coded(count=3, *, height=60, width=60, seed=0):
     maps on each other.
     """
     rng = np.random.default_rng(seed)
-    scenes, labels = Samples(), []
+    samples, labels = [], []
     for i in range(count):
         plan = np.zeros((height, width), np.uint8)
         for label in (1, 2, 3):
             y, x = rng.integers(0, height - 20), rng.integers(0, width - 20)
             plan[y : y + 18, x : x + 14] = label
-        scenes.append(Sample(f"scene_{i}", COLOURS[plan]))
+        samples.append(Sample(f"scene_{i}", COLOURS[plan], plan))
         labels.append(plan)
-    return scenes, labels
+    return Samples(samples), labels
 
 
 def batches_of(
@@ -195,6 +195,15 @@ def test_a_batch_has_the_promised_shapes_types_and_ids():
     assert 0 <= batch.images.min() <= batch.images.max() <= 1
     # no image twice, unless it must be
     assert len(set(batch.ids)) == 2 <= len(batches_of(*coded(1))(0).ids)
+
+
+def test_batches_and_logits_decode_images_and_no_labels(model):
+    scenes, labels = coded(3)
+    ids = batches_of(scenes, labels)(0).ids
+    assert scenes.asked == {("image", scenes.index_of(image_id)): 1 for image_id in ids}
+    scenes.asked.clear()
+    assert len(list(predict_logits(model, scenes, side=48, batch=2, device="cpu"))) == 3
+    assert scenes.asked == {("image", i): 1 for i in range(3)}
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 60), (48, 72), (90, 50)])
@@ -473,7 +482,7 @@ def test_a_probe_is_a_matrix_product_of_the_features(model):
 
 
 def test_predicted_logits_are_at_stride_8_whatever_the_pictures_size(model):
-    scenes = Samples(coded(2)[0] + coded(1, height=35, width=90)[0])
+    scenes = Samples([*coded(2)[0], *coded(1, height=35, width=90)[0]])
     logits = list(predict_logits(model, scenes, side=48, batch=2, device="cpu"))
     assert [tuple(one.shape) for one in logits] == [(4, 6, 6)] * 3
     assert all(one.dtype == torch.float32 and not one.requires_grad for one in logits)
@@ -482,7 +491,7 @@ def test_predicted_logits_are_at_stride_8_whatever_the_pictures_size(model):
 
 
 def test_pictures_read_ahead_give_the_same_logits(model, request):
-    scenes = Samples(coded(4)[0] + coded(1, height=35, width=90)[0])
+    scenes = Samples([*coded(4)[0], *coded(1, height=35, width=90)[0]])
     expected = torch.stack(list(predict_logits(model, scenes, side=48, batch=2, device="cpu")))
     request.getfixturevalue("threaded")
     assert torch.equal(
@@ -584,8 +593,10 @@ def test_missing_and_truncated_segmenters_are_refused(model, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_refined_maps_are_the_crf_of_each_picture(workers):
     rng = np.random.default_rng(0)
+    shapes = [(24 + 8 * i, 32) for i in range(3)]
     scenes = Samples(
-        Sample(str(i), rng.integers(0, 255, (24 + 8 * i, 32, 3), dtype=np.uint8)) for i in range(3)
+        Sample(str(i), rng.integers(0, 255, (*hw, 3), dtype=np.uint8), np.zeros(hw, np.uint8))
+        for i, hw in enumerate(shapes)
     )
     logits = rng.normal(0, 2, (3, 4, 3, 4)).astype(np.float16)
     options = dict(
@@ -597,6 +608,7 @@ def test_refined_maps_are_the_crf_of_each_picture(workers):
         bilateral_compat=4.0,
     )
     found = list(refined_maps(iter(logits), scenes, workers=workers, **options))
+    assert {what for what, _ in scenes.asked} == {"image"}  # no label is decoded
     for one, scene, labels in zip(logits.astype(np.float32), scenes, found, strict=True):
         soft = probabilities(torch.from_numpy(one), image_hw=scene.image.shape[:2]).numpy()
         assert labels.dtype == np.uint8

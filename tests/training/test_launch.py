@@ -13,6 +13,7 @@ from in_processes import fail, network, numbers, train, train_with_a_break
 from test_detector import blobs, tiny_detector
 
 from mdlib.core.files import read_json
+from mdlib.core.mask import Masks
 from mdlib.core.paths import ROOT
 from mdlib.core.weights import read_weights
 from mdlib.method import detector
@@ -105,8 +106,8 @@ def test_one_process_is_the_function_itself():
 
 
 def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
-    scenes, records = blobs(4)
-    batches = detector.DetectionBatches(scenes, records, batch=4, seed=0, device="cpu")
+    scenes, masks = blobs(4)
+    batches = detector.DetectionBatches(scenes, Masks(masks), batch=4, seed=0, device="cpu")
     whole = batches(3)
     assert [pair[1]["id"] for part in range(2) for pair in batches(3, part, 2)] == whole.ids
     options = dict(
