@@ -22,10 +22,10 @@ from papermill.exceptions import PapermillExecutionError
 from mdlib.core.files import StoreError, write_json, write_text
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
+from mdlib.run.exit_codes import DIED, DONE, FAILED, INTERRUPTED
 from mdlib.run.presets import Preset, PresetError, load_preset, resolve
 from mdlib.run.stage import PLACE, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
 
-DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
 # The kernels inherit this. Plain progress lines (mdlib.core.progress); and glibc's malloc keeps its
 # memory instead of returning it to the system at every training step, which costs up to half the
 # time on small steps.

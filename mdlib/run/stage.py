@@ -20,7 +20,6 @@ from typing import NoReturn
 
 import nbformat
 import numpy as np
-import torch
 
 from mdlib.core.files import (
     StoreError,
@@ -222,7 +221,7 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
     folder = artifacts / f".{name}.{os.getpid()}"
     folder.mkdir()
     label = run_label(run_dir, parameters)
-    print(f"{name} · {label} · {device()} · torch {torch.__version__}")
+    print(f"{name} · {label} · {device()} · torch {metadata.version('torch')}")
     return Stage(name, parameters, run_dir, label, folder)
 
 
@@ -246,6 +245,8 @@ def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> st
 
 def device() -> str:
     """ "cuda" where there is one, else "cpu"."""
+    import torch  # here, so that the runner does without it while kernels work
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

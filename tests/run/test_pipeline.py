@@ -9,7 +9,7 @@ import pytest
 from mdlib.__main__ import main
 from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import PRESETS, ROOT
-from mdlib.run import pipeline, presets, stage
+from mdlib.run import exit_codes, pipeline, presets, stage
 
 QUICK = [
     "--only",
@@ -22,7 +22,7 @@ QUICK = [
 
 
 def test_an_unknown_preset_names_the_known_ones(capsys):
-    assert main(["run", "nonsense"]) == pipeline.WRONG
+    assert main(["run", "nonsense"]) == exit_codes.WRONG
     assert "demo" in capsys.readouterr().err
 
 
@@ -40,20 +40,20 @@ def test_an_unknown_preset_names_the_known_ones(capsys):
     ],
 )
 def test_a_wrong_set_is_refused(given, expected, tmp_path, capsys):
-    assert main(["run", "demo", "--out", str(tmp_path / "run"), "--set", given]) == pipeline.WRONG
+    assert main(["run", "demo", "--out", str(tmp_path / "run"), "--set", given]) == exit_codes.WRONG
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()  # refused before anything was written
 
 
 def test_an_unknown_stage_is_refused(tmp_path, capsys):
-    assert main(["run", "demo", "--out", str(tmp_path), "--only", "99_nothing"]) == pipeline.WRONG
+    assert main(["run", "demo", "--out", str(tmp_path), "--only", "99_nothing"]) == exit_codes.WRONG
     assert "00_prepare_data" in capsys.readouterr().err
 
 
 def test_from_and_only_exclude_each_other(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["run", "demo", "--from", "05_train_deeplab", "--only", "07_evaluate_clusters"])
-    assert stopped.value.code == pipeline.WRONG and "not allowed" in capsys.readouterr().err
+    assert stopped.value.code == exit_codes.WRONG and "not allowed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_failing_notebook_keeps_its_partial_copy_and_its_cost(tmp_path, capsys
     # No stage 00 in this run: 01 must say so.
     assert (
         main(["run", "demo", "--out", str(tmp_path), "--only", "01_distill_masks"])
-        == pipeline.FAILED
+        == exit_codes.FAILED
     )
     assert "00_prepare_data has not run" in capsys.readouterr().out
     assert (tmp_path / "notebooks" / "01_distill_masks.partial.ipynb").is_file()
@@ -105,7 +105,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         ran[name] = values
         assert stage.SMOKE_SIZE in os.environ
         write_json(stage.manifest_path(run_dir, name), {})
-        return pipeline.DONE, {
+        return exit_codes.DONE, {
             "notebook": name,
             "status": "done",
             "seconds": 1.0,
@@ -115,7 +115,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
     monkeypatch.setattr(pipeline, "_run_one", run_one)
     own = stage.manifest_path(tmp_path, "01_distill_masks")
     write_json(own, {"made by": "the user"})
-    assert main(["fill", str(tmp_path), "04_filter_masks"]) == pipeline.DONE
+    assert main(["fill", str(tmp_path), "04_filter_masks"]) == exit_codes.DONE
     assert list(ran) == [
         "00_prepare_data",
         "02_cluster_masks",
@@ -139,7 +139,7 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path, capsys):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         write_text(tmp_path / "artifacts" / "lock", str(sleeper.pid))
-        assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == pipeline.WRONG
+        assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == exit_codes.WRONG
         assert str(sleeper.pid) in capsys.readouterr().err
     finally:
         sleeper.kill()
@@ -156,10 +156,10 @@ def test_a_dead_runs_lock_is_taken_over(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
-    assert main(["run", "demo", "--out", str(tmp_path / "file" / "run")]) == pipeline.WRONG
+    assert main(["run", "demo", "--out", str(tmp_path / "file" / "run")]) == exit_codes.WRONG
     assert "error" in capsys.readouterr().err
 
 
 def test_check_says_that_the_demo_needs_nothing_more(capsys):
-    assert main(["check", "demo"]) == pipeline.DONE
+    assert main(["check", "demo"]) == exit_codes.DONE
     assert "nothing is missing" in capsys.readouterr().out
