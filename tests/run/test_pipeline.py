@@ -8,7 +8,7 @@ import pytest
 
 from mdlib.__main__ import main
 from mdlib.core.files import read_json, write_json, write_text
-from mdlib.core.paths import PRESETS, ROOT
+from mdlib.core.paths import ROOT
 from mdlib.run import exit_codes, pipeline, presets, stage
 
 QUICK = [
@@ -54,35 +54,6 @@ def test_from_and_only_exclude_each_other(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["run", "demo", "--from", "05_train_deeplab", "--only", "07_evaluate_clusters"])
     assert stopped.value.code == exit_codes.WRONG and "not allowed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("1e-3", 0.001), ("0.5", 0.5), ("null", None), ("1", 1.0)]
-)
-def test_numbers_of_a_set_become_the_declared_type(text, value):
-    overrides = presets.parse_sets([f"01_distill_masks.mass={text}"])
-    resolved = presets.resolve(presets.load_preset("demo"), overrides)
-    assert resolved["01_distill_masks"]["mass"] == value
-
-
-def test_a_set_takes_a_list():
-    resolved = presets.resolve(
-        presets.load_preset("demo"), presets.parse_sets(["03_train_mask_rcnn.lr_drops=[400, 600]"])
-    )
-    assert resolved["03_train_mask_rcnn"]["lr_drops"] == [400, 600]
-
-
-def test_a_preset_with_an_unknown_key_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "odd.yaml").write_text("description: x\nnotebooks: []\nnotebook: [typo]\n")
-    monkeypatch.setattr(presets, "PRESETS", tmp_path)
-    with pytest.raises(presets.PresetError, match="notebook"):
-        presets.load_preset("odd")
-
-
-@pytest.mark.parametrize("name", sorted(p.stem for p in PRESETS.glob("*.yaml")))
-def test_every_preset_fits_its_notebooks(name):
-    preset = presets.load_preset(name)
-    assert list(presets.resolve(preset, {})) == preset.notebooks
 
 
 def test_a_failing_notebook_keeps_its_partial_copy_and_its_cost(tmp_path, capsys):
