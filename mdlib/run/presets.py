@@ -9,11 +9,24 @@ would only warn.
 
 import ast
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Union
 
 import nbformat
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FiniteFloat,
+    Strict,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
 
 from mdlib.core.paths import NOTEBOOKS, PRESETS
 
@@ -187,29 +200,53 @@ def resolve(
 
 
 def check_value(name: str, value: object, declared: str) -> object:
-    """`value` as the declared type ("int", "float | None", "list[int]" ...), or PresetError.
+    """Check a parameter's value against its declared type.
 
-    YAML reads 1e-3 as a string.
+    Args:
+        name: how the message calls the parameter.
+        value: as YAML or a notebook gives it. Where a float is declared, text such as "1e-3" is
+            one, which YAML reads as a string; everything else must have its type already.
+        declared: the type in the parameters cell, a key of TYPES or several with "|" between.
+
+    Returns:
+        The value in its declared type.
+
+    Raises:
+        PresetError: the value has another type, or the type is not one of TYPES.
     """
-    types = [t.strip() for t in declared.split("|")]
-    if value is None and "None" in types:
-        return None
-    if "float" in types and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    accepted = {"int": int, "str": str, "bool": bool}
-    for candidate in types:
-        if candidate in accepted and type(value) is accepted[candidate]:
-            return value
-    if (
-        "list[int]" in types
-        and isinstance(value, list)
-        and all(type(each) is int for each in value)
-    ):
-        return value
-    raise PresetError(f"{name} must be {declared}, got {value!r}")
+    try:
+        return _adapter(declared).validate_python(value)
+    except ValidationError:
+        raise PresetError(f"{name} must be {declared}, got {value!r}") from None
+    except KeyError as unknown:
+        raise PresetError(
+            f"{name} is declared as {declared}; expected types out of {list(TYPES)}, "
+            f"not {unknown.args[0]}"
+        ) from None
+
+
+@cache
+def _adapter(declared: str) -> TypeAdapter:
+    """Checks values of a declared type, such as "float | None"."""
+    return TypeAdapter(Union[tuple(TYPES[part.strip()] for part in declared.split("|"))])  # noqa: UP007
+
+
+def _refuse_bool(value: object) -> object:
+    """A bool counts as 0 or 1 in Python, but as a parameter it is a mistake."""
+    if isinstance(value, bool):
+        raise ValueError("a bool is not a number")
+    return value
+
+
+# What a parameters cell may declare. Only a float is read from text, and it must be finite.
+TYPES: dict[str, object] = {
+    "int": StrictInt,
+    "float": Annotated[FiniteFloat, BeforeValidator(_refuse_bool)],
+    "str": StrictStr,
+    "bool": StrictBool,
+    "list[int]": Annotated[list[StrictInt], Strict()],
+    "None": None,
+}
 
 
 def parse_sets(items: list[str]) -> dict[str, dict[str, object]]:

@@ -149,3 +149,68 @@ def test_a_set_takes_a_list():
         load_preset("demo"), presets.parse_sets(["03_train_mask_rcnn.lr_drops=[400, 600]"])
     )
     assert resolved["03_train_mask_rcnn"]["lr_drops"] == [400, 600]
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        ("int", 3),
+        ("int", -1),
+        ("bool", True),
+        ("str", "cat"),
+        ("str | None", None),
+        ("int | None", None),
+        ("float | None", None),
+        ("list[int]", []),
+        ("list[int]", [1, 2]),
+    ],
+)
+def test_a_value_of_the_declared_type_stays_as_it_is(declared, value):
+    checked = presets.check_value("x", value, declared)
+    assert checked == value and type(checked) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("1e-3", 0.001), (2, 2.0), (0.5, 0.5), ("-1E4", -1e4)]
+)
+@pytest.mark.parametrize("declared", ["float", "float | None"])
+def test_a_float_is_read_from_whole_numbers_and_text(declared, value, number):
+    checked = presets.check_value("x", value, declared)
+    assert checked == number and type(checked) is float
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        ("int", True),
+        ("int", 2.0),
+        ("int", "2"),
+        ("int", None),
+        ("int | None", False),
+        ("float", True),
+        ("float", "many"),
+        ("float", "nan"),
+        ("float", None),
+        ("float | None", True),
+        ("float", [1.0]),
+        ("bool", 1),
+        ("bool", "true"),
+        ("str", 3),
+        ("str", None),
+        ("str | None", False),
+        ("list[int]", 4),
+        ("list[int]", (1, 2)),
+        ("list[int]", [True]),
+        ("list[int]", ["1"]),
+        ("list[int]", [1.0]),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_both_named(declared, value):
+    with pytest.raises(PresetError) as refused:
+        presets.check_value("05.side", value, declared)
+    assert str(refused.value) == f"05.side must be {declared}, got {value!r}"
+
+
+def test_a_type_that_no_parameter_may_have_is_named():
+    with pytest.raises(PresetError, match=r"declared as dict \| None; .*, not dict"):
+        presets.check_value("x", {}, "dict | None")
