@@ -30,6 +30,10 @@ from pydantic import (
 
 from mdlib.core.paths import NOTEBOOKS, PRESETS
 
+# What had another name before: an old name is an error that says the new one.
+RENAMED: dict[tuple[str, str], str] = {}  # (notebook, old parameter): new parameter
+RENAMED_PRESETS: dict[str, str] = {}  # old preset: new preset
+
 
 class PresetError(ValueError):
     """A preset, notebook or parameter is unknown or has a wrong value."""
@@ -88,6 +92,8 @@ def _load(name: str, *, children: tuple[str, ...]) -> Preset:
     if name in children:
         raise PresetError(f"presets extend one another: {' -> '.join([*children, name])}")
     path = PRESETS / f"{name}.yaml"
+    if name in RENAMED_PRESETS:
+        raise PresetError(f"preset {name!r} is called {RENAMED_PRESETS[name]!r} now")
     if not path.is_file():
         wanted = f"{children[-1]}.yaml extends the " if children else ""
         raise PresetError(f"{wanted}unknown preset {name!r}; expected one of {_stems(PRESETS)}")
@@ -190,6 +196,10 @@ def resolve(
             **preset.parameters.get(notebook, {}),
             **overrides.get(notebook, {}),
         }.items():
+            if name not in known and (notebook, name) in RENAMED:
+                raise PresetError(
+                    f"{notebook}: parameter {name!r} is called {RENAMED[notebook, name]!r} now"
+                )
             if name not in known:
                 raise PresetError(
                     f"{notebook} has no parameter {name!r}; expected one of {sorted(known)}"

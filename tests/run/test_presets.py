@@ -132,6 +132,38 @@ def test_a_preset_repeats_nothing_of_its_parent(name):
     assert not repeated
 
 
+# ---------------------------------------------------------------- old names
+
+
+def test_the_old_name_of_a_parameter_is_an_error_that_says_the_new_one(folder, monkeypatch):
+    monkeypatch.setitem(presets.RENAMED, ("01_distill_masks", "share"), "top_k")
+    message = "01_distill_masks: parameter 'share' is called 'top_k' now"
+    folder("parent", PARENT)
+    with pytest.raises(PresetError, match=message):
+        resolve(load_preset("parent"), {"01_distill_masks": {"share": 0.4}})
+    folder("old", "extends: parent\nparameters: {01_distill_masks: {share: 0.4}}")
+    with pytest.raises(PresetError, match=message):
+        resolve(load_preset("old"), {})
+    with pytest.raises(PresetError, match="no parameter 'share'"):  # another notebook's
+        resolve(load_preset("parent"), {"02_cluster_masks": {"share": 0.4}})
+
+
+def test_the_old_name_of_a_preset_is_an_error_that_says_the_new_one(folder, monkeypatch):
+    monkeypatch.setitem(presets.RENAMED_PRESETS, "photos", "folder")
+    folder("mine", "extends: photos")
+    for name in ("photos", "mine"):
+        with pytest.raises(PresetError, match="preset 'photos' is called 'folder' now"):
+            load_preset(name)
+
+
+def test_what_was_renamed_exists_under_its_new_name_alone():
+    for (notebook, old), new in presets.RENAMED.items():
+        known = presets.read_parameters(notebook)
+        assert new in known and old not in known
+    for old, new in presets.RENAMED_PRESETS.items():
+        assert new in FILES and old not in FILES
+
+
 # ---------------------------------------------------------------- values
 
 
