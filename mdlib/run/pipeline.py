@@ -11,15 +11,17 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import papermill
 import psutil
+from filelock import FileLock, Timeout
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mdlib.core.files import StoreError, write_json, write_text
+from mdlib.core.files import StoreError, read_json, write_json, write_text
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
 from mdlib.run.exit_codes import DIED, DONE, FAILED, INTERRUPTED
@@ -50,10 +52,7 @@ def run(
     notebooks = _chosen(preset, start, only)
     run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
     with _lock(run_dir):
-        run_info = {
-            "preset": preset_name,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        run_info = {"preset": preset_name, "started": _now()}
         write_json(run_dir / "artifacts" / "run.json", run_info)
         code = _run_all(
             preset,
@@ -176,22 +175,38 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
 
 
 @contextmanager
-def _lock(run_dir: Path):
-    """One run a folder at a time. A lock whose process is gone is taken over."""
-    path = run_dir / "artifacts" / "lock"
+def _lock(run_dir: Path) -> Iterator[None]:
+    """One run a folder at a time; the lock ends with its process, however that ends."""
+    artifacts = run_dir / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(artifacts / "lock"), artifacts / "lock.json"
     try:
-        holder = int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        holder = None
-    if holder is not None and holder != os.getpid() and psutil.pid_exists(holder):
+        lock.acquire(timeout=0)
+    except Timeout:
         raise StoreError(
-            f"another run (process {holder}) works in {run_dir}: wait for it, or choose another --out"
-        )
-    write_text(path, str(os.getpid()))
+            f"another run{_described(holder)} works in {run_dir}: "
+            "wait for it, or choose another --out"
+        ) from None
     try:
+        write_json(holder, {"process": os.getpid(), "started": _now()})
         yield
     finally:
-        path.unlink(missing_ok=True)
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _described(holder: Path) -> str:
+    """Who holds a lock, or nothing while it has not written that yet."""
+    try:
+        found = read_json(holder)
+    except StoreError:
+        return ""
+    return f" (process {found['process']}, since {found['started']})"
+
+
+def _now() -> str:
+    """This second, UTC, as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @contextmanager

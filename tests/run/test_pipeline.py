@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mdlib.__main__ import main
-from mdlib.core.files import read_json, write_json, write_text
+from mdlib.core.files import read_json, write_json
 from mdlib.core.paths import ROOT
 from mdlib.run import exit_codes, pipeline, presets, stage
 
@@ -106,23 +106,83 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
     assert stage.SMOKE_SIZE not in os.environ
 
 
-def test_a_second_run_in_one_folder_is_refused(tmp_path, capsys):
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    try:
-        write_text(tmp_path / "artifacts" / "lock", str(sleeper.pid))
-        assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == exit_codes.WRONG
-        assert str(sleeper.pid) in capsys.readouterr().err
-    finally:
-        sleeper.kill()
-        sleeper.wait()
+# ---------------------------------------------------------------- one run a folder
+
+# Takes the lock of sys.argv[1] when the file `go` is there, and keeps it until `end` is.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from mdlib.core.files import StoreError
+from mdlib.run.pipeline import _lock
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+while not (folder / "go").exists():
+    pass
+try:
+    with _lock(folder):
+        print("held", flush=True)
+        while not (folder / "end").exists():
+            time.sleep(0.01)
+except StoreError as error:
+    print(error)
+"""
 
 
-def test_a_dead_runs_lock_is_taken_over(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    write_text(tmp_path / "artifacts" / "lock", str(gone.pid))
+@pytest.fixture
+def holder(tmp_path):
+    """How to start a process that takes the lock of tmp_path; it is ready, but for `go`."""
+    started = []
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_run_in_one_folder_is_refused_and_told_who_holds_it(tmp_path, holder, capsys):
+    (tmp_path / "go").touch()
+    first = holder()
+    assert first.stdout.readline() == "held\n"
+    assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == exit_codes.WRONG
+    since = read_json(tmp_path / "artifacts" / "lock.json")["started"]
+    assert f"another run (process {first.pid}, since {since})" in capsys.readouterr().err
+
+
+def test_of_two_runs_that_start_together_one_gets_the_folder(tmp_path, holder):
+    both = [holder(), holder()]
+    (tmp_path / "go").touch()
+    said = [process.stdout.readline() for process in both]
+    winner, loser = sorted(both, key=lambda process: said[both.index(process)] != "held\n")
+    assert said[both.index(winner)] == "held\n"
+    assert "another run" in said[both.index(loser)]
+    assert loser.wait(60) == 0 and winner.poll() is None
+
+
+def test_a_killed_runs_lock_is_taken_by_the_next(tmp_path, holder):
+    (tmp_path / "go").touch()
+    first = holder()
+    assert first.stdout.readline() == "held\n"
+    first.kill()
+    first.wait()
+    written = tmp_path / "artifacts" / "lock.json"
+    assert read_json(written)["process"] == first.pid
     with pipeline._lock(tmp_path):
-        assert (tmp_path / "artifacts" / "lock").read_text() == str(os.getpid())
+        assert read_json(written)["process"] == os.getpid()
+    assert not written.exists()
+
+
+# ---------------------------------------------------------------- checks before a run
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path, capsys):
