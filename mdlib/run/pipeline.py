@@ -18,6 +18,8 @@ from pathlib import Path
 import papermill
 import psutil
 from filelock import FileLock, Timeout
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
@@ -101,10 +103,11 @@ def _run_all(
 ) -> int:
     for folder in ("figures", "notebooks"):
         (run_dir / folder).mkdir(exist_ok=True)
+    place = str(run_dir.relative_to(ROOT) if run_dir.is_relative_to(ROOT) else run_dir)
     expected = {name: preset.seconds.get(name, 30.0) for name in notebooks}
     spent, planned = 0.0, 0.0
     for number, name in enumerate(notebooks, 1):
-        values = {**parameters[name], PLACE: os.path.relpath(run_dir, ROOT)}
+        values = {**parameters[name], PLACE: place}
         reason = stale_reason(run_dir, name, values)
         if name in forced and reason is None:
             reason = "asked for"
@@ -133,7 +136,7 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
     partial = executed.with_suffix(".partial.ipynb")
     began, status, code = time.monotonic(), "done", DONE
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    os.environ.update(KERNEL_ENVIRONMENT)
+    os.environ.update(KERNEL_ENVIRONMENT, PYTHONPATH=_path_of_kernels())
     with _peak_memory() as peak:
         try:
             papermill.execute_notebook(
@@ -141,7 +144,8 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
                 partial,
                 parameters=values,
                 cwd=str(NOTEBOOKS),
-                kernel_name="python3",
+                kernel_name=NATIVE_KERNEL_NAME,
+                kernel_manager_class=_OwnKernel,
                 progress_bar=False,
                 log_output=False,
                 extra_arguments=["--log-level=ERROR"],
@@ -165,13 +169,29 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
             print(f"the kernel of {name} did not start: {error}")
     if code == DONE and (reason := stale_reason(run_dir, name, values)) is not None:
         status, code = f"failed: it ended without its manifest ({reason})", FAILED
+        print(f"{name} {status}")
     if code == DONE:
         os.replace(partial, executed)
         report.render_notebook(executed)
     elif partial.is_file():
-        print(f"what it did until then: {_shown(partial)}")
+        print(f"partial notebook: {_shown(partial)}")
     seconds = round(time.monotonic() - began, 1)
     return code, dict(zip(COST_COLUMNS, (name, status, seconds, round(peak["bytes"] / 1e6))))
+
+
+class _OwnKernel(AsyncKernelManager):
+    """Starts the Python of this process, whatever kernel is installed under the name python3."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """What `python -m ipykernel_launcher` of this Python is."""
+        return KernelSpecManager(kernel_dirs=[]).get_kernel_spec(NATIVE_KERNEL_NAME)
+
+
+def _path_of_kernels() -> str:
+    """PYTHONPATH with this checkout first: kernels start elsewhere, and another may be installed."""
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(ROOT), *(path for path in known if path not in ("", str(ROOT)))])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mdlib.__main__ import main
-from mdlib.core.files import read_json, write_json
+from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import ROOT
 from mdlib.run import exit_codes, pipeline, presets, stage
 
@@ -95,7 +95,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
     ]
     smoke, here = (
         presets.resolve(presets.load_preset("smoke"), {}),
-        {"run_dir": os.path.relpath(tmp_path, ROOT)},
+        {"run_dir": str(tmp_path)},
     )
     assert ran == {name: smoke[name] | here for name in ran}
     assert read_json(own) == {"made by": "the user"}
@@ -104,6 +104,39 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         and not (tmp_path / "index.html").exists()
     )
     assert stage.SMOKE_SIZE not in os.environ
+
+
+# ---------------------------------------------------------------- the kernel
+
+
+def test_a_kernel_runs_the_runners_own_python_and_mdlib(tmp_path, monkeypatch):
+    other = tmp_path / "another checkout" / "mdlib"
+    write_text(other / "__init__.py", "raise ImportError('this is another mdlib')")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    kernel = {"argv": ["false"], "display_name": "another Python", "language": "python"}
+    write_json(tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json", kernel)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    run_dir = tmp_path / "run"  # outside the repository
+    assert main(["run", "smoke", "--out", str(run_dir), *QUICK]) == exit_codes.DONE
+    assert stage.manifest_path(run_dir, "00_prepare_data").is_file()
+
+
+def test_kernels_find_this_checkout_first_and_once(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/one", str(ROOT), "/two"]))
+    path = pipeline._path_of_kernels()
+    assert path.split(os.pathsep) == [str(ROOT), "/one", "/two"]
+    monkeypatch.setenv("PYTHONPATH", path)
+    assert pipeline._path_of_kernels() == path
+    monkeypatch.delenv("PYTHONPATH")
+    assert pipeline._path_of_kernels() == str(ROOT)
+
+
+def test_a_notebook_that_ends_without_its_manifest_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", lambda *_, **__: None)
+    assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == exit_codes.FAILED
+    reason = "failed: it ended without its manifest (has not run)"
+    assert f"00_prepare_data {reason}" in capsys.readouterr().out
+    assert reason in (tmp_path / "cost.csv").read_text()
 
 
 # ---------------------------------------------------------------- one run a folder
