@@ -8,7 +8,6 @@ because 0 is background: label = 1 + cluster.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,12 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from mdlib.core.mask import by_image, mask_to_box
-from mdlib.core.prefetch import made_ahead
 from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import Dataset
-from mdlib.models.backbones import build_pyramid
+from mdlib.data.loading import load
+from mdlib.models.backbones import FeatureCache, build_pyramid
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
-from mdlib.training import launch, loop
+from mdlib.training import launch
 
 
 def build_detector(
@@ -36,14 +35,15 @@ def build_detector(
     trainable_blocks: int,
     num_clusters: int,
     shorter_sides: tuple[int, ...],
+    cache: FeatureCache | None = None,
 ) -> MaskRCNN:
     """Mask R-CNN for `num_clusters` clusters.
 
-    backbone, weights, trainable_blocks: see backbones.build_pyramid. shorter_sides: images are
-    resized so that their shorter side has one of these numbers of pixels, drawn in training; the
-    last one in prediction.
+    backbone, weights, trainable_blocks, cache: see backbones.build_pyramid. shorter_sides: images
+    are resized so that their shorter side has one of these numbers of pixels, drawn in training;
+    the last one in prediction.
     """
-    body = build_pyramid(backbone, weights=weights, trainable_blocks=trainable_blocks)
+    body = build_pyramid(backbone, weights=weights, trainable_blocks=trainable_blocks, cache=cache)
     options = dict(
         num_classes=1 + num_clusters,
         min_size=tuple(shorter_sides),
@@ -128,6 +128,10 @@ class DetectionBatch(list):
     def ids(self) -> list[str]:
         return [target["id"] for _, target in self]
 
+    def to(self, device: str | torch.device) -> "DetectionBatch":
+        """The same batch on a device."""
+        return DetectionBatch((image.to(device), _moved(target, device)) for image, target in self)
+
 
 def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
     """An image's pseudo objects as torchvision wants them, from (n, H, W) bool masks and their n
@@ -179,6 +183,11 @@ class DetectionBatches:
             raise ValueError("no mask is large enough to train on")
 
     def __call__(self, step: int, part: int = 0, parts: int = 1) -> DetectionBatch:
+        """A batch, or a part of it, on `device`."""
+        return self.on_cpu(step, part, parts).to(self.device)
+
+    def on_cpu(self, step: int, part: int = 0, parts: int = 1) -> DetectionBatch:
+        """The same on the CPU, for the worker processes of `loop.fit`."""
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(self.kept, self.batch, replace=len(self.kept) < self.batch)
         flips = rng.random(self.batch) < 0.5
@@ -194,11 +203,12 @@ class DetectionBatches:
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
         target = target_of(masks, [record["cluster"] for record in found], image_id=sample.id)
-        moved = {
-            key: value.to(self.device) if isinstance(value, Tensor) else value
-            for key, value in target.items()
-        }
-        return to_tensor(image, self.device), moved
+        return to_tensor(image, "cpu"), target
+
+
+def _moved(target: dict, device: str | torch.device) -> dict:
+    """A target on a device; its id is no tensor."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in target.items()}
 
 
 def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict[str, float]]:
@@ -207,13 +217,6 @@ def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict
     return sum(losses.values()), {
         name.removeprefix("loss_"): value.item() for name, value in losses.items()
     }
-
-
-def train(model: MaskRCNN, batches: DetectionBatches, **recipe) -> list[dict]:
-    """Train in place; returns the history. recipe: the keywords of training.train_network."""
-    return loop.train_network(
-        "detector", model, lambda pairs, step: detector_loss(model, pairs), batches, **recipe
-    )
 
 
 @torch.no_grad()
@@ -225,13 +228,10 @@ def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> It
     "box" x0, y0, x1, y1}.
     """
     model.eval()
-    with made_ahead(
-        dataset.__getitem__, range(len(dataset)), most=batch, device=device
-    ) as pictures:
-        while samples := list(islice(pictures, batch)):
-            outputs = model([to_tensor(sample.image, device) for sample in samples])
-            for sample, output in zip(samples, outputs):
-                yield [record for record in _records(sample.id, output) if record["mask"].any()]
+    for samples in load(dataset.__getitem__, range(len(dataset)), device=device, batch=batch):
+        outputs = model([to_tensor(sample.image, device) for sample in samples])
+        for sample, output in zip(samples, outputs):
+            yield [record for record in _records(sample.id, output) if record["mask"].any()]
 
 
 def _records(image_id: str, output: dict[str, Tensor]) -> Iterator[dict]:

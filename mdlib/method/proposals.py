@@ -3,14 +3,15 @@ several.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from mdlib.core.mask import MaskRecord, encode_mask
-from mdlib.core.prefetch import made_ahead
 from mdlib.data import Dataset, Sample
+from mdlib.data.loading import load
 from mdlib.method import masks, several_masks
 from mdlib.models.encoder import Encoder, Tokens
 
@@ -50,17 +51,15 @@ def distill_masks(
     )
     found: dict[int, list[MaskRecord]] = {}  # of images that wait for one before them
     following = 0
-    with made_ahead(
-        lambda i: _picture(dataset[i]), range(len(dataset)), most=batch_size, device=encoder.device
-    ) as pictures:
-        for batch in batches_by_size(pictures, batch_size=batch_size, window=WINDOW):
-            found |= zip(
-                batch, _distill_batch(list(batch.values()), encoder, input_side=input_side, **rule)
-            )
-            while following in found:
-                yield from found.pop(following)
-                following += 1
-            del batch  # its pictures, before those of the next are read
+    pictures = load(partial(_picture_at, dataset), range(len(dataset)), device=encoder.device)
+    for batch in batches_by_size(pictures, batch_size=batch_size, window=WINDOW):
+        found |= zip(
+            batch, _distill_batch(list(batch.values()), encoder, input_side=input_side, **rule)
+        )
+        while following in found:
+            yield from found.pop(following)
+            following += 1
+        del batch  # its pictures, before those of the next are read
 
 
 def batches_by_size(
@@ -90,8 +89,9 @@ def batches_by_size(
     yield from waiting.values()
 
 
-def _picture(sample: Sample) -> Sample:
-    """Without its labels, so that they are not kept while it waits."""
+def _picture_at(dataset: Dataset, index: int) -> Sample:
+    """A picture without its labels, so that they are not kept while it waits."""
+    sample = dataset[index]
     return Sample(sample.id, sample.image)
 
 

@@ -31,7 +31,7 @@ class Models:
     side: int
     classes: list[str]
     names: np.ndarray
-    crf: dict | None
+    crf: crf.CrfSettings | None
 
 
 def find_images(paths: list[Path]) -> list[tuple[str, Path]]:
@@ -77,7 +77,8 @@ def load_models(run_dir: Path) -> Models:
     )
     record = artifacts / "06_refine_with_crf" / "crf.json"
     fitted = read_json(artifacts / "02_cluster_masks" / "clusters.json")
-    refining = read_json(record)["parameters"] if record.is_file() else None
+    tuned = read_json(record)["parameters"] if record.is_file() else None
+    refining = crf.CrfSettings.of(tuned) if tuned else None
     if refining and not crf.available():
         print("the run used a CRF, which is not installed here: maps are the network's own")
         refining = None
@@ -94,14 +95,14 @@ def load_models(run_dir: Path) -> Models:
 
 
 def predict_map(models: Models, sample: Sample) -> np.ndarray:
-    """One picture -> its cluster map (H, W) uint8, 0 background and 1 + cluster."""
+    """One picture -> its cluster map (H, W), 0 background and 1 + cluster; see label_map."""
     (logits,) = segmenter.predict_logits(
         models.segmenter, [sample], side=models.side, batch=1, device=stage.device()
     )
-    soft = segmenter.probabilities(logits, image_hw=sample.image.shape[:2]).numpy()
-    if models.crf:
-        soft = crf.dense_crf(sample.image, soft, **models.crf)
-    return soft.argmax(0).astype(np.uint8)
+    if not models.crf:
+        return segmenter.label_map(logits, image_hw=sample.image.shape[:2])
+    (labels,) = segmenter.refined_maps([logits.numpy()], [sample], models.crf, workers=1)
+    return labels
 
 
 def predict_image(models: Models, sample: Sample) -> tuple[np.ndarray, list[dict]]:

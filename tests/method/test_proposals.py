@@ -104,7 +104,7 @@ def by_neighbours(dataset, encoder, *, batch_size, input_side, **rule):
 def test_images_of_one_size_make_the_batches_they_always_made(several, scenes, encoder, request):
     expected = list(by_neighbours(scenes, encoder, **RUN, **several))
     assert_same(list(proposals.distill_masks(scenes, encoder, **RUN, **several)), expected)
-    request.getfixturevalue("threaded")
+    request.getfixturevalue("workers")
     assert_same(list(proposals.distill_masks(scenes, encoder, **RUN, **several)), expected)
 
 
@@ -169,13 +169,8 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
 # ---------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
-    ahead, scenes, encoder, monkeypatch, request
-):
+def test_pictures_and_masks_that_wait_are_bounded_by_the_window(scenes, encoder, monkeypatch):
     """One picture of a rare size at the start, then many: it must not hold up the others for good."""
-    if ahead:
-        request.getfixturevalue("threaded")
     each = 48 * 40 * 3
     monkeypatch.setattr(proposals, "WINDOW", 10 * each)
     pictures = cut(scenes, [(40, 40)] + [(48, 40)] * 60)
@@ -184,8 +179,8 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
         proposals.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
     ):
         most = max(most, pictures.asked - given)
-    # the window, a batch, and one that is read ahead
-    assert given == 61 and 8 <= most <= 10 + 4 + ahead * 4
+    # the window and a batch
+    assert given == 61 and 8 <= most <= 10 + 4
 
 
 def test_the_notebook_writes_its_masks_without_their_pixels(scenes, encoder, tmp_path, monkeypatch):
