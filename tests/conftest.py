@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdlib.core import prefetch
+from mdlib.data import loading
 from mdlib.models.encoder import load_encoder
 
 torch.set_num_threads(1)
@@ -28,9 +28,9 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def threaded(monkeypatch):
-    """Pictures and batches are made ahead in threads, as for a GPU."""
-    monkeypatch.setitem(prefetch.THREADS, "cpu", 3)
+def workers(monkeypatch):
+    """Pictures and batches are prepared by worker processes, as for a GPU."""
+    monkeypatch.setitem(loading.WORKERS, "cpu", 2)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Rules of the house that a reader would otherwise have to check by eye: notebooks, library, lists, links."""
 
 import ast
+import dataclasses
 import re
 import sys
 import tomllib
@@ -11,6 +12,10 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from mdlib.method.crf import CrfSettings
+from mdlib.method.segmenter import Augment
+from mdlib.training.loop import Recipe
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(
@@ -99,6 +104,18 @@ def test_parameters_cell_is_flat(path):
         )
 
 
+def picked_by(node: ast.AST) -> set[str]:
+    """The parameters that `Recipe.of(globals(), name=...)` or another settings' `of` reads."""
+    if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".of")):
+        return set()
+    if not node.args or ast.unparse(node.args[0]) != "globals()":
+        return set()
+    kinds = {kind.__name__: kind for kind in (Recipe, Augment, CrfSettings)}
+    kind = kinds[ast.unparse(node.func).split(".")[-2]]
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return fields - {keyword.arg for keyword in node.keywords}
+
+
 @each_stage
 def test_every_parameter_is_used(path):
     index, source = parameters_cell(path)
@@ -110,6 +127,7 @@ def test_every_parameter_is_used(path):
         for n in ast.walk(tree)
         if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
     }
+    used |= set().union(*(picked_by(n) for tree in later for n in ast.walk(tree)))
     unread = names - used - {"run_dir"}  # open_stage reads run_dir
     assert not unread, f"never read: {sorted(unread)}"
 
@@ -181,10 +199,10 @@ def test_nothing_is_pickled(path):
         "pickle",
         "cloudpickle",
         "dill",
-        "joblib",
         "shelve",
     }
-    assert not {"torch.load", "torch.save"} & imports_of(path)
+    writers = {"torch.load", "torch.save", "joblib.dump", "joblib.load"}
+    assert not writers & imports_of(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called, options = (
@@ -196,9 +214,7 @@ def test_nothing_is_pickled(path):
                 and called == "torch.load"
                 and options.get("weights_only") == "True"
             )
-            assert foreign or called not in {"torch.load", "torch.save"}, (
-                f"line {node.lineno}: use store's safetensors"
-            )
+            assert foreign or called not in writers, f"line {node.lineno}: use store's safetensors"
             allowed = [
                 k
                 for k in node.keywords

@@ -90,7 +90,7 @@ def test_masks_are_described_by_their_crops_whether_those_are_made_ahead_or_not(
     np.testing.assert_array_equal(
         clusters.describe_masks(random_encoder, scenes, masks, size=16, batch=2), expected
     )
-    request.getfixturevalue("threaded")
+    request.getfixturevalue("workers")
     np.testing.assert_array_equal(
         clusters.describe_masks(random_encoder, scenes, masks, size=16, batch=2), expected
     )

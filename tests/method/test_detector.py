@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import chain
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -259,13 +260,10 @@ def test_a_batch_of_pictures_of_several_sizes_is_trained_on():
 
 
 def fitted(model, batch, *, steps, peak):
-    return loop.fit(
-        {"detector": model},
-        loop.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.3),
-        lambda pairs, step: detector_loss(model, pairs), lambda step: batch,
-        steps=steps, lr_of=lambda step: loop.learning_rate(step, steps=steps, warmup=3, peak=peak),
-        seed=0, settings={}, clip_norm=5.0, log_every=1, log=lambda line: None,
-    )  # fmt: skip
+    given = dict(optimizer="adamw", lr_drops=[], warmup=3, weight_decay=0.0, body_scale=0.3)
+    recipe = loop.Recipe(steps=steps, peak_lr=peak, accumulate=1, seed=0, **given)
+    options = dict(checkpoint=None, identity={}, log_every=1)
+    return loop.fit(model, lambda step: batch, detector_loss, recipe, **options)
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +338,7 @@ def test_predictions_do_not_depend_on_the_batch_and_can_be_stored(by_heart, tmp_
 def test_pictures_read_ahead_give_the_same_predictions(by_heart, request):
     model, scenes, _, _ = by_heart
     expected = list(predict(model, scenes, batch=2, device="cpu"))
-    request.getfixturevalue("threaded")
+    request.getfixturevalue("workers")
     assert list(predict(model, scenes, batch=2, device="cpu")) == expected
 
 
@@ -426,13 +424,11 @@ def train_tiny(checkpoint, *, dies_at=None):
         seen.append(step)
         return batches(step)
 
-    loop.fit(
-        {"detector": model},
-        loop.make_optimizer(model, kind="adamw", weight_decay=0.05, body_scale=0.1),
-        lambda pairs, step: detector_loss(model, pairs), batch_of,
-        steps=STEPS, lr_of=lambda step: 1e-3, seed=3, settings={"tiny": True}, checkpoint=checkpoint, checkpoint_every=2,
-        clip_norm=5.0, log=lambda line: None,
-    )  # fmt: skip
+    given = dict(optimizer="adamw", peak_lr=1e-3, lr_drops=[STEPS], warmup=0, weight_decay=0.05)
+    recipe = loop.Recipe(steps=STEPS, body_scale=0.1, accumulate=1, seed=3, **given)
+    with mock.patch.object(loop, "CHECKPOINT_EVERY", 2):
+        options = dict(checkpoint=checkpoint, identity={"tiny": True})
+        loop.fit(model, batch_of, detector_loss, recipe, **options)
     return model.state_dict(), seen
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from fixtures import Samples
 
 from mdlib.core.mask import Mask, read_masks, write_masks
 from mdlib.data import Sample, open_dataset
 from mdlib.method import masks, proposals
 from mdlib.models.encoder import load_encoder
-from fixtures import Samples
 
 SETTINGS = {"top_k": 0.4, "cls_heads": 3, "mass": None, "center": "balanced"}
 RUN = {**SETTINGS, "input_side": 128, "batch_size": 4}
@@ -84,7 +84,7 @@ def by_neighbours(dataset, encoder, *, batch_size, input_side, **rule):
 def test_images_of_one_size_make_the_batches_they_always_made(several, scenes, encoder, request):
     expected = list(by_neighbours(scenes, encoder, **RUN, **several))
     assert list(proposals.distill_masks(scenes, encoder, **RUN, **several)) == expected
-    request.getfixturevalue("threaded")
+    request.getfixturevalue("workers")
     assert list(proposals.distill_masks(scenes, encoder, **RUN, **several)) == expected
 
 
@@ -144,13 +144,8 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
 # ---------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
-    ahead, scenes, encoder, monkeypatch, request
-):
+def test_pictures_and_masks_that_wait_are_bounded_by_the_window(scenes, encoder, monkeypatch):
     """One picture of a rare size at the start, then many: it must not hold up the others for good."""
-    if ahead:
-        request.getfixturevalue("threaded")
     each = 48 * 40 * 3
     monkeypatch.setattr(proposals, "WINDOW", 10 * each)
     pictures = cut(scenes, [(40, 40)] + [(48, 40)] * 60)
@@ -159,8 +154,8 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
         proposals.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
     ):
         most = max(most, pictures.asked.total() - given)
-    # the window, a batch, and one that is read ahead
-    assert given == 61 and 8 <= most <= 10 + 4 + ahead * 4
+    # the window and a batch
+    assert given == 61 and 8 <= most <= 10 + 4
 
 
 def test_only_images_are_decoded_not_their_labels(scenes, encoder):
