@@ -1,6 +1,5 @@
-"""Miniature data sets in the true folder layout and file formats, made from zoo scenes.
-
-Written below a test's tmp_path.
+"""Data sets for tests: `Scenes` in memory, and miniatures in the true folder layout and file
+formats, made from zoo scenes and written below a test's tmp_path.
 
 Their pictures are the zoo's, and the zoo's twenty classes stand for VOC's and for COCO's first
 twenty.
@@ -25,6 +24,23 @@ from mdlib.data.zoo import ZooDataset
 
 # by category id, "N/A" where COCO has none
 COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+
+
+class Scenes(list):
+    """Samples as a data set of two classes. opened: the indices of those that were asked for."""
+
+    name, classes = "scenes", ("background", "thing")
+
+    def __init__(self, samples=()):
+        super().__init__(samples)
+        self.opened: list[int] = []
+
+    def ids(self) -> list[str]:
+        return [sample.id for sample in list.__iter__(self)]
+
+    def __getitem__(self, index):
+        self.opened.append(index)
+        return super().__getitem__(index)
 
 
 def scenes(zoo_root: Path, split: str, count: int, *, start: int = 0):

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from fixtures import Scenes
 from PIL import Image
 
 from mdlib.core.files import StoreError, write_json
@@ -373,21 +374,9 @@ def test_colour_and_deep_label_maps_are_refused(tmp_path, mode):
 # ---------------------------------------------------------------- remembered
 
 
-class Counting(list):
-    """A data set of samples that counts how often each was asked for."""
-
-    name, classes = "counting", ("background", "thing")
-
-    def __init__(self, samples):
-        super().__init__(samples)
-        self.asked = [0] * len(self)
-
-    def ids(self):
-        return [sample.id for sample in self]
-
-    def __getitem__(self, index):
-        self.asked[index] += 1
-        return super().__getitem__(index)
+def asked(dataset):
+    """How often each sample was asked for."""
+    return [dataset.opened.count(i) for i in range(len(dataset))]
 
 
 def sized(index, *, labelled=False):
@@ -418,42 +407,42 @@ def test_a_remembered_data_set_is_the_data_set(zoo_root):
 
 
 def test_a_remembered_sample_is_composed_once():
-    plain = Counting([sized(0), sized(1)])
+    plain = Scenes([sized(0), sized(1)])
     remembered = Remembered(plain)
     for index in (0, 1, 1, 0, 1):
         assert remembered[index].id == f"s{index}"
-    assert plain.asked == [1, 1]
+    assert asked(plain) == [1, 1]
 
 
 @pytest.mark.parametrize(
-    ("labelled", "budget", "asked"),
+    ("labelled", "budget", "times"),
     [(False, 1200, 1), (False, 1199, 3), (True, 2400, 1), (True, 2399, 3)],
 )
-def test_a_data_set_is_remembered_where_all_of_it_fits(labelled, budget, asked):
-    plain = Counting([sized(i, labelled=labelled) for i in range(4)])
+def test_a_data_set_is_remembered_where_all_of_it_fits(labelled, budget, times):
+    plain = Scenes([sized(i, labelled=labelled) for i in range(4)])
     remembered = Remembered(plain, budget=budget)
     for _ in range(3):
         assert [remembered[i].id for i in range(4)] == ["s0", "s1", "s2", "s3"]
-    assert plain.asked == [asked] * 4
+    assert asked(plain) == [times] * 4
 
 
 def test_a_few_of_a_large_data_set_are_remembered():
-    plain = Counting([sized(i) for i in range(9)])
+    plain = Scenes([sized(i) for i in range(9)])
     few = Remembered(plain, budget=900, first=3)
     for _ in range(2):
         assert [sample.id for sample in few] == ["s0", "s1", "s2"]
-    assert plain.asked == [1, 1, 1] + [0] * 6
+    assert asked(plain) == [1, 1, 1] + [0] * 6
 
 
 def test_what_is_remembered_never_takes_more_than_the_budget():
     small = Sample("small", np.zeros((5, 10, 3), np.uint8))
     # 600, 150, 300 and 150 bytes
-    plain = Counting([sized(0, labelled=True), small, sized(2), small])
+    plain = Scenes([sized(0, labelled=True), small, sized(2), small])
     remembered = Remembered(plain, budget=800)
     for _ in range(2):
         list(remembered)
     assert (
-        plain.asked == [2, 1, 2, 1]
+        asked(plain) == [2, 1, 2, 1]
         and sum(sample.image.nbytes for sample in remembered.kept.values()) <= 800
     )
 
@@ -465,12 +454,12 @@ def test_boxes_and_crowds_are_remembered_too():
         np.ones((1, 10, 10), bool), np.ones(1, np.int64), crowds=np.ones((2, 10, 10), bool)
     )
     remembered = Remembered(
-        Counting([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]),
+        Scenes([Sample("a", image, instances=boxed), Sample("b", image, instances=crowded)]),
         budget=1199,
     )
     assert [remembered[i].id for i in (0, 1, 0, 1)] == ["a", "b", "a", "b"]
     # 300 bytes, then 300 + 100 + 200, half a byte more than half of the budget
-    assert remembered.dataset.asked == [1, 2]
+    assert asked(remembered.dataset) == [1, 2]
 
 
 def test_the_end_of_a_remembered_data_set_is_the_end(zoo_root):
@@ -533,7 +522,7 @@ def test_what_is_known_of_a_sample():
 
 
 def test_a_sample_that_cannot_be_used_is_a_sentence():
-    class Broken(Counting):
+    class Broken(Scenes):
         def __getitem__(self, index):
             if index == 1:
                 raise ImageError("b.jpg: empty")

@@ -3,18 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from fixtures import Scenes
 
 from mdlib.data import Instances, Sample
 from mdlib.evaluate import naming
 from mdlib.method import clusters
-
-
-class Scenes(list):
-    """Samples as a data set."""
-
-    def ids(self):
-        return [sample.id for sample in self]
-
 
 # ---------------------------------------------------------------- crops
 

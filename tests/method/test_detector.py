@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from fixtures import Scenes
 
 from mdlib.core.mask import read_masks, write_masks
 from mdlib.core.weights import WeightsError, read_weights, save_weights
@@ -32,15 +33,6 @@ from mdlib.models.encoder import ZOO_WEIGHTS
 from mdlib.training import loop
 
 SIDE = 64
-
-
-class Scenes(list):
-    """Samples as a data set."""
-
-    name, classes = "scenes", ("background", "thing")
-
-    def ids(self):
-        return [sample.id for sample in self]
 
 
 def blobs(count=3, *, height=SIDE, width=SIDE, seed=0):

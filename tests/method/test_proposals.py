@@ -6,6 +6,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from fixtures import Scenes
 
 from mdlib.core import mask as mask_module
 from mdlib.core.mask import by_image, read_masks, write_masks
@@ -66,19 +67,9 @@ def test_the_mass_rule_is_refused_for_centred_keys(scenes, encoder):
 # ---------------------------------------------------------------- batches
 
 
-class Pictures(list):
-    """Samples as a data set that counts how many of them were asked for."""
-
-    asked = 0
-
-    def __getitem__(self, index):
-        self.asked += 1
-        return super().__getitem__(index)
-
-
 def cut(scenes, sizes):
     """Scenes cut down to some sizes (height, width), in their turn."""
-    return Pictures(
+    return Scenes(
         Sample(f"p{i}", np.ascontiguousarray(scenes[i % len(scenes)].image[:height, :width]))
         for i, (height, width) in enumerate(sizes)
     )
@@ -183,7 +174,7 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
     for given, _ in enumerate(
         proposals.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
     ):
-        most = max(most, pictures.asked - given)
+        most = max(most, len(pictures.opened) - given)
     # the window, a batch, and one that is read ahead
     assert given == 61 and 8 <= most <= 10 + 4 + ahead * 4
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures import Scenes
 
 from mdlib.core.weights import WeightsError, save_weights
 from mdlib.data import VOID, Sample, open_dataset
@@ -32,15 +33,6 @@ from mdlib.models.encoder import ZOO_WEIGHTS
 from mdlib.training import loop
 
 SIDE = 64
-
-
-class Scenes(list):
-    """Samples as a data set."""
-
-    name, classes = "scenes", ("background", "thing")
-
-    def ids(self):
-        return [sample.id for sample in self]
 
 
 def tiny_segmenter(*, outputs=4, weights=None, trainable=0):

@@ -4,6 +4,7 @@ nothing went wrong.
 
 import numpy as np
 import pytest
+from fixtures import Scenes
 from PIL import Image
 
 from mdlib.core.label_map import write_label_map
@@ -31,11 +32,6 @@ LEFT, RIGHT, CORNER = (
 TAIL = box(np.s_[15:16], np.s_[16:30])  # one pixel high
 
 
-class Pictures(list):
-    def ids(self) -> list[str]:
-        return [sample.id for sample in self]
-
-
 def record(mask: np.ndarray, cluster: int, score: float = 0.9) -> dict:
     return {"mask": mask, "cluster": cluster, "score": score}
 
@@ -44,7 +40,7 @@ def run_of(folder, *pictures: dict) -> Outcome:
     """Pictures as {"true": [(mask, class)], "masks", "said": [record], "final", "refined":
     {cluster: mask}}; by default all is right.
     """
-    samples, logits = Pictures(), []
+    samples, logits = Scenes(), []
     for i, given in enumerate(pictures):
         true = given["true"]
         masks = np.array([mask for mask, _ in true], bool).reshape(-1, SIDE, SIDE)

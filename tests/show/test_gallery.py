@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from fixtures import Scenes
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -166,27 +167,12 @@ def test_masks_of_any_shape_have_thumbnails(rng, box):
     ).shape == (32, 32, 3)
 
 
-class Pictures(list):
-    """Samples as a data set that notes which were opened."""
-
-    opened: list
-
-    def ids(self):
-        return [sample.id for sample in list.__iter__(self)]
-
-    def __getitem__(self, index):
-        self.opened.append(index)
-        return super().__getitem__(index)
-
-
 @pytest.fixture
 def pictures(rng):
-    data = Pictures(
+    return Scenes(
         Sample(name, rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8))
         for i, name in enumerate(("a", "b__é", "c"))
     )
-    data.opened = []
-    return data
 
 
 @pytest.fixture
