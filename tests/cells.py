@@ -40,7 +40,7 @@ def cell_of(path: Path, cell_id: str) -> str:
     return {cell.id: cell.source for cell in cells_of(path)}[cell_id]
 
 
-def run_cells(name: str, run_dir: Path, **values) -> dict:
+def run_cells(name: str, run_dir: Path, /, **values) -> dict:
     """Run a notebook's cells in this process, which spares the start of a kernel.
 
     values: parameters that differ from the notebook's own. Returns the stage's manifest.
