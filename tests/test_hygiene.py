@@ -11,21 +11,18 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from cells import SOLUTIONS, STAGES, cells_of
 from packaging.requirements import Requirement
 
+from mdlib.core.paths import ROOT
 from mdlib.method.crf import CrfSettings
 from mdlib.method.segmenter import Augment
 from mdlib.training.loop import Recipe
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(
-    p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
-)
+NOTEBOOKS = [*STAGES, *SOLUTIONS]
 MODULES = sorted((ROOT / "mdlib").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-STAGES = [p for p in NOTEBOOKS if p.parent.name != "solutions"]  # those that the runner runs
 
 each_notebook = pytest.mark.parametrize(
     "path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "notebooks").as_posix()
@@ -49,10 +46,6 @@ FOLDERS = [
 
 
 # ---------------------------------------------------------------- notebooks
-
-
-def cells_of(path: Path) -> list:
-    return nbformat.read(path, as_version=4).cells
 
 
 def parameters_cell(path: Path) -> tuple[int, str]:
@@ -271,17 +264,7 @@ def test_constraints_pin_every_dependency():
 def test_readme_lists_the_notebooks():
     rows = re.findall(r"^\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) \|", README, re.MULTILINE)
     assert all(shown == linked for shown, linked in rows), rows
-    assert [linked for _, linked in rows] == [
-        p.stem for p in NOTEBOOKS if p.parent.name == "notebooks"
-    ]
-
-
-def test_readme_links_exist():
-    targets = re.findall(r"\]\(([^)\s]+)\)", README) + re.findall(r'(?:src|href)="([^"]+)"', README)
-    local = {t.partition("#")[0] for t in targets if not t.startswith(("http", "mailto:", "#"))}
-    assert local, "no links found: does the pattern still fit?"
-    missing = sorted(t for t in local if not (ROOT / t).exists())
-    assert not missing, missing
+    assert [linked for _, linked in rows] == [p.stem for p in STAGES]
 
 
 def test_readme_names_real_make_targets():

@@ -38,6 +38,28 @@ def tmp_path(tmp_path):
     shutil.rmtree(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def networks():
+    """{options: a ResNet-50 as torchvision builds it}."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def copied(request, monkeypatch, networks):
+    """A ResNet-50 is a copy of one, which is quicker, where a test is not about how it is built
+    (`sealed`).
+    """
+    if "sealed" not in request.fixturenames:
+
+        def copied_resnet50(**options):
+            key = repr(sorted(options.items()))
+            if key not in networks:
+                networks[key] = resnet50(**options)
+            return copy.deepcopy(networks[key])
+
+        monkeypatch.setattr(backbones, "resnet50", copied_resnet50)
+
+
 @pytest.fixture
 def sealed(monkeypatch):
     """No network, and no supervised weights from torch's cache either."""
@@ -93,7 +115,7 @@ def test_detector_and_segmenter_are_built_without_network_or_supervised_weights(
 
 
 @each_backbone
-def test_without_weights_the_seed_alone_decides(name):
+def test_without_weights_the_seed_alone_decides(sealed, name):
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
