@@ -211,16 +211,27 @@ def two_animals():
 def test_a_mask_takes_the_class_of_the_best_overlapping_box(two_animals):
     mask = np.zeros((20, 20), bool)
     mask[6:18, 6:18] = True  # overlaps both, the second much more
-    assert naming.mask_class(mask, two_animals) == 3
+    assert naming.mask_class(Mask.from_pixels(mask, image_id="a"), two_animals) == 3
 
 
 def test_a_mask_that_touches_nothing_is_background(two_animals):
-    mask = np.zeros((20, 20), bool)
-    assert naming.mask_class(mask, two_animals) == 0  # empty
-    mask[0:3, 15:18] = True
-    assert naming.mask_class(mask, two_animals) == 0
+    pixels = np.zeros((20, 20), bool)
+    empty = Mask.from_pixels(pixels, image_id="a")
+    pixels[0:3, 15:18] = True
+    corner = Mask.from_pixels(pixels, image_id="a")
     nothing = Instances(np.zeros((0, 20, 20), bool), np.zeros(0, np.int64))
-    assert naming.mask_class(mask, nothing) == 0
+    for mask, true in ((empty, two_animals), (corner, two_animals), (corner, nothing)):
+        assert naming.mask_class(mask, true) == 0
+
+
+def test_classes_of_masks_are_asked_once_for_each_image(two_animals):
+    image, pixels = np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), bool)
+    semantic = np.zeros((20, 20), np.uint8)
+    data = Samples([Sample(name, image, semantic, two_animals) for name in "ab"])
+    pixels[6:18, 6:18] = True
+    masks = [Mask.from_pixels(pixels, image_id=name) for name in "aab"]
+    assert naming.mask_classes(masks, data).tolist() == [3, 3, 3]
+    assert data.asked == {("instances", 0): 1, ("instances", 1): 1}
 
 
 def test_counts_equal_a_loop(rng):

@@ -11,6 +11,7 @@ from mdlib.core.label_map import write_label_map
 from mdlib.core.mask import Mask, Masks, write_masks
 from mdlib.core.weights import save_weights
 from mdlib.method import pseudo_labels, segmenter
+from mdlib.method.crf import CrfSettings
 from mdlib.run.artifacts import STAGES, RunArtifacts
 from mdlib.run.stage import Stage
 
@@ -19,7 +20,14 @@ IDS = {"train": ("train_00000", "train_00001"), "val": ("val_00000",)}
 SIDE = 128
 SIZES = {role: dict.fromkeys(ids, (SIDE, SIDE)) for role, ids in IDS.items()}
 RULE = {"threshold": 0.5, "overlap": "skip"}
-CRF = {"steps": 3}
+CRF = {
+    "steps": 3,
+    "gaussian_sxy": 1.0,
+    "gaussian_compat": 3.0,
+    "bilateral_sxy": 17.0,
+    "bilateral_srgb": 13.0,
+    "bilateral_compat": 6.0,
+}
 
 
 def mask(image_id, start, *, score=1.0, cluster=None):
@@ -130,7 +138,7 @@ READERS = {
     "roles": (lambda run: run.roles, ["00"]),
     "classes": (lambda run: run.classes, ["00"]),
     "dataset": (lambda run: run.dataset("train"), ["00"]),
-    "labelled": (lambda run: run.labelled("train"), ["00"]),
+    "labelled": (lambda run: run.labelled_roles(), ["00"]),
     "settings": (lambda run: run.settings("04"), ["04"]),
     "masks": (lambda run: run.masks("train"), ["01"]),
     "train's clustered masks": (lambda run: run.clustered_masks("train"), ["02"]),
@@ -196,7 +204,7 @@ def test_data(run, zoo_root):
     assert run.roles == ("train", "val") and run.classes == ("background", "cat")
     train = run.dataset("train")
     assert train.ids == IDS["train"] and run.dataset("train", first=1).ids == IDS["train"][:1]
-    assert run.labelled("train") and not run.labelled("train", "val")
+    assert run.labelled_roles() == {"train"}
     with pytest.raises(StoreError, match="no dev images"):
         run.dataset("dev")
 
@@ -257,7 +265,7 @@ def test_a_finished_run_without_a_crf(run, finished):
 def test_a_run_with_a_crf_has_its_maps_and_the_segmenter_of_stage_05(copied):
     refine(copied)
     run = RunArtifacts(copied)
-    assert run.crf() == CRF
+    assert run.crf() == CrfSettings(**CRF)
     (refined,) = run.refined_maps("val")
     assert (refined == 2).all() and refined.shape == (SIDE, SIDE)
     assert run.segmenter_folder().name == STAGES["05"]
