@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
+from fixtures import blobs, tiny_detector
 from in_processes import fail, network, numbers, train, train_with_a_break
-from test_detector import blobs, tiny_detector
 
 from mdlib.core.files import read_json
 from mdlib.core.mask import Masks
