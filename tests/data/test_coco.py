@@ -11,7 +11,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from mdlib.data import coco, open_dataset
 from mdlib.data.checks import check_dataset, check_sample
-from mdlib.data.coco import CocoDataset, paint
+from mdlib.data.coco import paint
 from mdlib.data.images import ImageError
 from mdlib.data.sample import Instances
 

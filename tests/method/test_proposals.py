@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from fixtures import Samples
 
 from mdlib.core.mask import Mask, read_masks, write_masks
 from mdlib.data import Sample, open_dataset
 from mdlib.method import masks, proposals
 from mdlib.models.encoder import load_encoder
-from fixtures import Samples
 
 SETTINGS = {"top_k": 0.4, "cls_heads": 3, "mass": None, "center": "balanced"}
 RUN = {**SETTINGS, "input_side": 128, "batch_size": 4}

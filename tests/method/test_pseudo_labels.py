@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mdlib.data import VOID
 from mdlib.core.mask import Mask
+from mdlib.data import VOID
 from mdlib.method.pseudo_labels import (
     LARGEST_LABEL,
     OVERLAPS,

@@ -4,6 +4,7 @@ nothing went wrong.
 
 import numpy as np
 import pytest
+from fixtures import Samples
 from PIL import Image
 
 from mdlib.core.mask import Mask
@@ -11,7 +12,6 @@ from mdlib.data import Instances, Sample
 from mdlib.run.artifacts import RunArtifacts
 from mdlib.show import failures, slides
 from mdlib.show.outcome import Outcome
-from fixtures import Samples
 
 # the clusters 0, 1 and 2: cat, dog, without a name
 CLASSES, NAMES = ["background", "cat", "dog"], np.array([0, 1, 2, -1])

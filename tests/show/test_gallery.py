@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from fixtures import Samples
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -19,7 +20,6 @@ from mdlib.core.mask import Mask, Masks
 from mdlib.data import Sample
 from mdlib.method import pseudo_labels
 from mdlib.show import gallery
-from fixtures import Samples
 
 # ---------------------------------------------------------------- names
 
