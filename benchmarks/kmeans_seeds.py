@@ -7,13 +7,12 @@ presets/demo.yaml come from.
 import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
 
-from mdlib.core.files import read_array, read_json, write_json
-from mdlib.core.mask import by_image, read_masks
+from mdlib.core.files import write_json
 from mdlib.core.paths import ROOT
-from mdlib.data.roles import open_role
 from mdlib.evaluate import metrics, naming
 from mdlib.method import clusters, pseudo_labels
 from mdlib.models.encoder import load_encoder
+from mdlib.run.artifacts import RunArtifacts
 from mdlib.run.presets import load_preset, resolve
 from mdlib.run.stage import device
 
@@ -21,30 +20,24 @@ SEEDS = range(10)
 
 
 def main() -> None:
-    artifacts = ROOT / "reports" / "demo" / "artifacts"
-    index = read_json(artifacts / "00_prepare_data" / "index.json")
-    fitted = read_json(artifacts / "02_cluster_masks" / "clusters.json")
+    run = RunArtifacts(ROOT / "reports" / "demo")
+    fitted = run.clusters()
     options = resolve(load_preset("demo"), {})["02_cluster_masks"]
-    classes, num = np.array(fitted["classes"]), len(index["classes"])
-    deviation = read_array(artifacts / "02_cluster_masks" / "deviation.npy")
-    z_train = clusters.whiten(
-        read_array(artifacts / "02_cluster_masks" / "features_train.npy"), deviation
-    )
-    records, data, z_val = {}, {}, None
-    for split in ("train", "val"):
-        records[split] = read_masks(artifacts / "01_distill_masks" / f"masks_{split}.json")
-        data[split] = open_role(artifacts / "00_prepare_data", split)
+    classes, num = fitted.mask_classes, len(run.classes)
+    z_train = clusters.whiten(run.features(), fitted.deviation)
+    masks = {split: run.masks(split) for split in ("train", "val")}
+    data = {split: run.dataset(split) for split in masks}
     encoder = load_encoder("zoo", device=device())
     features = clusters.describe_masks(
-        encoder, data["val"], records["val"], size=fitted["crop_side"], batch=64
+        encoder, data["val"], masks["val"], size=fitted.crop_side, batch=64
     )
-    z_val = clusters.whiten(features, deviation)
+    z_val = clusters.whiten(features, fitted.deviation)
 
     rows = []
     for seed in SEEDS:
         model = clusters.fit_kmeans(
             z_train,
-            k=fitted["k"],
+            k=fitted.k,
             seed=seed,
             batch_size=options["kmeans_batch"],
             restarts=options["restarts"],
@@ -54,20 +47,17 @@ def main() -> None:
             "train": clusters.assign_clusters(z_train, centres),
             "val": clusters.assign_clusters(z_val, centres),
         }
-        counts = naming.count_matrix(assigned["train"], classes, k=fitted["k"], num_classes=num)
+        counts = naming.count_matrix(assigned["train"], classes, k=fitted.k, num_classes=num)
         names = naming.name_clusters(counts)
         total = {}
         for split in ("train", "val"):
-            total[split] = np.zeros((fitted["k"] + 1, num), np.int64)
-            clustered = [
-                record | {"cluster": cluster}
-                for record, cluster in zip(records[split], assigned[split], strict=True)
-            ]
-            for i, found in enumerate(by_image(clustered, data[split].ids)):
-                true = data[split][i].semantic
+            total[split] = np.zeros((fitted.k + 1, num), np.int64)
+            clustered = masks[split].with_clusters(assigned[split])
+            for i, found in enumerate(clustered.by_image(data[split].ids)):
+                true = data[split].semantic(i)
                 pred = pseudo_labels.clustered_map(found, image_hw=true.shape)
                 total[split] += metrics.confusion(
-                    pred, true, num_preds=fitted["k"] + 1, num_targets=num
+                    pred, true, num_preds=fitted.k + 1, num_targets=num
                 )
         named = np.array([0, *names])
         rows.append(

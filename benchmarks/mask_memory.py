@@ -7,11 +7,11 @@ Stage 1 on 200, 2,000 and 20,000 images, each in a process of its own.
 Measured: the peak resident memory of the whole process, with Python and PyTorch in it and malloc
 set as for the runner's kernels, of what notebook 01 does: images of 375 x 500 pixels, every third
 upright and every fiftieth a little narrower, through `proposals.distill_masks`, `write_masks`,
-`read_masks`, `by_image`. "dense" keeps the pixels of every mask instead, as a list of
-records would. A stand-in takes the encoder's place: it averages colours over patches of 16 pixels,
-so that what is measured is what the stage keeps, not the network. Pictures are made as they are
-asked for; `datasets.Remembered`, through which the notebook asks, keeps no more than 1 GB of them,
-and none of a larger set.
+`read_masks`, `Masks.by_image`. "dense" keeps the pixels of every mask instead.
+A stand-in takes the encoder's place: it averages colours over patches of 16 pixels, so that what is
+measured is what the stage keeps, not the network. Pictures are made as they are asked for;
+`data.Cached`, through which the notebook asks, keeps no more than 1 GB of them, and none of a
+larger set.
 """
 
 import os
@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 
 from mdlib.core.files import write_json
-from mdlib.core.mask import by_image, read_masks, write_masks
+from mdlib.core.mask import read_masks, write_masks
 from mdlib.core.paths import ROOT
-from mdlib.data import Sample
+from mdlib.data import Dataset
 from mdlib.method import proposals
 from mdlib.models.encoder import Tokens
 from mdlib.run.pipeline import KERNEL_ENVIRONMENT
@@ -39,32 +39,25 @@ RUNS = [("rle", 200), ("rle", 2_000), ("rle", 20_000), ("dense", 200), ("dense",
 SETTINGS = dict(input_side=HEIGHT, batch_size=16, top_k=0.4, cls_heads=1, mass=None, center="none")
 
 
-class Blobs:
+class Blobs(Dataset):
     """`count` pictures of one bright ellipse on a dark ground; the i-th is a function of i."""
 
-    name, classes = "blobs", ("background", "blob")
+    name, classes, labels = "blobs", ("background", "blob"), "none"
 
     def __init__(self, count: int):
-        self.count = count
+        self.ids = tuple(f"{i:06d}" for i in range(count))
 
-    def __len__(self) -> int:
-        return self.count
-
-    def ids(self) -> list[str]:
-        return [f"{i:06d}" for i in range(self.count)]
-
-    def __getitem__(self, index: int) -> Sample:
-        rng = np.random.default_rng(index)
-        height, width = (WIDTH, HEIGHT) if index % 3 == 2 else (HEIGHT, WIDTH)
+    def size(self, i: int) -> tuple[int, int]:
+        height, width = (WIDTH, HEIGHT) if i % 3 == 2 else (HEIGHT, WIDTH)
         # rare sizes, which wait for others of their kind
-        width -= index // 50 % 100 if index % 50 == 0 else 0
+        return height, width - (i // 50 % 100 if i % 50 == 0 else 0)
+
+    def image(self, i: int) -> np.ndarray:
+        rng, (height, width) = np.random.default_rng(i), self.size(i)
         y, x = np.ogrid[:height, :width]
         centre, radii = rng.uniform(0.3, 0.7, 2) * (height, width), rng.uniform(40, 120, 2)
         inside = ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1
-        return Sample(
-            f"{index:06d}",
-            np.repeat(np.where(inside, 220, 60).astype(np.uint8)[..., None], 3, axis=2),
-        )
+        return np.repeat(np.where(inside, 220, 60).astype(np.uint8)[..., None], 3, axis=2)
 
 
 class MeanColours:
@@ -88,15 +81,17 @@ def distill_all(kept: str, count: int) -> int:
     """Run the stage once in this process; returns its peak resident memory in bytes."""
     torch.set_num_threads(1)
     data = Blobs(count)
-    records = proposals.distill_masks(data, MeanColours(), **SETTINGS)
+    masks = proposals.distill_masks(data, MeanColours(), **SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "masks.json"
-        records = [dict(record) for record in records] if kept == "dense" else records
-        write_masks(path, records)
-        gathered = by_image(records if kept == "dense" else read_masks(path), data.ids)
-    assert len(gathered) == count and all(
-        found[0]["mask"].any() for found in gathered[:: max(1, count // 100)]
-    )
+        if kept == "dense":
+            masks = list(masks)
+            pixels = [mask.pixels() for mask in masks]
+        write_masks(path, masks, images=data.sizes())
+        gathered = read_masks(path).by_image(data.ids)
+    if kept != "dense":
+        pixels = [found[0].pixels() for found in gathered[:: max(1, count // 100)]]
+    assert len(gathered) == count and all(each.any() for each in pixels)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/mask_stage.py        writes benchmarks/results/mask_stage.json
 
-Timed: `Encoder.tokens` (forward), and `distill.mask_tokens` with `masks.mask_to_pixels` (masks) on
+Timed: `Encoder.tokens` (forward), and `proposals.mask_tokens` with `masks.mask_to_pixels` (masks) on
 the same batch. Not timed: composing the pictures, run-length encoding, writing.
 """
 
@@ -26,7 +26,7 @@ SIDE, BATCH, REPEATS = 224, 16, 15
 
 def main() -> None:
     data = open_dataset("zoo", root=ROOT / "data" / "zoo", split="dev", count=BATCH)
-    images = torch.from_numpy(np.stack([data[i].image for i in range(BATCH)])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([data.image(i) for i in range(BATCH)])).permute(0, 3, 1, 2)
     resized = proposals.resize_images(images, input_side=SIDE).to(device())
     encoder = load_encoder("zoo", device=device())
     forward, extra = [], []

@@ -33,11 +33,12 @@ from PIL import Image
 
 from mdlib.core.files import write_json
 from mdlib.core.label_map import write_label_map
-from mdlib.core.mask import MaskRecord, encode_mask, write_masks
+from mdlib.core.mask import Mask, Masks, write_masks
 from mdlib.core.paths import ROOT
-from mdlib.data import Instances, Sample, zoo
-from mdlib.data.images import read_image
+from mdlib.data import Dataset, Instances, zoo
+from mdlib.data.images import image_size, read_image
 from mdlib.data.voc import CLASSES
+from mdlib.data.zoo import paint_exact
 from mdlib.method import clusters, crf, detector, proposals, pseudo_labels, segmenter
 from mdlib.models.encoder import load_encoder
 from mdlib.run.preflight import images_of
@@ -52,15 +53,16 @@ SIZES = [(375, 500), (375, 500), (333, 500), (375, 500), (500, 375), (375, 500)]
 DISTINCT = 48
 
 
-class VocShaped:
+class VocShaped(Dataset):
     """`count` pictures of VOC's sizes: `DISTINCT` composed scenes, again and again, from JPEG files
     in `folder`.
     """
 
-    name, classes = "voc-shaped", CLASSES
+    name, classes, labels = "voc-shaped", CLASSES, "masks"
 
     def __init__(self, folder: Path, count: int):
-        self.folder, self.count, self.objects = folder, count, []
+        self.folder, self.objects = folder, []
+        self.ids = tuple(f"{i:06d}" for i in range(count))
         cutouts = list(zoo.load_cutouts(ROOT / "data" / "zoo")[1])
         for i in range(DISTINCT):
             image, masks, labels, _ = zoo.compose_scene(cutouts, np.random.default_rng(i), side=500)
@@ -73,27 +75,27 @@ class VocShaped:
             kept = masks.sum((1, 2)) >= 400
             self.objects.append(Instances(masks[kept], labels[kept]))
 
-    def __len__(self) -> int:
-        return self.count
-
-    def ids(self) -> list[str]:
-        return [f"{i:06d}" for i in range(self.count)]
-
-    def __getitem__(self, index: int) -> Sample:
-        objects, image = (
-            self.objects[index % DISTINCT],
-            read_image(self.folder / f"{index % DISTINCT}.jpg"),
-        )
-        semantic = np.zeros(image.shape[:2], np.uint8)
-        for mask, label in zip(objects.masks, objects.labels):
-            semantic[mask] = label
-        return Sample(f"{index:06d}", image, semantic, objects)
-
     def first(self, count: int) -> "VocShaped":
-        """The same pictures, fewer of them."""
-        fewer = object.__new__(VocShaped)
-        fewer.__dict__ |= {**self.__dict__, "count": count}
-        return fewer
+        """The same pictures, fewer or more of them."""
+        other = object.__new__(VocShaped)
+        other.folder, other.objects = self.folder, self.objects
+        other.ids = tuple(f"{i:06d}" for i in range(count))
+        return other
+
+    def path(self, i: int) -> Path:
+        return self.folder / f"{i % DISTINCT}.jpg"
+
+    def size(self, i: int) -> tuple[int, int]:
+        return image_size(self.path(i))
+
+    def image(self, i: int) -> np.ndarray:
+        return read_image(self.path(i))
+
+    def semantic(self, i: int) -> np.ndarray:
+        return paint_exact(self.instances(i))
+
+    def instances(self, i: int) -> Instances:
+        return self.objects[i % DISTINCT]
 
 
 class Rehearsal:
@@ -201,12 +203,12 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
 
     def masks(images: int) -> None:
         found = proposals.distill_masks(data.first(images), encoder, **rule)
-        write_masks(folder / "masks.json", found)
+        write_masks(folder / "masks.json", found, images=data.first(images).sizes())
 
     unit = 2 if small else p1["batch_size"]
     go.stage("01 masks", masks, unit=unit, images=everything + support)
     # of one size
-    pictures = torch.from_numpy(np.stack([data[i].image for i in (0, 1)])).permute(0, 3, 1, 2)
+    pictures = torch.from_numpy(np.stack([data.image(i) for i in (0, 1)])).permute(0, 3, 1, 2)
     pictures = (
         proposals.resize_images(pictures, input_side=p1["input_side"])
         .repeat(unit // 2 or 1, 1, 1, 1)
@@ -215,7 +217,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     alone = {
         "stage_images_per_second": go.rows["01 masks"]["images_per_second"],
         "decoding_images_per_second": go.rate(
-            lambda images: consume(data[i].image for i in range(images)), 4
+            lambda images: consume(data.image(i) for i in range(images)), 4
         ),
         "forward_images_per_second": go.rate(
             lambda images: [forward(encoder, pictures) for _ in range(images // len(pictures))],
@@ -227,23 +229,23 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     )
 
     # 02 and 07: crops, k-means
-    records = [
-        MaskRecord({"image_id": image_id, "cluster": int(label) - 1}, encode_mask(mask))
+    found = Masks(
+        Mask.from_pixels(pixels, image_id=image_id, cluster=int(label) - 1)
         for image_id, objects in seen.items()
-        for mask, label in list(zip(objects.masks, objects.labels))[: p1["max_masks"]]
-    ]
+        for pixels, label in list(zip(objects.masks, objects.labels))[: p1["max_masks"]]
+    )
     describer = load_encoder(p2["encoder_name"], weights="random", device=device)
     crops = dict(size=p2["crop_side"], batch=p2["batch_size"])
     unit = 1 if small else p2["batch_size"]
-    each = round(len(records) / len(data) * (counts["train"] + counts["val"] + support))
+    each = round(len(found) / len(data) * (counts["train"] + counts["val"] + support))
     go.stage(
         "02, 07 crops",
-        lambda images: clusters.describe_masks(describer, data, records[:images], **crops),
+        lambda images: clusters.describe_masks(describer, data, found[:images], **crops),
         unit=unit,
         images=each,
     )
     features = (
-        np.random.default_rng(0).standard_normal((len(records), describer.width)).astype(np.float32)
+        np.random.default_rng(0).standard_normal((len(found), describer.width)).astype(np.float32)
     )
     fit = dict(k=p2["k"], seed=0, batch_size=p2["kmeans_batch"], restarts=1)
     go.stage(
@@ -260,15 +262,19 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         shorter_sides=(p3["shorter_side"],),
     ).to(device)
     unit = 1 if small else p3["batch"]
-    batches = detector.DetectionBatches(data, records, batch=unit, seed=0, device=device)
+    batches = detector.DetectionBatches(data, found, batch=unit, seed=0, device=device)
     go.stage(
         "03 training",
         train(network, batches, detector.detector_loss, p3, unit=unit),
         unit=unit,
         images=p3["steps"] * p3["batch"],
     )
-    found = lambda images: detector.predict(network, data.first(images), batch=unit, device=device)  # noqa: E731
-    go.stage("03 predictions", lambda images: consume(found(images)), unit=unit, images=everything)
+    predictions = lambda images: detector.predict(
+        network, data.first(images), batch=unit, device=device
+    )  # noqa: E731
+    go.stage(
+        "03 predictions", lambda images: consume(predictions(images)), unit=unit, images=everything
+    )
 
     def label_maps(images: int) -> None:
         for index in range(images):
@@ -285,7 +291,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     go.stage("04 label maps", label_maps, unit=8, images=counts["train"])
 
     # 05, 06 and 08: the segmenter and its twin
-    maps = [data[i].semantic for i in range(DISTINCT)]
+    maps = [data.semantic(i) for i in range(DISTINCT)]
     maps = [maps[i % DISTINCT] for i in range(len(data))]
     network = segmenter.build_segmenter(
         p5["backbone"], weights=None, trainable_blocks=p5["trainable_blocks"], outputs=1 + p2["k"]
@@ -307,9 +313,9 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         unit=unit,
         images=2 * p5["steps"] * p5["batch"],
     )
-    logits = lambda images: segmenter.predict_logits(
+    logits = lambda images: segmenter.predict_logits(  # noqa: E731
         network, data.first(images), side=p5["side"], batch=unit, device=device
-    )  # noqa: E731
+    )
     go.stage(
         "05 logits",
         lambda images: consume(logits(images)),
@@ -317,13 +323,13 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         images=2 * (everything - counts["train"]),
     )
     if crf.available() and "06_refine_with_crf" in p:
-        p6, sample = p["06_refine_with_crf"], data[0]
+        p6, image = p["06_refine_with_crf"], data.image(0)
         settings = crf.CrfSettings.of(p6, steps=p6["mean_field_steps"])
         (answer,) = logits(1)
-        soft = segmenter.probabilities(answer, image_hw=sample.image.shape[:2]).numpy()
+        soft = segmenter.probabilities(answer, image_hw=image.shape[:2]).numpy()
         refined = everything - counts["train"] + (p6["rounds"] - 1) * counts["train"]
         go.stage(
-            "06 CRF, one worker's share", lambda images: [crf.dense_crf(sample.image, soft, settings) for _ in range(images)],
+            "06 CRF, one worker's share", lambda images: [crf.dense_crf(image, soft, settings) for _ in range(images)],
             unit=1, images=refined // p6["workers"],
         )  # fmt: skip
         if p6["rounds"] > 1:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import contourpy
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage, sparse
 from scipy.io import savemat
@@ -19,14 +20,16 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from mdlib.core.files import write_text
 from mdlib.core.label_map import write_label_map
-from mdlib.core.mask import encode_mask, mask_to_box
+from mdlib.core.mask import Mask, encode_mask, mask_to_box
 from mdlib.data.dataset import Dataset
-from mdlib.data.sample import VOID, Instances
+from mdlib.data.sample import VOID, Instances, Sample
 from mdlib.data.voc import CLASSES
 from mdlib.data.zoo import ZooDataset
+from mdlib.method.detector import build_detector
 
 # by category id, "N/A" where COCO has none
 COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+BLOB_SIDE = 64  # pixels of the pictures of `blobs`
 
 
 class Samples(Dataset):
@@ -57,6 +60,34 @@ class Samples(Dataset):
 
     def instances(self, i: int) -> Instances:
         return self._give("instances", i)
+
+
+def blobs(count=3, *, height=BLOB_SIDE, width=BLOB_SIDE, seed=0):
+    """Grey noise with one bright rectangle an image, and its mask: (scenes, masks of clusters 0, 1,
+    2, 0, ...).
+    """
+    rng = np.random.default_rng(seed)
+    samples, masks = [], []
+    for i in range(count):
+        mask = np.zeros((height, width), bool)
+        y, x = rng.integers(2, height // 3), rng.integers(2, width // 3)
+        mask[y : y + height // 2, x : x + width // 3] = True
+        image = rng.integers(60, 100, (height, width, 3)).astype(np.uint8)
+        image[mask, i % 3] = 230
+        samples.append(Sample(f"scene_{i}", image))
+        masks.append(Mask.from_pixels(mask, image_id=f"scene_{i}", cluster=i % 3))
+    return Samples(samples), masks
+
+
+def tiny_detector(*, clusters=3, side=BLOB_SIDE, trainable=0, weights=None):
+    torch.manual_seed(0)
+    return build_detector(
+        "vit",
+        weights=weights,
+        trainable_blocks=trainable,
+        num_clusters=clusters,
+        shorter_sides=(side,),
+    )
 
 
 def scenes(zoo_root: Path, split: str, count: int, *, start: int = 0):

@@ -18,9 +18,11 @@ from cells import STAGES
 
 from mdlib.core.files import read_json, write_json
 from mdlib.core.paths import ROOT
-from mdlib.run import artifacts, presets
+from mdlib.run import presets
+from mdlib.run.artifacts import RunArtifacts
 from mdlib.run.stage import stale_reason
 from mdlib.show import site, slides
+from mdlib.show.outcome import read_outcome
 
 COMMAND = [sys.executable, "-m", "mdlib", "run", "smoke", "--out"]
 SMOKE = presets.load_preset("smoke").notebooks
@@ -70,7 +72,7 @@ def test_the_site_of_the_run_is_whole(smoke, tmp_path):
 
 
 def test_the_methods_figure_has_a_picture_for_each_step(smoke):
-    panels = slides.panels_of(artifacts.read_outcome(smoke))
+    panels = slides.panels_of(read_outcome(RunArtifacts(smoke)))
     assert panels.keys() == {key for key, _, _ in slides.STEPS}
     assert all(image.ndim in (2, 3) and image.size for image in panels.values())
 

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from fixtures import Samples
+from fixtures import BLOB_SIDE, Samples, blobs, tiny_detector
 
 from mdlib.core.mask import Mask, Masks, encode_mask, read_masks, write_masks
 from mdlib.core.weights import WeightsError, read_weights, save_weights
@@ -23,7 +23,6 @@ from mdlib.method.detector import (
     DetectionBatch,
     DetectionBatches,
     RegionHead,
-    build_detector,
     detector_loss,
     load_detector,
     predict,
@@ -33,36 +32,6 @@ from mdlib.method.detector import (
 from mdlib.method.segmenter import build_segmenter
 from mdlib.models.encoder import ZOO_WEIGHTS
 from mdlib.training import loop
-
-SIDE = 64
-
-
-def blobs(count=3, *, height=SIDE, width=SIDE, seed=0):
-    """Grey noise with one bright rectangle an image, and its mask: (scenes, masks of clusters 0, 1,
-    2, 0, ...).
-    """
-    rng = np.random.default_rng(seed)
-    samples, masks = [], []
-    for i in range(count):
-        mask = np.zeros((height, width), bool)
-        y, x = rng.integers(2, height // 3), rng.integers(2, width // 3)
-        mask[y : y + height // 2, x : x + width // 3] = True
-        image = rng.integers(60, 100, (height, width, 3)).astype(np.uint8)
-        image[mask, i % 3] = 230
-        samples.append(Sample(f"scene_{i}", image))
-        masks.append(Mask.from_pixels(mask, image_id=f"scene_{i}", cluster=i % 3))
-    return Samples(samples), masks
-
-
-def tiny_detector(*, clusters=3, side=SIDE, trainable=0, weights=None):
-    torch.manual_seed(0)
-    return build_detector(
-        "vit",
-        weights=weights,
-        trainable_blocks=trainable,
-        num_clusters=clusters,
-        shorter_sides=(side,),
-    )
 
 
 def batches_of(scenes, masks, *, batch=2, seed=0):
@@ -111,7 +80,7 @@ def test_an_empty_mask_is_refused():
 
 def with_unusable_masks():
     scenes, masks = blobs(5)
-    thin = np.zeros((SIDE, SIDE), bool)
+    thin = np.zeros((BLOB_SIDE, BLOB_SIDE), bool)
     masks[1] = replace(masks[1], rle=encode_mask(thin))
     thin[10, 5:30] = True  # one pixel high
     masks[3] = replace(masks[3], rle=encode_mask(thin))
@@ -127,7 +96,7 @@ def test_images_without_a_usable_mask_are_left_out():
 
 def test_no_usable_mask_at_all_is_an_error():
     scenes, masks = blobs(2)
-    empty = encode_mask(np.zeros((SIDE, SIDE), bool))
+    empty = encode_mask(np.zeros((BLOB_SIDE, BLOB_SIDE), bool))
     with pytest.raises(ValueError, match="no mask"):
         batches_of(scenes, [replace(mask, rle=empty) for mask in masks])
 
@@ -151,9 +120,9 @@ def test_a_mask_of_an_unknown_image_is_refused():
 
 def test_an_image_has_any_number_of_masks_and_all_of_them_become_targets():
     scenes, masks = blobs(3)
-    second = np.zeros((SIDE, SIDE), bool)
+    second = np.zeros((BLOB_SIDE, BLOB_SIDE), bool)
     second[50:60, 45:60] = True
-    thin = np.zeros((SIDE, SIDE), bool)
+    thin = np.zeros((BLOB_SIDE, BLOB_SIDE), bool)
     thin[3, 10:40] = True  # no box: left out, its image stays
     more = [
         Mask.from_pixels(second, image_id="scene_0", cluster=7),

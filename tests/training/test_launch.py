@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fixtures import blobs, tiny_detector
 from in_processes import fail, network, numbers, recipe, train, train_with_a_break
-from test_detector import blobs, tiny_detector
 
 from mdlib.core.files import read_json
 from mdlib.core.mask import Masks
