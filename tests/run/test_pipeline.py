@@ -85,6 +85,7 @@ def test_every_preset_fits_its_notebooks(name):
     assert list(presets.resolve(preset, {})) == preset.notebooks
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_keeps_its_partial_copy_and_its_cost(tmp_path, capsys):
     # No stage 00 in this run: 01 must say so.
     assert (

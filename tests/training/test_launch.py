@@ -65,6 +65,7 @@ def test_each_part_draws_its_own_randomness():
     assert len(set(drawn)) == 12
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_resume_and_hand_their_weights_over(tmp_path, capfd):
     model, alone = network(), network()
     expected = train(alone)
@@ -85,6 +86,7 @@ def test_two_processes_train_as_one_resume_and_hand_their_weights_over(tmp_path,
     assert capfd.readouterr().out.count("resumed at step 2 of 5") == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path):
     with pytest.raises(
         launch.ProcessError,
@@ -117,6 +119,7 @@ def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
     assert row["step"] == 2 and 0 < row["loss"] < 20 and row["mask"] > 0
 
 
+@pytest.mark.slow
 def test_a_script_that_torchrun_starts_takes_part(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
