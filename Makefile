@@ -35,7 +35,7 @@ voc2012: .venv/.installed ## the paper's run on PASCAL VOC 2012: run it if nothi
 	$(PY) -m mdlib run voc2012
 
 # Two processes; each takes a whole file, in the order of tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.installed ## run all tests, in ten minutes on two CPU cores
 	$(PYTEST) --durations=15

@@ -18,6 +18,7 @@ def checks_in(sources: list[str]) -> list[str]:
     return re.findall(r"^(check_\w+)\(", "\n".join(sources), re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
 def test_the_solution_runs_and_is_right(path):
     said, space = StringIO(), {}

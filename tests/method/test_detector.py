@@ -401,6 +401,7 @@ def train_tiny(checkpoint, *, dies_at=None):
     return model.state_dict(), seen
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_detector_whose_training_was_killed_is_bit_equal_to_one_that_was_not(tmp_path):
     path = tmp_path / "checkpoint"

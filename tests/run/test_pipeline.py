@@ -56,6 +56,7 @@ def test_from_and_only_exclude_each_other(capsys):
     assert stopped.value.code == exit_codes.WRONG and "not allowed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_keeps_its_partial_copy_and_its_cost(tmp_path, capsys):
     # No stage 00 in this run: 01 must say so.
     assert (

@@ -165,6 +165,7 @@ def test_a_stage_filled_in_is_labelled_smoke_whatever_the_run_is_called(tmp_path
     assert stage.run_label(tmp_path, {}).startswith("smoke preset")
 
 
+@pytest.mark.slow
 def test_a_stage_that_cannot_be_filled_in_is_a_clear_error_and_what_was_whole_stays(
     tmp_path, monkeypatch, capsys
 ):

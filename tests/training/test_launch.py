@@ -64,6 +64,7 @@ def test_each_part_draws_its_own_randomness():
     assert len(set(drawn)) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_as_one_resume_and_hand_their_weights_over(accumulate, tmp_path, capfd):
     model, alone = network(), network()
@@ -84,6 +85,7 @@ def test_two_processes_train_as_one_resume_and_hand_their_weights_over(accumulat
     assert capfd.readouterr().out.count("resumed at step 2 of 5") == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path):
     with pytest.raises(
         launch.ProcessError,
@@ -129,6 +131,7 @@ def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
             torch.testing.assert_close(value, together.state_dict()[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_script_that_torchrun_starts_takes_part(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
