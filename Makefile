@@ -5,10 +5,10 @@ RUN := reports/demo
 SUITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON = $(shell for p in python3.12 python3.11 python3; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help quickstart demo smoke voc2012 test lab report site clean
+.PHONY: help quickstart demo smoke voc2012 test test-fast lint lab report site clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUITS)' || { \
@@ -34,8 +34,19 @@ voc2012: .venv/.installed ## the paper's run on PASCAL VOC 2012: run it if nothi
 	$(PY) -m mdlib check voc2012
 	$(PY) -m mdlib run voc2012
 
-test: .venv/.installed ## run the tests
-	$(PY) -m pytest
+# Two processes; each takes a whole file, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test: .venv/.installed ## run all tests, in ten minutes on two CPU cores
+	$(PYTEST) --durations=15
+
+test-fast: .venv/.installed ## run the tests that start no kernel and train little, in a minute
+	$(PYTEST) -m "not slow"
+
+lint: .venv/.installed ## check format, imports and that notebooks are stripped; pre-commit does it too
+	@$(PY) -m ruff format --check --quiet .
+	@$(PY) -m ruff check --quiet --select F,I,UP,W .
+	@$(PY) -m nbstripout --verify --keep-id --extra-keys 'metadata.papermill cell.metadata.papermill cell.metadata.execution' notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 lab: .venv/.installed ## open the notebooks in JupyterLab
 	$(PY) -m jupyter lab notebooks

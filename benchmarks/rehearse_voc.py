@@ -24,6 +24,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,17 @@ def consume(items) -> None:
         pass
 
 
+def train(network, batches, loss, parameters: dict, *, unit: int) -> Callable[[int], list]:
+    """A function that trains on so many images, at a rate that changes little."""
+    given = {"peak_lr": 1e-5, "lr_drops": (), "warmup": 1, "accumulate": 1, "seed": 0}
+
+    def on(images: int) -> list:
+        recipe = loop.Recipe.of(parameters, **given, steps=images // unit)
+        return loop.fit(network, batches, loss, recipe, checkpoint=None, identity={})
+
+    return on
+
+
 def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: Path) -> dict:
     """All stages in their order; returns what is known of the mask stage alone."""
     device, small = go.device, go.device == "cpu"
@@ -240,7 +252,6 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     )  # fmt: skip
 
     # 03 and 04: the detector
-    schedule = dict(warmup=1, seed=0, settings={}, checkpoint=None)
     network = detector.build_detector(
         p3["backbone"],
         weights=None,
@@ -250,13 +261,12 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     ).to(device)
     unit = 1 if small else p3["batch"]
     batches = detector.DetectionBatches(data, records, batch=unit, seed=0, device=device)
-    learn = {key: p3[key] for key in ("optimizer", "weight_decay", "body_scale")} | {
-        "peak_lr": 1e-5
-    }
     go.stage(
-        "03 training", lambda images: detector.train(network, batches, steps=images // unit, **learn, **schedule),
-        unit=unit, images=p3["steps"] * p3["batch"],
-    )  # fmt: skip
+        "03 training",
+        train(network, batches, detector.detector_loss, p3, unit=unit),
+        unit=unit,
+        images=p3["steps"] * p3["batch"],
+    )
     found = lambda images: detector.predict(network, data.first(images), batch=unit, device=device)  # noqa: E731
     go.stage("03 predictions", lambda images: consume(found(images)), unit=unit, images=everything)
 
@@ -280,22 +290,23 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     network = segmenter.build_segmenter(
         p5["backbone"], weights=None, trainable_blocks=p5["trainable_blocks"], outputs=1 + p2["k"]
     ).to(device)
-    looks = dict(
-        side=p5["side"],
-        label_side=p5["label_side"],
-        zoom=(1 - p5["zoom"], 1 + p5["zoom"]),
-        degrees=p5["turn"],
-    )
     unit = 2 if small else p5["batch"]
-    batches = segmenter.SegmentationBatches(data, maps, batch=unit, seed=0, device=device, **looks)
-    learn = {key: p5[key] for key in ("optimizer", "weight_decay", "body_scale")} | {
-        "peak_lr": 1e-5,
-        "share": p5["ohem_share"],
-    }
+    augment = segmenter.Augment.of(p5)
+    batches = segmenter.SegmentationBatches(
+        data, maps, batch=unit, augment=augment, seed=0, device=device
+    )
     go.stage(
-        "05 training, two networks", lambda images: segmenter.train(network, batches, steps=images // unit, **learn, **schedule),
-        unit=unit, images=2 * p5["steps"] * p5["batch"],
-    )  # fmt: skip
+        "05 training, two networks",
+        train(
+            network,
+            batches,
+            partial(segmenter.batch_loss, share=p5["ohem_share"]),
+            p5,
+            unit=unit,
+        ),
+        unit=unit,
+        images=2 * p5["steps"] * p5["batch"],
+    )
     logits = lambda images: segmenter.predict_logits(
         network, data.first(images), side=p5["side"], batch=unit, device=device
     )  # noqa: E731
@@ -307,15 +318,12 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     )
     if crf.available() and "06_refine_with_crf" in p:
         p6, sample = p["06_refine_with_crf"], data[0]
-        options = {
-            "steps": p6["mean_field_steps"],
-            **{key: p6[key] for key in p6 if key.startswith(("gaussian", "bilateral"))},
-        }
+        settings = crf.CrfSettings.of(p6, steps=p6["mean_field_steps"])
         (answer,) = logits(1)
         soft = segmenter.probabilities(answer, image_hw=sample.image.shape[:2]).numpy()
         refined = everything - counts["train"] + (p6["rounds"] - 1) * counts["train"]
         go.stage(
-            "06 CRF, one worker's share", lambda images: [crf.dense_crf(sample.image, soft, **options) for _ in range(images)],
+            "06 CRF, one worker's share", lambda images: [crf.dense_crf(sample.image, soft, settings) for _ in range(images)],
             unit=1, images=refined // p6["workers"],
         )  # fmt: skip
         if p6["rounds"] > 1:
@@ -329,15 +337,19 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     if "08_probe_linearly" in p:
         p8 = p["08_probe_linearly"]
         probe = segmenter.reset_classifier(network, outputs=len(CLASSES))
+        plain_sgd = {"optimizer": "sgd", "weight_decay": 0.0, "body_scale": 1.0, "bf16": False}
         go.stage(
             "08 training",
-            lambda images: loop.fit(
-                {"probe": probe}, loop.make_optimizer(probe, kind="sgd", weight_decay=0.0, body_scale=1.0),
-                lambda batch, step: (segmenter.batch_loss(probe, batch, share=1.0), {}), batches,
-                steps=images // unit, lr_of=lambda step: 1e-3, seed=0, settings={},
+            train(
+                probe,
+                batches,
+                partial(segmenter.batch_loss, share=1.0),
+                plain_sgd,
+                unit=unit,
             ),
-            unit=unit, images=p8["steps"] * p8["batch"],
-        )  # fmt: skip
+            unit=unit,
+            images=p8["steps"] * p8["batch"],
+        )
     return {key: digits(value) for key, value in alone.items()}
 
 

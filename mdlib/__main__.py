@@ -1,27 +1,56 @@
 """The command line: python -m mdlib run | fill | report | check | fetch | predict | site."""
 
+# Each command imports what it needs: `--help` and the runner do without torch, which takes seconds
+# to import and some hundred MB of memory.
+
 import argparse
 import sys
 from pathlib import Path
 
-from mdlib.core.files import StoreError, read_json
 from mdlib.core.paths import ROOT
-from mdlib.data.download import fetch_dataset
-from mdlib.data.sources import SOURCES
-from mdlib.run import pipeline, predict, preflight, report
-from mdlib.run.presets import PresetError, load_preset, parse_sets
-from mdlib.show import site
+from mdlib.run.exit_codes import DONE, INTERRUPTED, WRONG
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after `python -m mdlib`; those of this process if None.
+
+    Returns:
+        The exit code, one of mdlib.run.exit_codes.
+    """
+    given = _parser().parse_args(arguments)
+
+    from mdlib.core.files import StoreError
+    from mdlib.run.presets import PresetError
+
+    try:
+        return given.command(given)
+    except (PresetError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG
+    except OSError as error:
+        print(
+            f"error: {error.strerror or error}: {error.filename or ''} "
+            "(is the disk full, or the folder read-only?)",
+            file=sys.stderr,
+        )
+        return WRONG
+    except KeyboardInterrupt:
+        print("interrupted; the next run goes on from the last whole stage", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Every command with its arguments; `command` is the function below that carries it out."""
     parser = argparse.ArgumentParser(prog="python -m mdlib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
     run = commands.add_parser("run", help="run the notebooks of a preset and write a report")
     run.add_argument("preset")
     run.add_argument("--out", type=Path, help="folder of the run (default: reports/PRESET)")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets"
-    )
+    _add_sets(run)
     part = run.add_mutually_exclusive_group()
     part.add_argument(
         "--from",
@@ -30,28 +59,36 @@ def main(arguments: list[str] | None = None) -> int:
         help="run this stage and all after it, even where they are up to date",
     )
     part.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    run.set_defaults(command=_run)
+
     lacks = commands.add_parser(
         "fill", help="run at smoke size what a run lacks up to a stage; what has run stays as it is"
     )
     lacks.add_argument("run", type=Path, help="folder of the run, such as reports/lab")
     lacks.add_argument("stage", metavar="STAGE")
+    lacks.set_defaults(command=_fill)
+
     again = commands.add_parser("report", help="write the report of a finished run again")
     again.add_argument("run", type=Path)
     again.add_argument("--readme", action="store_true", help="also put the results into README.md")
+    again.set_defaults(command=_report)
+
     check = commands.add_parser(
         "check", help="say what a preset needs, what is missing, and what a run takes"
     )
     check.add_argument("preset")
-    check.add_argument(
-        "--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets"
-    )
+    _add_sets(check)
+    check.set_defaults(command=_check)
+
     fetch = commands.add_parser(
         "fetch", help="download a data set; its licence and terms are printed first"
     )
-    fetch.add_argument("dataset", choices=sorted(SOURCES))
+    fetch.add_argument("dataset", type=_downloadable, help="such as voc2012 or coco")
     fetch.add_argument(
         "--root", type=Path, default=ROOT / "data", help="folder to put it in (default: data)"
     )
+    fetch.set_defaults(command=_fetch)
+
     new = commands.add_parser(
         "predict", help="maps, overlays and COCO JSON for new pictures, from a finished run"
     )
@@ -60,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--run", type=Path, required=True, help="folder of the run, such as reports/demo"
     )
     new.add_argument("--out", type=Path, help="where to write (default: RUN/predictions)")
+    new.set_defaults(command=_predict)
+
     pages = commands.add_parser("site", help="the course and a run's executed notebooks as pages")
     pages.add_argument("run", type=Path)
     pages.add_argument(
@@ -68,53 +107,85 @@ def main(arguments: list[str] | None = None) -> int:
         default=ROOT / "reports" / "site",
         help="where to write (default: reports/site)",
     )
-    given = parser.parse_args(arguments)
-    try:
-        if given.command == "run":
-            return pipeline.run(
-                given.preset,
-                out=given.out,
-                overrides=parse_sets(given.sets),
-                start=given.start,
-                only=given.only,
-            )
-        if given.command == "fill":
-            return pipeline.fill(given.run.resolve(), given.stage)
-        if given.command == "check":
-            return (
-                pipeline.WRONG
-                if preflight.check(given.preset, parse_sets(given.sets))
-                else pipeline.DONE
-            )
-        if given.command == "fetch":
-            fetch_dataset(given.dataset, given.root)
-            return pipeline.DONE
-        if given.command == "predict":
-            return (
-                pipeline.WRONG
-                if predict.run(given.images, run_dir=given.run.resolve(), out=given.out)
-                else pipeline.DONE
-            )
-        if given.command == "site":
-            print(f"site: {site.build(given.run, given.out)[0]}")
-            return pipeline.DONE
-        preset = load_preset(read_json(given.run / "artifacts" / "run.json")["preset"])
-        report.write(given.run.resolve(), preset)
-        if given.readme:
-            report.write_readme(given.run)
-        return pipeline.DONE
-    except (PresetError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return pipeline.WRONG
-    except OSError as error:
-        print(
-            f"error: {error.strerror or error}: {error.filename or ''} (is the disk full, or the folder read-only?)",
-            file=sys.stderr,
+    pages.set_defaults(command=_site)
+    return parser
+
+
+def _add_sets(parser: argparse.ArgumentParser) -> None:
+    """The option --set, which may be given several times."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets"
+    )
+
+
+def _downloadable(name: str) -> str:
+    """The name of a data set of which the sources are known, else argparse's error."""
+    from mdlib.data.sources import SOURCES
+
+    if name not in SOURCES:
+        raise argparse.ArgumentTypeError(
+            f"unknown data set {name!r}; expected one of {sorted(SOURCES)}"
         )
-        return pipeline.WRONG
-    except KeyboardInterrupt:
-        print("interrupted; the next run goes on from the last whole stage", file=sys.stderr)
-        return pipeline.INTERRUPTED
+    return name
+
+
+def _run(given: argparse.Namespace) -> int:
+    from mdlib.run import pipeline
+    from mdlib.run.presets import parse_sets
+
+    return pipeline.run(
+        given.preset,
+        out=given.out,
+        overrides=parse_sets(given.sets),
+        start=given.start,
+        only=given.only,
+    )
+
+
+def _fill(given: argparse.Namespace) -> int:
+    from mdlib.run import pipeline
+
+    return pipeline.fill(given.run.resolve(), given.stage)
+
+
+def _report(given: argparse.Namespace) -> int:
+    from mdlib.core.files import read_json
+    from mdlib.run import report
+    from mdlib.run.presets import load_preset
+
+    preset = load_preset(read_json(given.run / "artifacts" / "run.json")["preset"])
+    report.write(given.run.resolve(), preset)
+    if given.readme:
+        report.write_readme(given.run)
+    return DONE
+
+
+def _check(given: argparse.Namespace) -> int:
+    from mdlib.run import preflight
+    from mdlib.run.presets import parse_sets
+
+    return WRONG if preflight.check(given.preset, parse_sets(given.sets)) else DONE
+
+
+def _fetch(given: argparse.Namespace) -> int:
+    from mdlib.data.download import fetch_dataset
+
+    fetch_dataset(given.dataset, given.root)
+    return DONE
+
+
+def _predict(given: argparse.Namespace) -> int:
+    from mdlib.run import predict
+
+    failed = predict.run(given.images, run_dir=given.run.resolve(), out=given.out)
+    return WRONG if failed else DONE
+
+
+def _site(given: argparse.Namespace) -> int:
+    from mdlib.show import site
+
+    print(f"site: {site.build(given.run, given.out)[0]}")
+    return DONE
 
 
 if __name__ == "__main__":

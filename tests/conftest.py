@@ -1,18 +1,33 @@
 """What the tests share.
 
-One thread: tensors here are tiny, and tests may run beside something heavy.
+One thread a process, kernels included: tensors here are tiny, and two test processes share two
+cores.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mdlib.core import prefetch
+from mdlib.data import loading
 from mdlib.models.encoder import load_encoder
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the kernels and processes that tests start
+
+# Files that start kernels or train for long, the longest first: two processes that take files in
+# turn then end at about the same time. All their tests are marked `slow`.
+SLOW_FILES = ("test_notebooks.py", "test_data_runs.py", "test_rehearsal.py", "test_alone.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        if item.path.name in order:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +43,9 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def threaded(monkeypatch):
-    """Pictures and batches are made ahead in threads, as for a GPU."""
-    monkeypatch.setitem(prefetch.THREADS, "cpu", 3)
+def workers(monkeypatch):
+    """Pictures and batches are prepared by worker processes, as for a GPU."""
+    monkeypatch.setitem(loading.WORKERS, "cpu", 2)
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,13 @@ chain through all.
 import re
 from statistics import median
 
-import nbformat
 import pytest
+from cells import STAGES, cells_of
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from mdlib.core.paths import NOTEBOOKS
 from mdlib.run.presets import load_preset
 
-CELLS = {
-    path.stem: nbformat.read(path, as_version=4).cells for path in sorted(NOTEBOOKS.glob("*.ipynb"))
-}
+CELLS = {path.stem: cells_of(path) for path in STAGES}
 CHAIN = load_preset("evidence").notebooks
 # drawn above the table of the same claims, and read before both
 READ_BEFORE = {("12_report", "claims")}

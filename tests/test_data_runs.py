@@ -1,24 +1,23 @@
-"""The notebooks on other data than the zoo: a miniature VOC 2012 and a folder without labels
-through the runner, a miniature COCO and VOC's boxes cell by cell. Numbers of networks with a few
-steps mean nothing; those of stage 1 do.
+"""The notebooks on other data than the zoo: a miniature VOC 2012, a folder without labels and a
+miniature COCO, cell by cell in this process; two notebooks of the folder go through the runner.
+Numbers of networks with a few steps mean nothing; those of stage 1 do.
 """
 
+import contextlib
 import csv
+import io
 
 import fixtures
-import matplotlib
-import matplotlib.pyplot as plt
-import nbformat
 import pytest
 import yaml
+from cells import run_cells
 
 from mdlib.__main__ import main
-from mdlib.core.files import read_array, read_json
+from mdlib.core.files import read_array, read_json, write_json
 from mdlib.core.label_map import read_label_map
 from mdlib.core.mask import read_masks
-from mdlib.core.paths import NOTEBOOKS
 from mdlib.data.roles import open_role
-from mdlib.run import pipeline, presets, stage
+from mdlib.run import pipeline, presets, report, stage
 
 STAGES = presets.load_preset("voc2012").notebooks
 TINY = {
@@ -34,27 +33,19 @@ EVERY_IMAGE = {"train_images": None, "dev_images": None, "val_images": None}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """run(name, notebooks, data, **more): a preset of that name, run into a folder of its own;
-    gives that folder.
-    """
-    presets_dir = tmp_path_factory.mktemp("presets")
+def make_preset(tmp_path_factory):
+    """make_preset(name, data, **more): a preset of all stages, tiny, on that data; gives it."""
+    folder = tmp_path_factory.mktemp("presets")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presets, "PRESETS", presets_dir)
+        patch.setattr(presets, "PRESETS", folder)
 
-        def run(name, notebooks, data, **more):
-            parameters = {
-                "00_prepare_data": {**EVERY_IMAGE, **data},
-                **{n: v for n, v in TINY.items() if n in notebooks},
-                **more,
-            }
-            content = {"description": name, "notebooks": notebooks, "parameters": parameters}
-            (presets_dir / f"{name}.yaml").write_text(yaml.safe_dump(content))
-            out = tmp_path_factory.mktemp(name)
-            assert main(["run", name, "--out", str(out)]) == pipeline.DONE
-            return out
+        def make(name: str, data: dict, **more) -> presets.Preset:
+            parameters = {"00_prepare_data": {**EVERY_IMAGE, **data}, **TINY, **more}
+            content = {"description": name, "notebooks": STAGES, "parameters": parameters}
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+            return presets.load_preset(name)
 
-        yield run
+        yield make
 
 
 def cut_short(path):
@@ -63,32 +54,29 @@ def cut_short(path):
 
 
 def status(folder):
+    """What the runner says of the notebooks that it has run."""
     return {row["notebook"]: row["status"] for row in csv.DictReader((folder / "cost.csv").open())}
+
+
+def skipped_stages(folder):
+    return {
+        name: manifest["skipped"]
+        for name in STAGES
+        if "skipped" in (manifest := stage.read_manifest(folder, name))
+    }
 
 
 def metrics_of(folder):
     return read_json(folder / "metrics.json")["metrics"]
 
 
-def run_cells(name, run_dir, **values):
-    """A notebook's cells in this process, which is quicker than a kernel; gives its manifest."""
-    matplotlib.use("agg")
-    own = {key: parameter.value for key, parameter in presets.read_parameters(name).items()}
-    names = {**own, **TINY.get(name, {}), **values, "run_dir": str(run_dir)}
-    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code" and not stage.ASIDE & set(cell.metadata.get("tags", [])):
-            exec(compile(cell.source, f"{name}, cell {cell.id}", "exec"), names)
-    plt.close("all")
-    return stage.read_manifest(run_dir, name)
-
-
 # ---------------------------------------------------------------- VOC 2012
 
 
 @pytest.fixture(scope="module")
-def voc(run, tmp_path_factory, zoo_root):
-    """A run on VOC 2012 with SBD's images, a support set of boxes alone, and one image that is cut
-    short.
+def voc_run(make_preset, tmp_path_factory, zoo_root):
+    """(folder of a run on VOC 2012 with SBD's images, a support set of boxes alone, and one image
+    that is cut short; what stage 09 printed).
     """
     root = fixtures.make_voc2007(
         fixtures.make_voc2012(tmp_path_factory.mktemp("voc"), zoo_root, train=20, val=5, extra=4),
@@ -102,11 +90,27 @@ def voc(run, tmp_path_factory, zoo_root):
         "support_dataset": "voc2007",
         "support_root": str(root),
     }
-    return run("minivoc", STAGES, data, **{"09_evaluate_instances": {"split": "instances"}})
+    preset = make_preset("minivoc", data, **{"09_evaluate_instances": {"split": "instances"}})
+    out, printed = tmp_path_factory.mktemp("minivoc"), io.StringIO()
+    write_json(out / "artifacts" / "run.json", {"preset": "minivoc"})
+    for name, values in presets.resolve(preset, {}).items():
+        printed.truncate(printed.seek(0))
+        with contextlib.redirect_stdout(printed):
+            run_cells(name, out, **values)
+        if name == "09_evaluate_instances":
+            said = printed.getvalue()
+    report.write(out, preset)
+    return out, said
+
+
+@pytest.fixture(scope="module")
+def voc(voc_run):
+    return voc_run[0]
 
 
 def test_voc_runs_through_every_stage(voc):
-    assert set(status(voc).values()) == {"done"} and list(status(voc)) == STAGES
+    assert all(stage.read_manifest(voc, name)["stage"] == name for name in STAGES)
+    assert not skipped_stages(voc)
     found = metrics_of(voc)
     assert {
         "miou_clustering",
@@ -121,7 +125,8 @@ def test_voc_runs_through_every_stage(voc):
     assert found["corloc"] > 0.5
 
 
-def test_an_image_that_cannot_be_read_is_left_out_of_the_run(voc):
+def test_an_image_that_cannot_be_read_is_left_out_of_the_run(voc_run):
+    voc, printed = voc_run
     index = read_json(voc / "artifacts" / "00_prepare_data" / "index.json")
     assert (
         index["splits"]["train"]["left_out"] == ["2007_000003"]
@@ -129,10 +134,7 @@ def test_an_image_that_cannot_be_read_is_left_out_of_the_run(voc):
     )
     train = open_role(voc / "artifacts" / "00_prepare_data", "train")
     assert len(train) == 20 + 4 - 1 and "2007_000003" not in train.ids
-    assert (
-        "24 of the 25 images of instances"
-        in (voc / "notebooks" / "09_evaluate_instances.ipynb").read_text()
-    )
+    assert "24 of the 25 images of instances" in printed
 
 
 def test_label_maps_have_the_size_of_their_images(voc):
@@ -181,11 +183,14 @@ def test_boxes_alone_give_corloc_and_nothing_that_needs_masks(tmp_path, zoo_root
         val_split="boxes",
         **EVERY_IMAGE,
     )
-    found = run_cells("01_distill_masks", tmp_path)["metrics"]
+    found = run_cells("01_distill_masks", tmp_path, **TINY["01_distill_masks"])["metrics"]
     assert found["corloc"] > 0.5 and "mask_iou_train" in found and "mask_iou" not in found
 
 
 # ---------------------------------------------------------------- a folder without labels
+
+
+BY_THE_RUNNER = ("00_prepare_data", "07_evaluate_clusters")
 
 
 @pytest.fixture(scope="module")
@@ -199,19 +204,29 @@ def photos(tmp_path_factory, zoo_root):
 
 
 @pytest.fixture(scope="module")
-def unlabelled(run, photos):
+def unlabelled(make_preset, photos, tmp_path_factory):
+    """A run without labels: 00 and 07, which skips itself, by the runner, the others cell by cell."""
     data = {"dataset": "folder", "data_root": str(photos), "dev_split": None, "val_split": None}
-    return run("minifolder", STAGES, data)
+    preset = make_preset("minifolder", data)
+    out = tmp_path_factory.mktemp("minifolder")
+    for name, values in presets.resolve(preset, {}).items():
+        if name in BY_THE_RUNNER:
+            command = ["run", "minifolder", "--out", str(out), "--only", name]
+            assert main(command) == pipeline.DONE
+        else:
+            run_cells(name, out, **values)
+    return out
 
 
 def test_stages_that_need_labels_are_skipped_and_the_others_are_not(unlabelled):
-    found = status(unlabelled)
-    skipped = {name for name, said in found.items() if said.startswith("skipped: no labels")}
-    assert skipped == {"07_evaluate_clusters", "08_probe_linearly", "09_evaluate_instances"}
-    assert {said for name, said in found.items() if name not in skipped} == {"done"} and list(
-        found
-    ) == STAGES
-    assert read_json(unlabelled / "metrics.json")["skipped"].keys() == skipped
+    skipped = skipped_stages(unlabelled)
+    assert skipped.keys() == {"07_evaluate_clusters", "08_probe_linearly", "09_evaluate_instances"}
+    assert all(reason.startswith("no labels") for reason in skipped.values())
+    prepared, evaluated = BY_THE_RUNNER
+    assert status(unlabelled) == {
+        prepared: "done",
+        evaluated: f"skipped: {skipped[evaluated]}",
+    }
 
 
 def test_a_run_without_labels_ends_with_clusters_and_maps(unlabelled):
@@ -232,7 +247,11 @@ def test_a_run_without_labels_ends_with_clusters_and_maps(unlabelled):
         assert maps == set(train.ids)
 
 
-def test_nothing_is_scored_without_labels_and_the_report_says_so(unlabelled):
+def test_nothing_is_scored_without_labels_and_the_report_says_so(unlabelled, capsys):
+    assert main(["run", "minifolder", "--out", str(unlabelled)]) == pipeline.DONE
+    assert capsys.readouterr().out.count("up to date, skipped") == len(STAGES)
+    skipped = skipped_stages(unlabelled)
+    assert read_json(unlabelled / "metrics.json")["skipped"] == skipped
     scored = {"iou", "ap50", "corloc", "accuracy", "nmi"}
     assert not [name for name in metrics_of(unlabelled) if scored & set(name.split("_"))]
     assert "09_evaluate_instances: skipped, no labels" in (unlabelled / "summary.md").read_text()
@@ -243,9 +262,7 @@ def test_nothing_is_scored_without_labels_and_the_report_says_so(unlabelled):
     assert "The chain goes on without this stage" in said
 
 
-def test_a_skipped_stage_is_up_to_date_until_a_picture_comes_in(unlabelled, photos, capsys):
-    assert main(["run", "minifolder", "--out", str(unlabelled)]) == pipeline.DONE
-    assert capsys.readouterr().out.count("up to date, skipped") == len(STAGES)
+def test_a_run_is_up_to_date_until_a_picture_comes_in(unlabelled, photos):
     given = stage.read_manifest(unlabelled, "00_prepare_data")["parameters"]
     assert stage.stale_reason(unlabelled, "00_prepare_data", given) is None
     fixtures.write_jpeg(
@@ -265,9 +282,9 @@ def test_coco_with_crowds_and_images_without_objects(tmp_path, zoo_root):
         "00_prepare_data", tmp_path, dataset="coco", data_root=str(root), **splits, **EVERY_IMAGE
     )
     assert index["stage"] == "00_prepare_data"
-    first = run_cells("01_distill_masks", tmp_path)["metrics"]
+    first = run_cells("01_distill_masks", tmp_path, **TINY["01_distill_masks"])["metrics"]
     assert first["mask_iou"] > 0.4
-    clustered = run_cells("02_cluster_masks", tmp_path)["metrics"]
+    clustered = run_cells("02_cluster_masks", tmp_path, **TINY["02_cluster_masks"])["metrics"]
     assert 0 <= clustered["cluster_accuracy"] <= 1
     val = open_role(tmp_path / "artifacts" / "00_prepare_data", "val")
     assert [len(sample.instances.crowds) for sample in val] == [0, 0, 1, 0, 0] and not len(

@@ -1,6 +1,7 @@
 """Rules of the house that a reader would otherwise have to check by eye: notebooks, library, lists, links."""
 
 import ast
+import dataclasses
 import re
 import sys
 import tomllib
@@ -10,17 +11,18 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from cells import SOLUTIONS, STAGES, cells_of
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(
-    p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
-)
+from mdlib.core.paths import ROOT
+from mdlib.method.crf import CrfSettings
+from mdlib.method.segmenter import Augment
+from mdlib.training.loop import Recipe
+
+NOTEBOOKS = [*STAGES, *SOLUTIONS]
 MODULES = sorted((ROOT / "mdlib").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-STAGES = [p for p in NOTEBOOKS if p.parent.name != "solutions"]  # those that the runner runs
 
 each_notebook = pytest.mark.parametrize(
     "path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "notebooks").as_posix()
@@ -44,10 +46,6 @@ FOLDERS = [
 
 
 # ---------------------------------------------------------------- notebooks
-
-
-def cells_of(path: Path) -> list:
-    return nbformat.read(path, as_version=4).cells
 
 
 def parameters_cell(path: Path) -> tuple[int, str]:
@@ -99,6 +97,18 @@ def test_parameters_cell_is_flat(path):
         )
 
 
+def picked_by(node: ast.AST) -> set[str]:
+    """The parameters that `Recipe.of(globals(), name=...)` or another settings' `of` reads."""
+    if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".of")):
+        return set()
+    if not node.args or ast.unparse(node.args[0]) != "globals()":
+        return set()
+    kinds = {kind.__name__: kind for kind in (Recipe, Augment, CrfSettings)}
+    kind = kinds[ast.unparse(node.func).split(".")[-2]]
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return fields - {keyword.arg for keyword in node.keywords}
+
+
 @each_stage
 def test_every_parameter_is_used(path):
     index, source = parameters_cell(path)
@@ -110,6 +120,7 @@ def test_every_parameter_is_used(path):
         for n in ast.walk(tree)
         if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
     }
+    used |= set().union(*(picked_by(n) for tree in later for n in ast.walk(tree)))
     unread = names - used - {"run_dir"}  # open_stage reads run_dir
     assert not unread, f"never read: {sorted(unread)}"
 
@@ -181,10 +192,10 @@ def test_nothing_is_pickled(path):
         "pickle",
         "cloudpickle",
         "dill",
-        "joblib",
         "shelve",
     }
-    assert not {"torch.load", "torch.save"} & imports_of(path)
+    writers = {"torch.load", "torch.save", "joblib.dump", "joblib.load"}
+    assert not writers & imports_of(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called, options = (
@@ -196,9 +207,7 @@ def test_nothing_is_pickled(path):
                 and called == "torch.load"
                 and options.get("weights_only") == "True"
             )
-            assert foreign or called not in {"torch.load", "torch.save"}, (
-                f"line {node.lineno}: use store's safetensors"
-            )
+            assert foreign or called not in writers, f"line {node.lineno}: use store's safetensors"
             allowed = [
                 k
                 for k in node.keywords
@@ -255,17 +264,7 @@ def test_constraints_pin_every_dependency():
 def test_readme_lists_the_notebooks():
     rows = re.findall(r"^\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) \|", README, re.MULTILINE)
     assert all(shown == linked for shown, linked in rows), rows
-    assert [linked for _, linked in rows] == [
-        p.stem for p in NOTEBOOKS if p.parent.name == "notebooks"
-    ]
-
-
-def test_readme_links_exist():
-    targets = re.findall(r"\]\(([^)\s]+)\)", README) + re.findall(r'(?:src|href)="([^"]+)"', README)
-    local = {t.partition("#")[0] for t in targets if not t.startswith(("http", "mailto:", "#"))}
-    assert local, "no links found: does the pattern still fit?"
-    missing = sorted(t for t in local if not (ROOT / t).exists())
-    assert not missing, missing
+    assert [linked for _, linked in rows] == [p.stem for p in STAGES]
 
 
 def test_readme_names_real_make_targets():

@@ -5,19 +5,13 @@ function is right.
 import re
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 
-import nbformat
 import pytest
+from cells import SOLUTIONS, STAGES, cell_of, code_of
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
-WITH_EXERCISES = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if p.stem != "quickstart")
+from mdlib.core.paths import NOTEBOOKS
 
-
-def code_of(path: Path, tag: str | None = None) -> list[str]:
-    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-    return [c.source for c in cells if tag is None or tag in c.metadata.get("tags", [])]
+WITH_EXERCISES = [path for path in STAGES if path.stem != "quickstart"]
 
 
 def checks_in(sources: list[str]) -> list[str]:
@@ -43,10 +37,6 @@ def test_it_solves_what_the_notebook_asks(path):
     assert signature.findall("\n".join(exercise)) == signature.findall(code_of(path)[0])
 
 
-def cell_of(path: Path, cell_id: str) -> str:
-    return {c.id: c.source for c in nbformat.read(path, as_version=4).cells}[cell_id]
-
-
 def test_every_notebook_but_the_quickstart_has_exercises_in_three_grades():
     assert [p.name for p in WITH_EXERCISES] == [p.name for p in SOLUTIONS]
     for path in WITH_EXERCISES:
@@ -57,9 +47,7 @@ def test_every_notebook_but_the_quickstart_has_exercises_in_three_grades():
         ], path.stem
 
 
-@pytest.mark.parametrize(
-    "path", [*WITH_EXERCISES, NOTEBOOKS / "quickstart.ipynb"], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
 def test_every_notebook_has_a_quiz(path):
     # Markdown between blank lines is rendered
     folded = r"^\d\. .+\n   <details><summary>answer</summary>\n\n   .+\n   </details>$"

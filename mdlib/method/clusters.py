@@ -8,6 +8,7 @@ name      by counts of masks, a mask's class being that of the best-overlapping 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -17,9 +18,9 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from mdlib.core.mask import Mask
-from mdlib.core.prefetch import made_ahead
 from mdlib.core.progress import track
 from mdlib.data import Dataset
+from mdlib.data.loading import load
 from mdlib.models.encoder import Encoder
 
 
@@ -71,11 +72,9 @@ def describe_masks(
     """
     parts = [masks[start : start + batch] for start in range(0, len(masks), batch)]
     features = [np.zeros((0, encoder.width), np.float32)]
-    with made_ahead(
-        lambda part: crop_masks(dataset, part, size=size), parts, most=4, device=encoder.device
-    ) as crops:
-        for part in track(crops, total=len(parts), what="batches of crops"):
-            features.append(describe_crops(encoder, part, batch=batch))
+    crops = load(partial(crop_masks, dataset, size=size), parts, device=encoder.device)
+    for part in track(crops, total=len(parts), what="batches of crops"):
+        features.append(describe_crops(encoder, part, batch=batch))
     return np.concatenate(features)
 
 

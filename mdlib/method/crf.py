@@ -19,16 +19,19 @@ Potentials", NIPS 2011; their code through pydensecrf (package pydensecrf2, an o
 Workers import this module: keep it light.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from dataclasses import dataclass
+from itertools import islice
 from types import ModuleType
 
 import numpy as np
+from joblib import Parallel, delayed
+
+from mdlib.core.settings import Settings
 
 FLOOR = 1e-5  # the least probability in the unary term, as in pydensecrf.utils.unary_from_softmax
 SUM_TOLERANCE = 1e-3  # a softmax in half precision still passes
+CHUNK = 4  # images a process gets before all wait for the last of them
 HOW_TO_INSTALL = (
     'The dense CRF needs pydensecrf2, which is not installed: pip install -e ".[crf]". '
     "It is built from source, so a C++ compiler is needed (apt install g++, xcode-select --install); "
@@ -49,81 +52,114 @@ def available() -> bool:
     return True
 
 
-def dense_crf(
-    image: np.ndarray,
-    probabilities: np.ndarray,
-    *,
-    steps: int,
-    gaussian_sxy: float,
-    gaussian_compat: float,
-    bilateral_sxy: float,
-    bilateral_srgb: float,
-    bilateral_compat: float,
-) -> np.ndarray:
-    """Refine one image's class probabilities: (C, H, W) -> (C, H, W) float32 that sum to 1 over C.
+@dataclass(frozen=True)
+class CrfSettings(Settings):
+    """The six numbers of the CRF.
 
-    image (H, W, 3) uint8 RGB; probabilities (C, H, W) float, a softmax's output at the image's
-    size, no logits. steps: mean-field steps; 0 gives the probabilities back. sxy: standard
-    deviation in pixels, srgb: in grey levels 0-255, both > 0; compat: weight >= 0 of a kernel, 0
-    leaves it out. A single class has probability 1 everywhere. Raises ValueError for input that
-    does not fit, CRFMissing without pydensecrf.
+    Attributes:
+        steps: of mean field; 0 gives the probabilities back.
+        gaussian_sxy: standard deviation of the Gaussian kernel in pixels, above 0.
+        gaussian_compat: its weight; 0 leaves it out.
+        bilateral_sxy: standard deviation of the bilateral kernel in pixels, above 0.
+        bilateral_srgb: its standard deviation in grey levels 0-255, above 0.
+        bilateral_compat: its weight; 0 leaves it out.
+    """
+
+    steps: int
+    gaussian_sxy: float
+    gaussian_compat: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_compat: float
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of its range; a NaN would crash pydensecrf."""
+        self.check("steps", self.steps >= 0, "0 or more")
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            self.check(name, 0 < getattr(self, name) < np.inf, "above 0 and finite")
+        for name in ("gaussian_compat", "bilateral_compat"):
+            self.check(name, 0 <= getattr(self, name) < np.inf, "0 or more and finite")
+
+
+def dense_crf(image: np.ndarray, probabilities: np.ndarray, settings: CrfSettings) -> np.ndarray:
+    """Refine one image's class probabilities.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        probabilities: (C, H, W) float, a softmax's output at the image's size, no logits.
+        settings: of the CRF.
+
+    Returns:
+        (C, H, W) float32 that sum to 1 over C. A single class has probability 1 everywhere.
+
+    Raises:
+        ValueError: for input that does not fit.
+        CRFMissing: without pydensecrf.
     """
     image, probabilities = np.asarray(image), np.asarray(probabilities)
     _check(image, probabilities)
-    _check_settings(
-        steps, (gaussian_sxy, bilateral_sxy, bilateral_srgb), (gaussian_compat, bilateral_compat)
-    )
     classes, height, width = probabilities.shape
     if classes == 1:
         return np.ones(probabilities.shape, np.float32)
     field = _pydensecrf().DenseCRF2D(width, height, classes)  # (width, height), in this order
     unary = -np.log(probabilities.astype(np.float32).clip(FLOOR, 1.0))
     field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(classes, -1)))
-    if gaussian_compat:
-        field.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_compat)
-    if bilateral_compat:
+    if settings.gaussian_compat:
+        field.addPairwiseGaussian(sxy=settings.gaussian_sxy, compat=settings.gaussian_compat)
+    if settings.bilateral_compat:
         rgb = np.require(image, requirements=("C", "W"))  # the binding refuses read-only memory
         field.addPairwiseBilateral(
-            sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=rgb, compat=bilateral_compat
+            sxy=settings.bilateral_sxy,
+            srgb=settings.bilateral_srgb,
+            rgbim=rgb,
+            compat=settings.bilateral_compat,
         )
-    return np.array(field.inference(steps), np.float32, order="C").reshape(classes, height, width)
+    return np.array(field.inference(settings.steps), np.float32, order="C").reshape(
+        classes, height, width
+    )
 
 
 def refine_all(
-    images: Iterable[np.ndarray], probabilities: Iterable[np.ndarray], *, workers: int, **settings
+    images: Iterable[np.ndarray],
+    probabilities: Iterable[np.ndarray],
+    settings: CrfSettings,
+    *,
+    workers: int,
 ) -> Iterator[np.ndarray]:
-    """`dense_crf` over many images, in order: yields (C, H, W) float32 for each. settings: its
-    keywords.
+    """`dense_crf` over many images, in order.
 
-    workers: processes; 1 stays in this one. Both iterables are read as the work proceeds, at most 2
-    * workers + 1 images ahead, so a data set need not fit in memory. Processes are spawned, never
-    forked: safe after CUDA has started and inside a Jupyter kernel; a plain script needs `if
-    __name__ == "__main__":` around its call. Raises ValueError for workers < 1 or iterables of
-    different length, CRFMissing at once, else as dense_crf.
+    Args:
+        images: (H, W, 3) uint8 RGB each, any iterable.
+        probabilities: (C, H, W) float each, any iterable of as many.
+        settings: of the CRF.
+        workers: processes; 1 stays in this one. They are started anew and not forked, so this is
+            safe after CUDA has started and inside a Jupyter kernel.
+
+    Returns:
+        (C, H, W) float32 for each image. With several workers CHUNK * workers images are read, and
+        their results held, at a time, so a data set need not fit in memory.
+
+    Raises:
+        ValueError: for workers < 1, iterables of different length, or as `dense_crf`.
+        CRFMissing: at once, without pydensecrf.
     """
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, got {workers}")
     _pydensecrf()
     pairs = zip(images, probabilities, strict=True)
     if workers == 1:
-        return (dense_crf(image, probability, **settings) for image, probability in pairs)
-    return _refine_in_processes(pairs, workers, settings)
+        return (dense_crf(image, probability, settings) for image, probability in pairs)
+    return _refine_in_processes(pairs, settings, workers)
 
 
 def _refine_in_processes(
-    pairs: Iterable[tuple], workers: int, settings: dict
+    pairs: Iterator[tuple], settings: CrfSettings, workers: int
 ) -> Iterator[np.ndarray]:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    waiting: deque = deque()
-    try:
-        for image, probability in pairs:
-            waiting.append(pool.submit(dense_crf, image, probability, **settings))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # also where the reader stops early
-        pool.shutdown(cancel_futures=True)
+    # In chunks: `pre_dispatch` bounds what is begun at first, but Parallel goes on reading as tasks
+    # end, whether their results have been taken or not.
+    with Parallel(workers, return_as="generator", batch_size=1) as pool:
+        while chunk := list(islice(pairs, CHUNK * workers)):
+            yield from pool(delayed(dense_crf)(*pair, settings) for pair in chunk)
 
 
 def _pydensecrf() -> ModuleType:
@@ -155,16 +191,4 @@ def _check(image: np.ndarray, probabilities: np.ndarray) -> None:
     if np.abs(sums - 1).max() > SUM_TOLERANCE:
         raise ValueError(
             f"probabilities must sum to 1 over the classes, got sums {sums.min():.4g}..{sums.max():.4g}: softmax first"
-        )
-
-
-def _check_settings(steps: int, deviations: tuple, weights: tuple) -> None:
-    # A NaN here would crash the process inside pydensecrf.
-    if not (
-        steps >= 0
-        and all(0 < d < np.inf for d in deviations)
-        and all(0 <= w < np.inf for w in weights)
-    ):
-        raise ValueError(
-            f"steps {steps} must be >= 0; sxy, sxy, srgb {deviations} > 0; compat {weights} >= 0; all finite"
         )

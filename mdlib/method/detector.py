@@ -8,7 +8,6 @@ because 0 is background: label = 1 + cluster.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,12 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from mdlib.core.mask import Mask, Masks, mask_to_box
-from mdlib.core.prefetch import made_ahead
 from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import Dataset
-from mdlib.models.backbones import build_pyramid
+from mdlib.data.loading import load
+from mdlib.models.backbones import FeatureCache, build_pyramid
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
-from mdlib.training import launch, loop
+from mdlib.training import launch
 
 
 def build_detector(
@@ -36,14 +35,15 @@ def build_detector(
     trainable_blocks: int,
     num_clusters: int,
     shorter_sides: tuple[int, ...],
+    cache: FeatureCache | None = None,
 ) -> MaskRCNN:
     """Mask R-CNN for `num_clusters` clusters.
 
-    backbone, weights, trainable_blocks: see backbones.build_pyramid. shorter_sides: images are
-    resized so that their shorter side has one of these numbers of pixels, drawn in training; the
-    last one in prediction.
+    backbone, weights, trainable_blocks, cache: see backbones.build_pyramid. shorter_sides: images
+    are resized so that their shorter side has one of these numbers of pixels, drawn in training;
+    the last one in prediction.
     """
-    body = build_pyramid(backbone, weights=weights, trainable_blocks=trainable_blocks)
+    body = build_pyramid(backbone, weights=weights, trainable_blocks=trainable_blocks, cache=cache)
     options = dict(
         num_classes=1 + num_clusters,
         min_size=tuple(shorter_sides),
@@ -128,6 +128,10 @@ class DetectionBatch(list):
     def ids(self) -> list[str]:
         return [target["id"] for _, target in self]
 
+    def to(self, device: str | torch.device) -> "DetectionBatch":
+        """The same batch on a device."""
+        return DetectionBatch((image.to(device), _moved(target, device)) for image, target in self)
+
 
 def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
     """An image's pseudo objects as torchvision wants them, from (n, H, W) bool masks and their n
@@ -172,6 +176,11 @@ class DetectionBatches:
             raise ValueError("no mask is large enough to train on")
 
     def __call__(self, step: int, part: int = 0, parts: int = 1) -> DetectionBatch:
+        """A batch, or a part of it, on `device`."""
+        return self.on_cpu(step, part, parts).to(self.device)
+
+    def on_cpu(self, step: int, part: int = 0, parts: int = 1) -> DetectionBatch:
+        """The same on the CPU, for the worker processes of `loop.fit`."""
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(self.kept, self.batch, replace=len(self.kept) < self.batch)
         flips = rng.random(self.batch) < 0.5
@@ -185,14 +194,14 @@ class DetectionBatches:
         masks = np.stack([mask.pixels() for mask in found])
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
-        target = target_of(
-            masks, [mask.cluster for mask in found], image_id=self.dataset.ids[index]
-        )
-        moved = {
-            key: value.to(self.device) if isinstance(value, Tensor) else value
-            for key, value in target.items()
-        }
-        return to_tensor(image, self.device), moved
+        ids = self.dataset.ids
+        target = target_of(masks, [mask.cluster for mask in found], image_id=ids[index])
+        return to_tensor(image, "cpu"), target
+
+
+def _moved(target: dict, device: str | torch.device) -> dict:
+    """A target on a device; its id is no tensor."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in target.items()}
 
 
 def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict[str, float]]:
@@ -203,13 +212,6 @@ def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict
     }
 
 
-def train(model: MaskRCNN, batches: DetectionBatches, **recipe) -> list[dict]:
-    """Train in place; returns the history. recipe: the keywords of training.train_network."""
-    return loop.train_network(
-        "detector", model, lambda pairs, step: detector_loss(model, pairs), batches, **recipe
-    )
-
-
 @torch.no_grad()
 def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> Iterator[list[Mask]]:
     """Yield, for each image in order, its predictions, best first; an empty list where there is
@@ -218,11 +220,10 @@ def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> It
     A prediction is a mask that is not empty, with its cluster and its score.
     """
     model.eval()
-    with made_ahead(dataset.image, range(len(dataset)), most=batch, device=device) as pictures:
-        ids = iter(dataset.ids)
-        while images := list(islice(pictures, batch)):
-            for output in model([to_tensor(image, device) for image in images]):
-                yield _masks(next(ids), output)
+    ids = iter(dataset.ids)
+    for images in load(dataset.image, range(len(dataset)), device=device, batch=batch):
+        for output in model([to_tensor(image, device) for image in images]):
+            yield _masks(next(ids), output)
 
 
 def _masks(image_id: str, output: dict[str, Tensor]) -> list[Mask]:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from mdlib.core.mask import Mask
-from mdlib.core.prefetch import made_ahead
 from mdlib.data import Dataset
+from mdlib.data.loading import load
 from mdlib.method import masks, several_masks
 from mdlib.models.encoder import Encoder, Tokens
 
@@ -50,16 +50,14 @@ def distill_masks(
     )
     found: dict[int, list[Mask]] = {}  # of images that wait for one before them
     following = 0
-    with made_ahead(
-        dataset.image, range(len(dataset)), most=batch_size, device=encoder.device
-    ) as images:
-        for batch in batches_by_size(images, batch_size=batch_size, window=WINDOW):
-            named = {dataset.ids[i]: image for i, image in batch.items()}
-            found |= zip(batch, _distill_batch(named, encoder, input_side=input_side, **rule))
-            while following in found:
-                yield from found.pop(following)
-                following += 1
-            del batch, named  # its images, before those of the next are read
+    images = load(dataset.image, range(len(dataset)), device=encoder.device)
+    for batch in batches_by_size(images, batch_size=batch_size, window=WINDOW):
+        named = {dataset.ids[i]: image for i, image in batch.items()}
+        found |= zip(batch, _distill_batch(named, encoder, input_side=input_side, **rule))
+        while following in found:
+            yield from found.pop(following)
+            following += 1
+        del batch, named  # its images, before those of the next are read
 
 
 def batches_by_size(

@@ -5,24 +5,28 @@ The head is torchvision's (Chen et al., arXiv 1706.05587): an atrous spatial pyr
 1604.03540).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+from torchvision.tv_tensors import Mask
 
-from mdlib.core.prefetch import made_ahead
+from mdlib.core.settings import Settings
 from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import VOID, Dataset
+from mdlib.data.loading import load
 from mdlib.method import crf
-from mdlib.models.backbones import ViTMap, build_map
+from mdlib.models.backbones import FeatureCache, build_map
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
-from mdlib.training import launch, loop
+from mdlib.training import launch
 
 # (dilation rates, channels): the paper's for its ResNet-50, and what fits the demo's map of 24 x 24
 # cells.
@@ -63,44 +67,45 @@ class Segmenter(nn.Module):
 
 
 def build_segmenter(
-    backbone: str, *, weights: Path | None, trainable_blocks: int, outputs: int
+    backbone: str,
+    *,
+    weights: Path | None,
+    trainable_blocks: int,
+    outputs: int,
+    cache: FeatureCache | None = None,
 ) -> Segmenter:
     """DeepLab-v3 with `outputs` logits a pixel: background and one a cluster.
 
     See backbones.build_map for the rest.
     """
-    body = build_map(backbone, weights=weights, trainable_blocks=trainable_blocks)
+    body = build_map(backbone, weights=weights, trainable_blocks=trainable_blocks, cache=cache)
     rates, channels = ASPP_SHAPE[backbone]
     return Segmenter(body, outputs=outputs, rates=rates, channels=channels)
 
 
-def load_segmenter(path: Path, *, device: str) -> Segmenter:
+def load_segmenter(path: Path, *, device: str, cache: FeatureCache | None = None) -> Segmenter:
     """The segmenter that stage 05 wrote.
 
-    Raises WeightsError for a file that is missing, broken or another's.
+    Args:
+        path: its file.
+        device: where it is put.
+        cache: see backbones.build_map.
+
+    Returns:
+        The network in eval mode.
+
+    Raises:
+        WeightsError: for a file that is missing, broken or another's.
     """
     state, header = read_weights(path)
     made = check_architecture(
         header, network="deeplab_v3", keys=("backbone", "outputs", "side"), source=path
     )
     model = build_segmenter(
-        made["backbone"], weights=None, trainable_blocks=0, outputs=made["outputs"]
+        made["backbone"], weights=None, trainable_blocks=0, outputs=made["outputs"], cache=cache
     )
     fit_weights(model, state, source=path)
     return model.eval().to(device)
-
-
-def remember(model: Segmenter, memory: dict, *, zoom: float, turn: float) -> Segmenter:
-    """Let a frozen ViT body keep in `memory` what it says of each picture (see ViTMap).
-
-    Returns the model.
-
-    Not where pictures are zoomed or turned: then none is shown twice. Segmenters on the same
-    weights may share a memory.
-    """
-    if isinstance(model.body, ViTMap) and not (zoom or turn):
-        model.body.memory = memory
-    return model
 
 
 def reset_classifier(model: Segmenter, *, outputs: int) -> Segmenter:
@@ -135,9 +140,12 @@ def ohem_loss(logits: Tensor, labels: Tensor, *, share: float) -> Tensor:
     return losses.topk(max(1, int(share * losses.numel()))).values.mean()
 
 
-def batch_loss(model: Segmenter, batch: "SegmentationBatch", *, share: float) -> Tensor:
-    """`ohem_loss` of a batch, at the size of its labels."""
-    return ohem_loss(model(batch.images, size=batch.labels.shape[-2:]), batch.labels, share=share)
+def batch_loss(
+    model: nn.Module, batch: "SegmentationBatch", *, share: float
+) -> tuple[Tensor, dict[str, float]]:
+    """`ohem_loss` of a batch at the size of its labels, and no parts of it, as `loop.fit` asks."""
+    logits = model(batch.images, size=batch.labels.shape[-2:])
+    return ohem_loss(logits, batch.labels, share=share), {}
 
 
 # ---------------------------------------------------------------- batches
@@ -153,136 +161,162 @@ class SegmentationBatch:
     labels: Tensor
     ids: list[str]
 
+    def to(self, device: str | torch.device) -> "SegmentationBatch":
+        """The same batch on a device."""
+        return SegmentationBatch(self.images.to(device), self.labels.to(device), self.ids)
+
+
+@dataclass(frozen=True)
+class Augment(Settings):
+    """How pictures and their labels are shown in training.
+
+    Attributes:
+        side: pixels of the square in which a picture is shown; its longer side fills it.
+        label_side: pixels of the square in which its labels are shown.
+        zoom: pictures are up to this share larger or smaller; in [0, 1).
+        turn: degrees by which they are turned at most; 0 or more.
+        mirror: whether half of them are mirrored.
+    """
+
+    side: int
+    label_side: int
+    zoom: float
+    turn: float
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of its range."""
+        self.check("side", self.side >= 1, "1 pixel or more")
+        self.check("label_side", self.label_side >= 1, "1 pixel or more")
+        self.check("zoom", 0 <= self.zoom < 1, "in [0, 1)")
+        self.check("turn", 0 <= self.turn <= 180, "in 0..180 degrees")
+
+    @property
+    def repeats(self) -> bool:
+        """Whether views come again, so that a frozen body may keep what it says of them."""
+        return not (self.zoom or self.turn)
+
+    def draw(self, rng: np.random.Generator) -> "View":
+        """A random view; it takes as many numbers from `rng` whatever the settings."""
+        zoom = rng.uniform(1 - self.zoom, 1 + self.zoom)
+        turn = rng.uniform(-self.turn, self.turn)
+        mirrored = rng.random() < 0.5
+        across, down = rng.uniform(-1, 1, 2) * abs(zoom - 1)
+        return View(zoom, turn, mirrored and self.mirror, (across, down))
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to show a picture.
+
+    Attributes:
+        zoom: factor by which it is larger.
+        turn: degrees clockwise.
+        mirrored: whether left and right are swapped, after all else.
+        shift: of its middle, right and down, in halves of the square. A zoomed picture is cut, or
+            placed, anywhere.
+    """
+
+    zoom: float = 1.0
+    turn: float = 0.0
+    mirrored: bool = False
+    shift: tuple[float, float] = (0.0, 0.0)
+
+
+def show(
+    image: np.ndarray, labels: np.ndarray, view: View, *, side: int, label_side: int
+) -> tuple[Tensor, Tensor]:
+    """Show a picture and its labels in squares.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) integers, 255 void.
+        view: how.
+        side: pixels of the picture's square.
+        label_side: pixels of the labels' square.
+
+    Returns:
+        (3, side, side) float32 in [0, 1], and (label_side, label_side) int64, void outside of the
+        picture. Beside a picture that is no square its border is repeated; what a zoom or a turn
+        uncovers has ImageNet's mean colour, which the network sees as 0.
+    """
+    height, width = labels.shape
+    across, down = max(0, height - width), max(0, width - height)  # what a square lacks
+    margins = [across // 2, down // 2, across - across // 2, down - down // 2]
+    picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
+    picture = TF.pad(picture.float() / 255, margins, padding_mode="edge")
+    drawn = TF.pad(torch.from_numpy(labels.astype(np.int64))[None], margins, fill=VOID)
+    if view.zoom != 1 or view.turn:
+        picture = _move(picture, view, interpolation=InterpolationMode.BILINEAR, fill=IMAGENET_MEAN)
+        drawn = _move(Mask(drawn), view, fill=VOID).as_subclass(Tensor)
+    picture = TF.resize(picture, [side, side], antialias=False)
+    # no Mask here: it would be resized by "nearest", which takes the upper left of the pixels met
+    exact = InterpolationMode.NEAREST_EXACT
+    drawn = TF.resize(drawn, [label_side, label_side], interpolation=exact)
+    if view.mirrored:
+        picture, drawn = TF.hflip(picture), TF.hflip(drawn)
+    return picture, drawn[0]
+
+
+def _move(square: Tensor, view: View, **options: Any) -> Tensor:
+    """Zoom, turn and shift a (C, n, n) tensor."""
+    shift = [part * square.shape[-1] / 2 for part in view.shift]
+    moves = dict(angle=view.turn, translate=shift, scale=view.zoom, shear=[0.0, 0.0])
+    return TF.affine(square, **moves, **options)
+
 
 class SegmentationBatches:
-    """batch(step) -> SegmentationBatch, a pure function of (seed, step); batch(step, part, parts)
-    -> a part of it.
+    """batch(step) -> SegmentationBatch, a pure function of (seed, step).
 
-    labels: one (H, W) map an image, in the order of `dataset`. Each picture is mirrored half the
-    time, turned by up to `degrees`, zoomed by a factor within `zoom`, and shown in a square of
-    `side` pixels; outside it, labels are void. label_side: pixels of the square in which labels are
-    shown. With zoom (1, 1) and no degrees a picture is shown in two ways, which a frozen body can
-    remember (backbones.ViTMap).
+    batch(step, part, parts) gives a part of it. `augment` says how pictures are shown; where its
+    views repeat, a frozen body may have a FeatureCache.
+
+    Args:
+        dataset: the pictures.
+        label_maps: one (H, W) map a picture, in the order of `dataset`; 255 is void.
+        batch: pictures in a batch, two or more.
+        augment: how they are shown. Views are drawn here, and not by the classes of torchvision,
+            which draw from the global random state.
+        seed: of pictures and views.
+        device: where batches are put.
     """
 
     def __init__(
-        self, dataset: Dataset, labels: list[np.ndarray], *, batch: int, side: int, label_side: int,
-        zoom: tuple[float, float], degrees: float, seed: int, device: str,
-    ):  # fmt: skip
-        if len(labels) != len(dataset):
-            raise ValueError(f"{len(labels)} label maps for {len(dataset)} images")
+        self,
+        dataset: Dataset,
+        label_maps: Sequence[np.ndarray],
+        *,
+        batch: int,
+        augment: Augment,
+        seed: int,
+        device: str,
+    ):
+        if len(label_maps) != len(dataset):
+            raise ValueError(f"{len(label_maps)} label maps for {len(dataset)} images")
         if batch < 2:
             raise ValueError(
                 f"a batch of {batch}: DeepLab's pooled branch needs two images or more"
             )
-        if not 0 < zoom[0] <= zoom[1]:
-            raise ValueError(f"zoom is a least and a largest factor above 0, got {zoom}")
-        self.dataset, self.labels, self.batch, self.side, self.label_side = (
-            dataset,
-            labels,
-            batch,
-            side,
-            label_side,
-        )
-        self.zoom, self.degrees, self.seed, self.device = zoom, degrees, seed, device
+        self.dataset, self.label_maps, self.batch = dataset, label_maps, batch
+        self.augment, self.seed, self.device = augment, seed, device
 
     def __call__(self, step: int, part: int = 0, parts: int = 1) -> SegmentationBatch:
+        """A batch, or a part of it, on `device`."""
+        return self.on_cpu(step, part, parts).to(self.device)
+
+    def on_cpu(self, step: int, part: int = 0, parts: int = 1) -> SegmentationBatch:
+        """The same on the CPU, for the worker processes of `loop.fit`."""
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.dataset), self.batch, replace=len(self.dataset) < self.batch)
-        moves = [self._move(rng) for _ in chosen]
+        views = [self.augment.draw(rng) for _ in chosen]
         own = launch.share(self.batch, part, parts)
-        samples = [self.dataset[int(i)] for i in chosen[own]]
+        sides = {"side": self.augment.side, "label_side": self.augment.label_side}
         pairs = [
-            self._view(sample.image, self.labels[int(i)], *move)
-            for i, sample, move in zip(chosen[own], samples, moves[own])
+            show(self.dataset.image(int(i)), self.label_maps[int(i)], view, **sides)
+            for i, view in zip(chosen[own], views[own], strict=True)
         ]
-        images, labels = (torch.stack(part).to(self.device) for part in zip(*pairs))
-        return SegmentationBatch(images, labels, [sample.id for sample in samples])
-
-    def _move(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """How a picture is shown: a (2, 2) turn, mirror and zoom, and a (2,) shift."""
-        zoom, turn = rng.uniform(*self.zoom), np.deg2rad(rng.uniform(-self.degrees, self.degrees))
-        mirror = -1.0 if rng.random() < 0.5 else 1.0
-        spread = abs(1 - 1 / zoom)  # a zoomed picture is cut, or placed, anywhere
-        shift = rng.uniform(-spread, spread, 2)
-        return np.array(
-            [[np.cos(turn) * mirror, -np.sin(turn)], [np.sin(turn) * mirror, np.cos(turn)]]
-        ) / zoom, shift
-
-    def _view(
-        self, image: np.ndarray, labels: np.ndarray, turned: np.ndarray, shift: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
-        height, width = labels.shape
-        theta = (
-            np.concatenate([turned, shift[:, None]], 1)
-            * max(height, width)
-            / np.array([[width], [height]])
-        )
-        theta = torch.tensor(theta, dtype=torch.float32)[None]
-        grid, coarse = (
-            F.affine_grid(theta, (1, 1, n, n), align_corners=False)
-            for n in (self.side, self.label_side)
-        )
-        picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
-        picture = F.grid_sample(
-            picture, grid, mode="bilinear", padding_mode="border", align_corners=False
-        )[0]
-        # 255 becomes 0 for the fill of grid_sample, and back again.
-        shifted = torch.from_numpy(VOID - labels.astype(np.float32))[None, None]
-        shown = (
-            VOID
-            - F.grid_sample(
-                shifted, coarse, mode="nearest", padding_mode="zeros", align_corners=False
-            )[0, 0]
-        )
-        return picture, shown.round().long()
-
-
-def train(model: Segmenter, batches: SegmentationBatches, *, share: float, **recipe) -> list[dict]:
-    """Train in place with OHEM; returns the history. recipe: the keywords of
-    training.train_network.
-    """
-    return loop.train_network(
-        "segmenter",
-        model,
-        lambda batch, step: (batch_loss(model, batch, share=share), {}),
-        batches,
-        **recipe,
-    )
-
-
-def train_like(
-    given: Mapping, dataset: Dataset, labels: list[np.ndarray], *, outputs: int, weights: Path | None, memory: dict, seed: int,
-    device: str, settings: dict, checkpoint: Path | None,
-) -> Segmenter:  # fmt: skip
-    """A new segmenter that learns from other label maps as that of stage 05 did.
-
-    given: the parameters of 05, but for their seed; weights: those that its body starts from;
-    memory: see `remember`; settings: what tells this training from others of the run.
-    """
-    torch.manual_seed(seed)
-    model = build_segmenter(
-        given["backbone"],
-        weights=weights,
-        trainable_blocks=given["trainable_blocks"],
-        outputs=outputs,
-    ).to(device)
-    remember(model, memory, zoom=given["zoom"], turn=given["turn"])
-    shown = {"zoom": (1 - given["zoom"], 1 + given["zoom"]), "degrees": given["turn"]} | {
-        n: given[n] for n in ("batch", "side", "label_side")
-    }
-    batches = SegmentationBatches(dataset, labels, seed=seed, device=device, **shown)
-    settings = {**given, **settings, "seed": seed}
-    train(
-        model,
-        batches,
-        share=given["ohem_share"],
-        seed=seed,
-        settings=settings,
-        checkpoint=checkpoint,
-        **loop.recipe(given),
-    )
-    return model
+        images, labels = (torch.stack(each) for each in zip(*pairs, strict=True))
+        return SegmentationBatch(images, labels, [self.dataset.ids[i] for i in chosen[own]])
 
 
 # ---------------------------------------------------------------- prediction
@@ -297,54 +331,70 @@ def predict_logits(
     The picture is resized to `side` x `side` pixels, as the reference does at 512.
     """
     model.eval()
-    with made_ahead(
-        dataset.__getitem__, range(len(dataset)), most=batch, device=device
-    ) as pictures:
-        while samples := list(islice(pictures, batch)):
-            images = [
-                torch.from_numpy(sample.image).to(device).permute(2, 0, 1)[None].float()
-                for sample in samples
+    for decoded in load(dataset.image, range(len(dataset)), device=device, batch=batch):
+        images = [
+            torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() for image in decoded
+        ]
+        resized = torch.cat(
+            [
+                F.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
+                for image in images
             ]
-            resized = torch.cat(
-                [
-                    F.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
-                    for image in images
-                ]
-            )
-            yield from model.classifier(model.features(resized / 255)).float().cpu()
+        )
+        yield from model.classifier(model.features(resized / 255)).float().cpu()
 
 
 def probabilities(logits: Tensor, *, image_hw: tuple[int, int]) -> Tensor:
     """(outputs, h, w) logits -> (outputs, H, W) that sum to 1: bilinear to the image first, softmax
     then.
     """
-    return F.interpolate(logits[None], size=image_hw, mode="bilinear", align_corners=False)[
-        0
-    ].softmax(0)
+    return _enlarge(logits, image_hw).softmax(0)
 
 
 def label_map(logits: Tensor, *, image_hw: tuple[int, int]) -> np.ndarray:
-    """(outputs, h, w) logits -> (H, W) uint8, the most probable output of each pixel."""
-    return probabilities(logits, image_hw=image_hw).argmax(0).numpy().astype(np.uint8)
+    """The output with the largest logit in each pixel, after bilinear enlargement to the image.
+
+    Args:
+        logits: (outputs, h, w).
+        image_hw: (H, W).
+
+    Returns:
+        (H, W) uint8; uint16 for more than 255 outputs.
+    """
+    return _smallest_type(_enlarge(logits, image_hw).argmax(0).numpy(), outputs=len(logits))
+
+
+def _enlarge(logits: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    return F.interpolate(logits[None], size=image_hw, mode="bilinear", align_corners=False)[0]
+
+
+def _smallest_type(labels: np.ndarray, *, outputs: int) -> np.ndarray:
+    return labels.astype(np.uint8 if outputs <= 255 else np.uint16)
 
 
 def refined_maps(
-    logits: Iterable[np.ndarray], dataset: Dataset, *, workers: int, **options
+    logits: Iterable[np.ndarray], dataset: Dataset, settings: crf.CrfSettings, *, workers: int
 ) -> Iterator[np.ndarray]:
-    """The `label_map` of each image after the CRF: (H, W) uint8, one by one, in the order of
-    `dataset`.
+    """The label map of each image after the CRF.
 
-    logits: (outputs, h, w) of each image, any iterable. workers and options: those of
-    crf.refine_all and crf.dense_crf.
+    Args:
+        logits: (outputs, h, w) of each image, any iterable.
+        dataset: the images, in the same order.
+        settings: of the CRF.
+        workers: processes, see crf.refine_all.
+
+    Returns:
+        Maps as those of `label_map`, one by one.
     """
     soft = (
         probabilities(
-            torch.from_numpy(np.asarray(one, np.float32)), image_hw=sample.image.shape[:2]
+            torch.from_numpy(np.asarray(one, np.float32)), image_hw=dataset.size(i)
         ).numpy()
-        for one, sample in zip(logits, dataset)
+        for i, one in enumerate(logits)
     )
-    refined = crf.refine_all((sample.image for sample in dataset), soft, workers=workers, **options)
-    return (p.argmax(0).astype(np.uint8) for p in refined)
+    images = map(dataset.image, range(len(dataset)))
+    refined = crf.refine_all(images, soft, settings, workers=workers)
+    return (_smallest_type(p.argmax(0), outputs=len(p)) for p in refined)
 
 
 # ---------------------------------------------------------------- the last of a run

@@ -18,6 +18,7 @@ always passed on.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,6 +47,36 @@ PUBLISHED_WEIGHTS = {
 }
 
 
+class FeatureCache:
+    """Feature maps of pictures that a frozen body has seen, in half precision.
+
+    Bodies of the same weights may share one: a map is found by a hash of the picture's pixels.
+    Maps of one picture at a time are computed, and rounded whether they are kept or not, so the
+    numbers are the same to the bit with a cache that is empty, filled or full. Worth its memory
+    where pictures come again: not where they are zoomed or turned at random.
+
+    Args:
+        max_bytes: of all maps together; what comes when they are reached is not kept.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.bytes = max_bytes, 0
+        self.maps: dict[bytes, Tensor] = {}
+
+    def __call__(self, images: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
+        """extract(images) in half precision's accuracy: (B, 3, H, W) -> (B, D, h, w) float32."""
+        return torch.stack([self._one(image, extract) for image in images]).float()
+
+    def _one(self, image: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
+        key = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()
+        if (found := self.maps.get(key)) is None:
+            found = extract(image[None])[0].half()
+            if self.bytes + found.nbytes <= self.max_bytes:
+                self.maps[key] = found
+                self.bytes += found.nbytes
+        return found
+
+
 class ViTMap(nn.Module):
     """A ViT as a convolutional body: (B, 3, H, W) normalised -> {"out": (B, D, H / 8, W / 8)},
     whitened.
@@ -58,12 +89,13 @@ class ViTMap(nn.Module):
     DeepLab's first layers are in the reference. H and W are padded to whole patches by repeating
     the border, as the encoder does.
 
-    memory: set it to a dict, and a body of which nothing learns looks at each picture once and
-    remembers its map, in half precision; bodies of the same weights may share one. On two CPU cores
-    the body is most of a training step.
+    cache: where nothing learns, each picture's map is taken from there, so it is computed once. On
+    two CPU cores the body is most of a training step.
     """
 
-    def __init__(self, vit: VisionTransformer, *, trainable_blocks: int):
+    def __init__(
+        self, vit: VisionTransformer, *, trainable_blocks: int, cache: FeatureCache | None = None
+    ):
         super().__init__()
         if not 0 <= trainable_blocks <= len(vit.blocks):
             raise ValueError(
@@ -71,7 +103,7 @@ class ViTMap(nn.Module):
             )
         self.vit, self.fixed = vit, len(vit.blocks) - trainable_blocks
         self.out_channels, self.patch = vit.embed_dim, vit.patch_embed.patch_size[0]
-        self.memory: dict[bytes, Tensor] | None = None
+        self.cache = None if trainable_blocks else cache
         self.whiten = nn.BatchNorm2d(vit.embed_dim, affine=False)
         vit.requires_grad_(False)
         for part in (*vit.blocks[self.fixed :], vit.norm) if trainable_blocks else ():
@@ -84,21 +116,8 @@ class ViTMap(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        frozen = self.fixed == len(self.vit.blocks)
-        maps = self._extract(images) if self.memory is None or not frozen else self._recall(images)
+        maps = self._extract(images) if self.cache is None else self.cache(images, self._extract)
         return {"out": self.whiten(maps)}
-
-    def _recall(self, images: Tensor) -> Tensor:
-        """One picture at a time: a resumed training, which has forgotten, then sees the same
-        numbers to the bit.
-        """
-        maps = []
-        for image in images:
-            key = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()
-            if key not in self.memory:
-                self.memory[key] = self._extract(image[None])[0].half()
-            maps.append(self.memory[key].float())
-        return torch.stack(maps)
 
     def _extract(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -128,19 +147,26 @@ class ViTPyramid(nn.Module):
         return {"0": fine, "1": F.avg_pool2d(fine, 2, ceil_mode=True, count_include_pad=False)}
 
 
-def build_map(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
+def build_map(
+    name: str,
+    *,
+    weights: str | Path | None,
+    trainable_blocks: int,
+    cache: FeatureCache | None = None,
+) -> nn.Module:
     """A body for DeepLab-v3: {"out": feature map of stride 8}, and its `out_channels`.
 
     weights: a file of self-supervised weights; None or "random": none of them. For "vit"
     safetensors as pretrain writes them; for "resnet50" also a name in PUBLISHED_WEIGHTS, or a file
     of torch.save or safetensors with torchvision's key names and no head, or a checkpoint of MoCo
     v2. trainable_blocks: how many of the ViT's blocks, or of the ResNet's four layers, learn; the
-    others are frozen. Raises WeightsError for weights that are missing, broken or unfitting,
+    others are frozen. cache: for "vit" where nothing learns; else it is not used. Raises
+    WeightsError for weights that are missing, broken or unfitting,
     or cannot be fetched.
     """
     _check_name(name)
     if name == "vit":
-        return ViTMap(_zoo_vit(weights), trainable_blocks=trainable_blocks)
+        return ViTMap(_zoo_vit(weights), trainable_blocks=trainable_blocks, cache=cache)
     network = _resnet50(weights, replace_stride_with_dilation=[False, True, True])
     _freeze_layers(network, trainable_blocks)
     body = IntermediateLayerGetter(network, return_layers={"layer4": "out"})
@@ -148,14 +174,21 @@ def build_map(name: str, *, weights: str | Path | None, trainable_blocks: int) -
     return body
 
 
-def build_pyramid(name: str, *, weights: str | Path | None, trainable_blocks: int) -> nn.Module:
+def build_pyramid(
+    name: str,
+    *,
+    weights: str | Path | None,
+    trainable_blocks: int,
+    cache: FeatureCache | None = None,
+) -> nn.Module:
     """A body for Mask R-CNN: {level: feature map}, all of `out_channels`.
 
     See `build_map` for the rest.
     """
     _check_name(name)
     if name == "vit":
-        return ViTPyramid(ViTMap(_zoo_vit(weights), trainable_blocks=trainable_blocks))
+        vit = _zoo_vit(weights)
+        return ViTPyramid(ViTMap(vit, trainable_blocks=trainable_blocks, cache=cache))
     network = _resnet50(weights)
     _freeze_layers(network, trainable_blocks)
     layers = {f"layer{i + 1}": str(i) for i in range(4)}

@@ -20,8 +20,10 @@ from mdlib.core.paths import ROOT
 from mdlib.core.weights import read_weights
 from mdlib.data import Dataset, roles
 from mdlib.method import pseudo_labels
+from mdlib.method.crf import CrfSettings
 from mdlib.method.detector import load_detector
 from mdlib.method.segmenter import Segmenter, label_map, load_segmenter
+from mdlib.models.backbones import FeatureCache
 from mdlib.models.encoder import Encoder, load_encoder
 from mdlib.run.stage import device, manifest_path, read_manifest
 
@@ -199,13 +201,14 @@ class RunArtifacts:
 
     # ---------------------------------------------------------------- 05, 06: maps
 
+    @cached_property
     def _refined_folder(self) -> Path | None:
         """Stage 6's folder, or None in a finished run without it."""
         return self.folder("06") if self._runs_what_lacks or self.has("06") else None
 
     def segmenter_folder(self) -> Path:
         """Where the run's last segmenter and its logits are: stage 6's if it trained one."""
-        refined = self._refined_folder()
+        refined = self._refined_folder
         own = refined is not None and (refined / "segmenter.safetensors").is_file()
         return refined if own else self.folder("05")
 
@@ -234,15 +237,16 @@ class RunArtifacts:
 
     def refined_maps(self, role: str) -> LabelMaps | None:
         """The label maps after the CRF, or None in a run without one."""
-        folder = self._refined_folder()
+        folder = self._refined_folder
         if folder is None or self.crf() is None:
             return None
         return LabelMaps(folder / role, self.dataset(role).ids)
 
     def crf(self) -> Mapping | None:
         """The settings of the run's CRF, or None in a run without one."""
-        folder = self._refined_folder()
-        return None if folder is None else read_json(folder / "crf.json")["parameters"]
+        folder = self._refined_folder
+        found = None if folder is None else read_json(folder / "crf.json")["parameters"]
+        return None if found is None else CrfSettings.of(found)
 
     # ---------------------------------------------------------------- networks
 
@@ -257,8 +261,11 @@ class RunArtifacts:
         """Stage 3's Mask R-CNN, in eval mode."""
         return load_detector(self.folder("03") / "detector.safetensors", device=device())
 
-    def segmenter(self) -> tuple[Segmenter, int]:
-        """The run's last DeepLab in eval mode, and the side in pixels at which it sees a picture."""
+    def segmenter(self, *, cache: FeatureCache | None = None) -> tuple[Segmenter, int]:
+        """The run's last DeepLab in eval mode, and the side in pixels at which it sees a picture.
+
+        cache: where a frozen body keeps what it says of each picture.
+        """
         path = self.segmenter_folder() / "segmenter.safetensors"
         side = read_weights(path)[1]["architecture"]["side"]
-        return load_segmenter(path, device=device()), side
+        return load_segmenter(path, device=device(), cache=cache), side

@@ -11,21 +11,25 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import papermill
 import psutil
+from filelock import FileLock, Timeout
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mdlib.core.files import StoreError, write_json, write_text
+from mdlib.core.files import StoreError, read_json, write_json, write_text
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
+from mdlib.run.exit_codes import DIED, DONE, FAILED, INTERRUPTED
 from mdlib.run.presets import Preset, PresetError, load_preset, resolve
 from mdlib.run.stage import PLACE, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
 
-DONE, WRONG, FAILED, DIED, INTERRUPTED = 0, 2, 3, 4, 130
 # The kernels inherit this. Plain progress lines (mdlib.core.progress); and glibc's malloc keeps its
 # memory instead of returning it to the system at every training step, which costs up to half the
 # time on small steps.
@@ -50,10 +54,7 @@ def run(
     notebooks = _chosen(preset, start, only)
     run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
     with _lock(run_dir):
-        run_info = {
-            "preset": preset_name,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        run_info = {"preset": preset_name, "started": _now()}
         write_json(run_dir / "artifacts" / "run.json", run_info)
         code = _run_all(
             preset,
@@ -102,10 +103,11 @@ def _run_all(
 ) -> int:
     for folder in ("figures", "notebooks"):
         (run_dir / folder).mkdir(exist_ok=True)
+    place = str(run_dir.relative_to(ROOT) if run_dir.is_relative_to(ROOT) else run_dir)
     expected = {name: preset.seconds.get(name, 30.0) for name in notebooks}
     spent, planned = 0.0, 0.0
     for number, name in enumerate(notebooks, 1):
-        values = {**parameters[name], PLACE: os.path.relpath(run_dir, ROOT)}
+        values = {**parameters[name], PLACE: place}
         reason = stale_reason(run_dir, name, values)
         if name in forced and reason is None:
             reason = "asked for"
@@ -134,7 +136,7 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
     partial = executed.with_suffix(".partial.ipynb")
     began, status, code = time.monotonic(), "done", DONE
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    os.environ.update(KERNEL_ENVIRONMENT)
+    os.environ.update(KERNEL_ENVIRONMENT, PYTHONPATH=_path_of_kernels())
     with _peak_memory() as peak:
         try:
             papermill.execute_notebook(
@@ -142,7 +144,8 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
                 partial,
                 parameters=values,
                 cwd=str(NOTEBOOKS),
-                kernel_name="python3",
+                kernel_name=NATIVE_KERNEL_NAME,
+                kernel_manager_class=_OwnKernel,
                 progress_bar=False,
                 log_output=False,
                 extra_arguments=["--log-level=ERROR"],
@@ -166,32 +169,64 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
             print(f"the kernel of {name} did not start: {error}")
     if code == DONE and (reason := stale_reason(run_dir, name, values)) is not None:
         status, code = f"failed: it ended without its manifest ({reason})", FAILED
+        print(f"{name} {status}")
     if code == DONE:
         os.replace(partial, executed)
         report.render_notebook(executed)
     elif partial.is_file():
-        print(f"what it did until then: {_shown(partial)}")
+        print(f"partial notebook: {_shown(partial)}")
     seconds = round(time.monotonic() - began, 1)
     return code, dict(zip(COST_COLUMNS, (name, status, seconds, round(peak["bytes"] / 1e6))))
 
 
+class _OwnKernel(AsyncKernelManager):
+    """Starts the Python of this process, whatever kernel is installed under the name python3."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """What `python -m ipykernel_launcher` of this Python is."""
+        return KernelSpecManager(kernel_dirs=[]).get_kernel_spec(NATIVE_KERNEL_NAME)
+
+
+def _path_of_kernels() -> str:
+    """PYTHONPATH with this checkout first: kernels start elsewhere, and another may be installed."""
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(ROOT), *(path for path in known if path not in ("", str(ROOT)))])
+
+
 @contextmanager
-def _lock(run_dir: Path):
-    """One run a folder at a time. A lock whose process is gone is taken over."""
-    path = run_dir / "artifacts" / "lock"
+def _lock(run_dir: Path) -> Iterator[None]:
+    """One run a folder at a time; the lock ends with its process, however that ends."""
+    artifacts = run_dir / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(artifacts / "lock"), artifacts / "lock.json"
     try:
-        holder = int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        holder = None
-    if holder is not None and holder != os.getpid() and psutil.pid_exists(holder):
+        lock.acquire(timeout=0)
+    except Timeout:
         raise StoreError(
-            f"another run (process {holder}) works in {run_dir}: wait for it, or choose another --out"
-        )
-    write_text(path, str(os.getpid()))
+            f"another run{_described(holder)} works in {run_dir}: "
+            "wait for it, or choose another --out"
+        ) from None
     try:
+        write_json(holder, {"process": os.getpid(), "started": _now()})
         yield
     finally:
-        path.unlink(missing_ok=True)
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _described(holder: Path) -> str:
+    """Who holds a lock, or nothing while it has not written that yet."""
+    try:
+        found = read_json(holder)
+    except StoreError:
+        return ""
+    return f" (process {found['process']}, since {found['started']})"
+
+
+def _now() -> str:
+    """This second, UTC, as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @contextmanager

@@ -6,7 +6,6 @@
 or `python -m mdlib predict IMAGES --run RUN`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +45,7 @@ class MaskDistill:
     side: int
     classes: tuple[str, ...]
     cluster_to_class: np.ndarray
-    crf: Mapping | None
+    crf: crf.CrfSettings | None
 
     @classmethod
     def from_run(cls, run: RunArtifacts) -> "MaskDistill":
@@ -63,15 +62,15 @@ class MaskDistill:
         return cls(run.detector(), model, side, classes, names, settings)
 
     def labels(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (H, W) uint8 clusters, 0 background and 1 + cluster."""
+        """(H, W, 3) uint8 RGB -> (H, W) clusters, 0 background and 1 + cluster; see label_map."""
         one = InMemory({"image": image})
         (logits,) = segmenter.predict_logits(
             self.segmenter, one, side=self.side, batch=1, device=device()
         )
-        soft = segmenter.probabilities(logits, image_hw=image.shape[:2]).numpy()
-        if self.crf is not None:
-            soft = crf.dense_crf(image, soft, **self.crf)
-        return soft.argmax(0).astype(np.uint8)
+        if self.crf is None:
+            return segmenter.label_map(logits, image_hw=image.shape[:2])
+        (labels,) = segmenter.refined_maps([logits.numpy()], one, self.crf, workers=1)
+        return labels
 
     def predict(
         self, image: np.ndarray, *, image_id: str = "image"

@@ -1,10 +1,10 @@
 """The report of a run: metrics.json, summary.md and index.html, made from its stages' manifests."""
 
-import html
 import os
 import subprocess
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nbconvert import HTMLExporter
 
 from mdlib.core.files import read_json, write_json, write_text
@@ -13,6 +13,13 @@ from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
 from mdlib.run.stage import ZOO, data_label, device, read_manifest, versions
 from mdlib.studies.claims import claims_table, gather_claims, write_claims
+
+OVERVIEW = "12_report"  # the stage whose figures open the page
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+)
 
 
 def collect(run_dir: Path, preset: Preset) -> dict:
@@ -155,47 +162,21 @@ def _run_line(content: dict) -> str:
 def _html(
     title: str, content: dict, table: list[tuple], claims: list[dict], run_dir: Path, preset: Preset
 ) -> str:
-    rows = "".join(
-        f'<tr class="{verdict.lower()}"><td><code>{name}</code></td><td class="n">{value}</td><td class="n">{band}</td>'
-        f"<td>{verdict}</td><td>{html.escape(meaning)}</td></tr>"
-        for name, value, band, verdict, meaning in table
+    """The page of a run, from templates/report.html.j2."""
+    stages = [
+        read_manifest(run_dir, name)
+        | {"name": name, "has_page": (run_dir / "notebooks" / f"{name}.html").is_file()}
+        for name in preset.notebooks
+    ]
+    return TEMPLATES.get_template("report.html.j2").render(
+        title=title,
+        run_line=_run_line(content),
+        has_contact_sheet=(run_dir / "export" / "contact_sheet.html").is_file(),
+        rows=table,
+        claims=claims,
+        stages=stages,
+        overview=OVERVIEW,
     )
-    sections, costs = [], []
-    for name in preset.notebooks:
-        manifest = read_manifest(run_dir, name)
-        page = run_dir / "notebooks" / f"{name}.html"
-        link = f'<a href="notebooks/{name}.html">{name}</a>' if page.is_file() else name
-        costs.append(f'<tr><td>{link}</td><td class="n">{manifest["seconds"]:.0f} s</td></tr>')
-        figures = "".join(
-            f'<figure><img src="figures/{f["file"]}" alt="{html.escape(f["caption"])}" loading="lazy">'
-            f"<figcaption>{html.escape(f['caption'])}</figcaption></figure>"
-            for f in manifest["figures"]
-        )
-        skipped = (
-            f"<p>Skipped: {html.escape(manifest['skipped'])}</p>" if "skipped" in manifest else ""
-        )
-        sections.append(f"<section><h2>{link}</h2>{skipped}{figures}</section>")
-    # the overview opens the page
-    first = sections.pop() if preset.notebooks[-1] == "12_report" else ""
-    return PAGE.format(
-        title=html.escape(title),
-        run=html.escape(_run_line(content)),
-        claims=_claims_html(claims) if claims else "",
-        sheet=SHEET if (run_dir / "export" / "contact_sheet.html").is_file() else "",
-        rows=rows,
-        first=first,
-        sections="".join(sections),
-        costs="".join(costs),
-    )
-
-
-def _claims_html(claims: list[dict]) -> str:
-    rows = "".join(
-        f'<tr><td>{html.escape(r["claim"])}</td><td>{html.escape(r["experiment"])}</td><td class="n">{r["effect"]:+.3f}</td>'
-        f'<td class="n">{r["interval"][0]:+.3f} to {r["interval"][1]:+.3f}</td><td>{r["verdict"]}</td></tr>'
-        for r in claims
-    )
-    return CLAIMS.format(rows=rows)
 
 
 def _commit() -> str:
@@ -216,24 +197,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return said[0] + ("-dirty" if said[1] else "")
-
-
-CLAIMS = """<h2>Claims</h2><div class="wide"><table><tr><th>claim</th><th>experiment</th><th class="n">effect</th>
-<th class="n">95 % interval</th><th>verdict</th></tr>{rows}</table></div>"""
-SHEET = '<p><a href="export/contact_sheet.html">Contact sheet</a>: the clusters that were found, with their masks.</p>'
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd; }}
-table {{ border-collapse: collapse; font-size: .9rem; }} td, th {{ padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #eee; }}
-.n {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }} .outside td {{ background: #fbe3d6; }}
-figure {{ margin: 1.2rem 0; }} img {{ max-width: 100%; height: auto; }} figcaption {{ color: #555; font-size: .9rem; }}
-.wide {{ overflow-x: auto; }} .run {{ color: #555; font-size: .9rem; }}
-</style></head><body>
-<h1>{title}</h1><p class="run">{run}</p>{sheet}{first}
-<h2>Metrics</h2><div class="wide"><table><tr><th>metric</th><th class="n">value</th><th class="n">band</th><th></th><th>what it is</th></tr>{rows}</table></div>
-{claims}{sections}
-<h2>Cost</h2><table><tr><th>notebook</th><th class="n">time</th></tr>{costs}</table>
-</body></html>
-"""

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import nbformat
 import numpy as np
-import torch
 
 from mdlib.core.files import (
     StoreError,
@@ -233,7 +232,7 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
     folder = artifacts / f".{name}.{os.getpid()}"
     folder.mkdir()
     label = run_label(run_dir, parameters)
-    print(f"{name} · {label} · {device()} · torch {torch.__version__}")
+    print(f"{name} · {label} · {device()} · torch {metadata.version('torch')}")
     return Stage(name, parameters, run_dir, label, folder)
 
 
@@ -257,6 +256,8 @@ def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> st
 
 def device() -> str:
     """ "cuda" where there is one, else "cpu"."""
+    import torch  # here, so that the runner does without it while kernels work
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

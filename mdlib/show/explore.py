@@ -8,6 +8,7 @@ them.
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -86,7 +87,7 @@ def threshold_view(
 
 
 def crf_view(
-    image: np.ndarray, probabilities: np.ndarray, *, most: int = 6, **settings
+    image: np.ndarray, probabilities: np.ndarray, settings: crf.CrfSettings, *, most: int = 6
 ) -> np.ndarray:
     """The CRF's labels (H, W).
 
@@ -94,7 +95,7 @@ def crf_view(
     """
     kept = np.sort(np.argsort(-probabilities.sum((1, 2)), kind="stable")[:most])
     p = probabilities[kept] + 1e-6
-    return kept[crf.dense_crf(image, p / p.sum(0), **settings).argmax(0)]
+    return kept[crf.dense_crf(image, p / p.sum(0), settings).argmax(0)]
 
 
 # ---------------------------------------------------------------- what the notebooks show
@@ -183,13 +184,13 @@ def borders(
     names: np.ndarray,
     *,
     classes: int,
-    **settings,
+    settings: crf.CrfSettings,
 ) -> widgets.VBox | None:
     """06: move the CRF's parameters on one picture."""
     colours = class_colours(classes)
 
     def draw(**moved):
-        found = crf_view(image, probabilities, **{**settings, **moved})
+        found = crf_view(image, probabilities, replace(settings, **moved))
         maps = [
             colour_map(np.maximum(names[m], 0), colours) for m in (probabilities.argmax(0), found)
         ]
@@ -207,15 +208,12 @@ def borders(
         "gaussian_compat": (0, 10, 1),
     }
     slider = {int: widgets.IntSlider, float: widgets.FloatSlider}
-    return _live(
-        draw,
-        **{
-            n: slider[type(settings[n])](
-                settings[n], min=a, max=max(b, settings[n]), step=s, description=n
-            )
-            for n, (a, b, s) in ranges.items()
-        },
-    )
+    controls = {}
+    for name, (least, most, step) in ranges.items():
+        value = getattr(settings, name)
+        options = dict(min=least, max=max(most, value), step=step, description=name)
+        controls[name] = slider[type(value)](value, **options)
+    return _live(draw, **controls)
 
 
 def _mosaic(rows: list[list[np.ndarray]], *, columns: int, title: str, side: int = 160) -> None:

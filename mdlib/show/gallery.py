@@ -9,7 +9,6 @@ analysis, 1987.
 """
 
 import base64
-import html
 import io
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from sklearn.metrics import silhouette_score
 
@@ -182,39 +182,36 @@ def contact_sheet(
     title: str,
     note: str,
 ) -> str:
-    """One HTML page that needs no other file: each cluster's thumbnails, those that there are.
-    captions: the file of each mask.
+    """One HTML page that needs no other file: each cluster with its thumbnails.
+
+    Args:
+        clusters: in the order of the page.
+        thumbs: {index of a mask: (side, side, 3) uint8}; a mask without one is counted, not shown.
+        captions: the file of each mask.
+        title: the page's heading.
+        note: a line under it.
+
+    Returns:
+        The page, HTML.
     """
-    links, sections = [], []
-    for c in clusters:
-        head = html.escape(c.name)
-        number = "" if c.name == unnamed(c.number) else f"cluster {c.number}, "
-        links.append(f'<a href="#c{c.number}">{head} <small>{len(c.members)}</small></a>')
-        cells = "".join(_cell(thumbs[i], captions[i]) for i in c.members if i in thumbs)
-        sections.append(
-            f'<section id="c{c.number}"><h2>{head} <small>{number}{_masks(len(c.members))}</small></h2><div class="grid">{cells}</div></section>'
-        )
-    return PAGE.format(
-        title=html.escape(title),
-        note=html.escape(note),
-        links="".join(links),
-        sections="".join(sections),
+    return TEMPLATES.get_template("contact_sheet.html.j2").render(
+        clusters=clusters, thumbs=thumbs, captions=captions, title=title, note=note, unnamed=unnamed
     )
 
 
-def _cell(thumb: np.ndarray, caption: str) -> str:
-    jpeg = io.BytesIO()
-    Image.fromarray(thumb).save(jpeg, format="JPEG", quality=82)
-    data, path, name = (
-        base64.b64encode(jpeg.getvalue()).decode(),
-        html.escape(caption),
-        html.escape(caption.rpartition("/")[2]),
-    )
-    return f'<figure title="{path}"><img src="data:image/jpeg;base64,{data}" alt="a mask in {path}"><figcaption>{name}</figcaption></figure>'
+def _jpeg(image: np.ndarray) -> str:
+    """(H, W, 3) uint8 -> the image as a JPEG file, in base64."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=82)
+    return base64.b64encode(file.getvalue()).decode()
 
 
-def _masks(count: int) -> str:
-    return f"{count:,} mask" + ("s" if count != 1 else "")
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+)
+TEMPLATES.filters["jpeg"] = _jpeg
 
 
 # ---------------------------------------------------------------- files to take away
@@ -263,21 +260,3 @@ def export(
         more=more,
     )
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in ("background", *titles)))
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 16px/1.45 system-ui, sans-serif; color: #222; max-width: 75rem; margin: 1.5rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; margin-bottom: .3rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .6rem; overflow-wrap: anywhere; }}
-p, small, figcaption {{ color: #5a5a5a; }} small {{ font-weight: normal; font-size: .85em; }}
-nav {{ display: flex; flex-wrap: wrap; gap: .4rem; max-height: 14rem; overflow-y: auto; }}
-nav a {{ padding: .35rem .6rem; border: 1px solid #ccc; border-radius: 1rem; color: inherit; text-decoration: none; font-size: .9rem; }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .6rem; }}
-figure {{ margin: 0; min-width: 0; }} img {{ display: block; width: 100%; border-radius: 4px; }}
-figcaption {{ font-size: .75rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
-</style></head><body>
-<h1>{title}</h1><p>{note}</p><nav aria-label="clusters">{links}</nav>
-{sections}
-</body></html>
-"""

@@ -30,7 +30,7 @@ def image_tokens(dataset: Dataset, encoder: Encoder, *, input_side: int) -> list
     as in stage 1.
     """
     images = (
-        torch.from_numpy(dataset[i].image).permute(2, 0, 1)[None] for i in range(len(dataset))
+        torch.from_numpy(dataset.image(i)).permute(2, 0, 1)[None] for i in range(len(dataset))
     )
     resized = (proposals.resize_images(image, input_side=input_side) for image in images)
     return [encoder.tokens(image) for image in track(resized, total=len(dataset), what="tokens")]

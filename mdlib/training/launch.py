@@ -1,7 +1,8 @@
-"""One training in several processes, one a GPU: each takes its part of every batch, and their
-gradients are added.
+"""One training in several processes, one a GPU.
 
-    history = launch(segmenter.train, model, batches, processes=gpus, steps=..., checkpoint=...)
+Each takes its part of every batch, and their gradients are averaged.
+
+    history = launch(fit, model, batches, loss, recipe, processes=2, checkpoint=..., identity=...)
 
 The processes are started as torchrun starts them (torch.distributed.launcher), which works from a
 notebook's cell too: each is a new Python that imports the function by its name and gets a copy of
@@ -11,31 +12,45 @@ only takes the weights and the history from there. A training that was stopped g
 way.
 
 A script that torchrun itself has started may call `launch` as well: then each of torchrun's
-processes takes its part. `training.fit` asks this module who it is; in one process all of this does
+processes takes its part. `loop.fit` asks this module who it is; in one process all of this does
 nothing.
 """
 
 import copy
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.nn.parallel import DistributedDataParallel
 
 
 class ProcessError(Exception):
     """One of the processes failed; the message says which, and why."""
 
 
-def launch(train: Callable, model: nn.Module, *args, processes: int, **options):
-    """train(model, *args, **options), in so many processes; one: here. Returns what it returns.
+def launch(train: Callable, model: nn.Module, *args: Any, processes: int, **options: Any) -> Any:
+    """Call train(model, *args, **options) in so many processes; with one: here.
 
-    train: a function of a module that moves the model to its device and trains it through
-    `training.fit` with a checkpoint. Raises ValueError where a training has no checkpoint or the
-    machine not so many GPUs, ProcessError where a process fails.
+    Args:
+        train: `loop.fit`, or a function that calls it with a checkpoint. For several processes it
+            and its arguments must be picklable: no lambda, and nothing that a notebook defines.
+        model: on any device; each process moves its copy to its own GPU.
+        args: further arguments of `train`.
+        processes: how many, one a GPU; without a GPU on the CPU.
+        options: keywords of `train`, `checkpoint` among them.
+
+    Returns:
+        What `train` returns; the model is trained in place.
+
+    Raises:
+        ValueError: where a training has no checkpoint, or the machine not so many GPUs.
+        ProcessError: where a process fails.
     """
     if dist.is_torchelastic_launched():
         return _work(train, model, args, options)
@@ -45,25 +60,40 @@ def launch(train: Callable, model: nn.Module, *args, processes: int, **options):
             raise ValueError(f"{processes} processes need a GPU each, and there are {gpus}")
         if options.get("checkpoint") is None:
             raise ValueError("several processes hand their result over in a checkpoint: name one")
-        config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-            run_id="maskdistill", max_restarts=0, local_addr="localhost",
-        )  # fmt: skip
-        try:
-            elastic_launch(config, _work_on_copy)(train, model.cpu(), args, options)
-        except ChildFailedError as error:
-            number, failure = error.get_first_failure()
-            said = (
-                failure.message["message"] if isinstance(failure.message, dict) else failure.message
-            )
-            raise ProcessError(f"process {number} of {processes} failed: {said}") from None
+        device = next(model.parameters()).device
+        _run_elastic(processes, train, model.cpu(), args, options)
+        model.to(device)
     return train(model, *args, **options)
 
 
-def _work(train: Callable, model: nn.Module, args: tuple, options: dict):
+def _run_elastic(
+    processes: int, train: Callable, model: nn.Module, args: tuple, options: dict
+) -> None:
+    """Start the processes, and wait until they have ended."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="maskdistill",
+        max_restarts=0,
+        local_addr="localhost",
+    )
+    try:
+        elastic_launch(config, _work_on_copy)(train, model, args, options)
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        message = failure.message
+        reason = message["message"] if isinstance(message, dict) else message
+        raise ProcessError(f"process {number} of {processes} failed: {reason}") from None
+
+
+def _work(train: Callable, model: nn.Module, args: tuple, options: dict) -> Any:
     """What each process does."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # "cuda" means this one from here on
+        model.to("cuda")
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         return train(model, *args, **options)
@@ -99,39 +129,33 @@ def share(batch: int, part: int, parts: int) -> slice:
     """
     if batch % parts:
         raise ValueError(
-            f"a batch of {batch} has no {parts} equal parts: `batch` must be a multiple of accumulate * gpus"
+            f"a batch of {batch} has no {parts} equal parts: "
+            "`batch` must be a multiple of accumulate * gpus"
         )
     return slice(part * batch // parts, (part + 1) * batch // parts)
 
 
-def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients over the processes, in place.
-
-    A parameter that had no part in a loss has a gradient of zero.
-    """
-    if size() > 1:
-        for parameter in (parameters := list(parameters)):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        _add([parameter.grad for parameter in parameters])
+def parallel(model: nn.Module) -> nn.Module:
+    """The model itself in one process; else one whose gradients are averaged over the processes."""
+    if size() == 1:
+        return model
+    # Mask R-CNN has parameters that take no part in the loss of a batch without a region. BatchNorm
+    # keeps its statistics in each process; those of the first one are saved.
+    return DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
 
 
-def add_numbers(numbers: dict[str, float]) -> dict[str, float]:
-    """The same names with the sums over the processes."""
+def gradients_exchanged(network: nn.Module, *, now: bool) -> AbstractContextManager:
+    """Around the loss of a part of a batch: are gradients averaged after it, or only added up?"""
+    if now or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
+
+
+def mean(numbers: dict[str, float]) -> dict[str, float]:
+    """The same names with the means over the processes."""
     if size() == 1:
         return numbers
-    total = torch.tensor(
-        list(numbers.values()),
-        dtype=torch.float64,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-    )
-    _add([total])
-    return dict(zip(numbers, total.tolist()))
-
-
-def _add(tensors: list[Tensor]) -> None:
-    """All in one message: many small ones would wait for each other."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(part.view(tensor.shape))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    total = torch.tensor(list(numbers.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return dict(zip(numbers, (total / size()).tolist(), strict=True))

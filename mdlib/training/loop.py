@@ -1,278 +1,337 @@
 """The one training loop: fp32 or bf16, a schedule, resume to the same step, NaN stop, a log line.
 
 Two habits make it resumable without saving any random state. A batch is a function of the step
-(`batch_of(step)`), and the global seed is set anew at each step from (seed, step). So a run that
+(`batches(step)`), and the global seed is set anew at each step from (seed, step). So a run that
 was killed and resumed does the same arithmetic as one that was not; on a CPU the weights are
-bit-equal. The first habit also lets a GPU find its next batches ready: threads make them ahead of
-their steps.
+bit-equal. The first habit also lets worker processes prepare the next batches for a GPU.
 
-A batch may be taken in equal parts whose gradients are added: one after the other where a card is
-too small for the whole batch (`accumulate`), and one in each process under `distributed.launch`.
-Each part has a seed of its own, so that the two ways are the same arithmetic. What looks at the
-whole batch sees a part: BatchNorm's statistics, OHEM's hardest pixels.
+A batch may be taken in equal parts whose gradients are averaged: one after the other where a card
+is too small for the whole batch (`accumulate`), and one in each process under `launch`. Each part
+has a seed of its own, so that the two ways are the same arithmetic. What looks at the whole batch
+sees a part: BatchNorm's statistics, OHEM's hardest pixels.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdlib.core.prefetch import made_ahead
+from mdlib.core.settings import Settings
 from mdlib.core.weights import fit_weights, read_weights, save_weights
+from mdlib.data.loading import load
 from mdlib.training import launch
+
+CHECKPOINT_EVERY = 100  # steps
+
+Loss = Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]]
 
 
 class TrainingError(Exception):
     """Training cannot go on: the loss is not finite, or the checkpoint is of another run."""
 
 
-def learning_rate(
-    step: int, *, steps: int, warmup: int, peak: float, drops: Sequence[int] = ()
-) -> float:
-    """Linear to `peak` over `warmup` steps, then half a cosine down to 0; or, with `drops`, a tenth
-    of it from each of these steps on.
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """How a network learns.
+
+    Attributes:
+        steps: updates, 1 or more.
+        optimizer: "adamw", or "sgd" with momentum 0.9 (the reference's).
+        peak_lr: learning rate after the warm-up, above 0.
+        lr_drops: steps from which the rate is a tenth; none: half a cosine down to 0.
+        warmup: steps of a linear rise to `peak_lr`.
+        weight_decay: of weights; 0 or more.
+        body_scale: share of the rate for the body, which starts from trained weights.
+        accumulate: parts in which a process takes its share of a batch, one after the other.
+        seed: of dropout and all else that is drawn in a step; 0 or more.
+        schedule: steps of the cosine, where it is longer than the training; None: `steps`.
+        clip_norm: largest norm of the gradient; math.inf: any.
+        bf16: whether the loss is computed in bfloat16 on a GPU (slower on most CPUs).
     """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if drops:
-        return peak * 0.1 ** sum(step >= drop for drop in drops)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    steps: int
+    optimizer: str
+    peak_lr: float
+    lr_drops: tuple[int, ...]
+    warmup: int
+    weight_decay: float
+    body_scale: float
+    accumulate: int
+    seed: int
+    schedule: int | None = None
+    clip_norm: float = 5.0
+    bf16: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of its range."""
+        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has lists
+        self.check("steps", self.steps >= 1, "1 or more")
+        self.check("optimizer", self.optimizer in ("adamw", "sgd"), '"adamw" or "sgd"')
+        self.check("peak_lr", 0 < self.peak_lr < math.inf, "above 0")
+        self.check("lr_drops", all(drop >= 0 for drop in self.lr_drops), "steps from 0 on")
+        self.check("warmup", self.warmup >= 0, "0 or more")
+        self.check("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+        self.check("body_scale", 0 <= self.body_scale < math.inf, "0 or more")
+        self.check("accumulate", self.accumulate >= 1, "1 or more")
+        self.check("seed", self.seed >= 0, "0 or more")
+        self.check("schedule", (self.schedule or self.steps) >= self.steps, "`steps` or more")
+        self.check("clip_norm", self.clip_norm > 0, "above 0")
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, counted from 0.
+
+        Linear to `peak_lr` over `warmup` steps, then half a cosine down to 0; or, with `lr_drops`,
+        a tenth of it from each of these steps on.
+        """
+        if step < self.warmup:
+            return self.peak_lr * (step + 1) / self.warmup
+        if self.lr_drops:
+            return self.peak_lr * 0.1 ** sum(step >= drop for drop in self.lr_drops)
+        left = max(1, (self.schedule or self.steps) - self.warmup)
+        return self.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / left))
 
 
-def recipe(parameters: Mapping[str, object]) -> dict[str, object]:
-    """Those of the parameters of 03 or 05 that say how a network learns, for another one: keywords
-    of `train_network`.
+def fit(
+    model: nn.Module,
+    batches: Callable[..., Any],
+    loss: Loss,
+    recipe: Recipe,
+    *,
+    checkpoint: Path | None,
+    identity: Mapping[str, Any],
+    after_step: Callable[[int], dict[str, float] | None] | None = None,
+    log_every: int = 20,
+) -> list[dict]:
+    """Train a model in place, on its device and in the mode (train or eval) that it is in.
+
+    Args:
+        model: what learns, with all that is saved and resumed. Its weights are laid out channels
+            last: convolutions are faster so, on a GPU and on a CPU.
+        batches: batches(step) gives the batch of a step; batches(step, part, parts) a part of it.
+            Where it has a method `on_cpu` of the same arguments, and a batch `to(device)`, worker
+            processes prepare batches for a GPU.
+        loss: loss(model, batch) gives the scalar loss, and parts of it for the log.
+        recipe: how it learns.
+        checkpoint: a file that is written every CHECKPOINT_EVERY steps and at the end, and resumed
+            where it is there; None: no checkpoint.
+        identity: what makes this run this run, as JSON; a checkpoint with another is refused.
+        after_step: after_step(step) runs after each update (a momentum encoder, an evaluation);
+            what it returns is added to the log.
+        log_every: steps between two rows.
+
+    Returns:
+        The history: rows {"step", "loss", "lr", "seconds", ...}; losses are those of the row's own
+        step.
+
+    Raises:
+        TrainingError: naming the step, where loss or gradient is not finite, or the GPU's memory
+            is too small; the last checkpoint stays. Also for a checkpoint of another run.
     """
-    return {
-        name: parameters[name]
-        for name in (
-            "steps",
-            "peak_lr",
-            "lr_drops",
-            "warmup",
-            "optimizer",
-            "weight_decay",
-            "body_scale",
-            "accumulate",
-        )
-    }
+    model.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, recipe)
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device = learning[0].device
+    journal = _resume(checkpoint, model, optimizer, identity, steps=recipe.steps)
+    network = launch.parallel(model)
+    parts = _parts(batches, journal.step, recipe, device)
+    for step in range(journal.step, recipe.steps):
+        optimizer.zero_grad(set_to_none=True)
+        means: dict[str, float] = {}
+        for part in range(recipe.accumulate):
+            begin_step(optimizer, recipe, step=step, part=part)
+            batch = next(parts)
+            last = part == recipe.accumulate - 1
+            with _memory_error_explained(step), launch.gradients_exchanged(network, now=last):
+                with torch.autocast(device.type, torch.bfloat16, enabled=_bf16(recipe, device)):
+                    value, named = loss(network, batch)
+                _check_loss(value, named, step, batch)
+                (value / recipe.accumulate).backward()
+            for name, number in {"loss": value.item(), **named}.items():
+                means[name] = means.get(name, 0.0) + number / recipe.accumulate
+        norm = nn.utils.clip_grad_norm_(learning, recipe.clip_norm)
+        _check_gradient(norm, value, named, step)
+        optimizer.step()
+        journal.note((after_step(step) if after_step else None) or {})
+        journal.step = done = step + 1
+        if done % log_every == 0 or done == recipe.steps:
+            journal.write(launch.mean(means), lr=recipe.learning_rate(step), steps=recipe.steps)
+        if done % CHECKPOINT_EVERY == 0 or done == recipe.steps:
+            _save(checkpoint, model, optimizer, identity, journal)
+    return journal.history
 
 
-def make_optimizer(
-    model: nn.Module, *, kind: str, weight_decay: float, body_scale: float
-) -> torch.optim.Optimizer:
-    """An optimizer of what learns in a detector or segmenter: "adamw", or "sgd" with momentum 0.9
-    (the reference's).
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of what learns in a model, in groups with their "lr_scale".
 
-    body_scale: the body (`body` or `backbone.body`) starts from trained weights and learns at this
-    share of the rate. Biases and norms are not decayed by AdamW.
+    The body (`body` or `backbone.body`) learns at `recipe.body_scale` of the rate. AdamW decays
+    neither biases and norms nor the positions of a ViT; SGD decays all, as the reference does.
     """
-    if kind not in ("adamw", "sgd"):
-        raise ValueError(f'optimizer must be "adamw" or "sgd", got {kind!r}')
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = body_scale if "body." in name else 1.0
-            decay = weight_decay if parameter.ndim > 1 or kind == "sgd" else 0.0
+            scale = recipe.body_scale if "body." in name else 1.0
+            decayed = parameter.ndim > 1 and "pos_embed" not in name
+            decay = recipe.weight_decay if decayed or recipe.optimizer == "sgd" else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     parts = [
         {"params": members, "lr_scale": scale, "weight_decay": decay}
         for (scale, decay), members in groups.items()
     ]
-    return (
-        torch.optim.AdamW(parts, lr=0.0)
-        if kind == "adamw"
-        else torch.optim.SGD(parts, lr=0.0, momentum=0.9)
-    )
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parts, lr=0.0)
+    return torch.optim.SGD(parts, lr=0.0, momentum=0.9)
 
 
-def train_network(
-    name: str, model: nn.Module, loss_of: Callable[[object, int], tuple[Tensor, dict[str, float]]], batches, *,
-    steps: int, peak_lr: float, lr_drops: Sequence[int] = (), warmup: int, optimizer: str, weight_decay: float, body_scale: float, seed: int, settings: dict,
-    checkpoint: Path | None, accumulate: int = 1,
-) -> list[dict]:  # fmt: skip
-    """Train a detector or a segmenter in place, on the device of its batches; returns the history.
-
-    See `learning_rate`, `make_optimizer` and `fit`; bf16 on a GPU.
-    """
-    model.to(batches.device).train()
-    return fit(
-        {name: model},
-        make_optimizer(model, kind=optimizer, weight_decay=weight_decay, body_scale=body_scale),
-        loss_of,
-        batches,
-        steps=steps,
-        lr_of=lambda step: learning_rate(
-            step, steps=steps, warmup=warmup, peak=peak_lr, drops=lr_drops
-        ),
-        seed=seed,
-        settings=settings,
-        checkpoint=checkpoint,
-        clip_norm=5.0,
-        bf16=batches.device == "cuda",
-        accumulate=accumulate,
-    )
+def begin_step(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, *, step: int, part: int = 0
+) -> None:
+    """Set a step's learning rate, and the global seed of this process's `part` of its batch."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate(step) * group["lr_scale"]
+    part += launch.rank() * recipe.accumulate
+    torch.manual_seed(recipe.seed * 1_000_003 + step + part * 1_000_000_000_039)
 
 
-def fit(
-    modules: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[object, int], tuple[Tensor, dict[str, float]]],
-    batch_of: Callable[..., object],
-    *,
-    steps: int,
-    lr_of: Callable[[int], float],
-    seed: int,
-    settings: dict,
-    checkpoint: Path | None = None,
-    checkpoint_every: int = 100,
-    log_every: int = 20,
-    clip_norm: float | None = None,
-    after_step: Callable[[int], dict[str, float] | None] | None = None,
-    bf16: bool = False,
-    accumulate: int = 1,
-    log: Callable[[str], None] = print,
-) -> list[dict]:
-    """Train in place; returns the history, one row {step, loss, lr, seconds, ...} every log_every
-    steps.
+# ---------------------------------------------------------------- what a step needs
 
-    modules: all that is saved and resumed, by name; the optimizer holds the parameters that learn.
-    loss_of(batch, step) -> (scalar loss, parts to log). after_step(step) runs after each update (a
-    momentum encoder, an evaluation); what it returns is added to the log. settings: what makes this
-    run this run; a checkpoint with other settings is refused. bf16: autocast the loss (for a GPU;
-    slower on most CPUs). accumulate: in how many parts this process takes its share of a batch; a
-    batch in parts is asked for by batch_of(step, part, parts). For a GPU that happens ahead, in
-    threads: batch_of draws from a generator of its own, seeded by the step, and never from the
-    global one. Weights are laid out channels last: convolutions are faster so, on a GPU and on a
-    CPU. Raises TrainingError naming the step when the loss is not finite; the last checkpoint
-    stays.
-    """
-    history: list[dict] = []
-    start, before = 0, 0.0
-    first = launch.rank() == 0  # the process that says and writes what all of them do
-    parts = accumulate * launch.size()
-    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    device_type = learning[0].device.type
-    for module in modules.values():
-        module.to(memory_format=torch.channels_last)
-    # a checkpoint that the first process is still writing is one for all of them
-    launch.wait()
-    if checkpoint is not None and Path(checkpoint).is_file():
-        start, before, history = _resume(Path(checkpoint), modules, optimizer, settings)
-        if first:
-            log(f"resumed at step {start} of {steps}")
-    began = time.monotonic()
-    extra: dict[str, float] = {}
-    # the parts that this process takes
-    own = range(launch.rank() * accumulate, (launch.rank() + 1) * accumulate)
-    wanted = [
-        (step,) if parts == 1 else (step, part, parts)
-        for step in range(start, steps)
-        for part in own
+
+def _parts(batches: Callable, start: int, recipe: Recipe, device: torch.device) -> Iterator:
+    """The parts of all batches that this process takes, from step `start` on, on the device."""
+    first, parts = launch.rank() * recipe.accumulate, launch.size() * recipe.accumulate
+    places = [
+        (step,) if parts == 1 else (step, first + part, parts)
+        for step in range(start, recipe.steps)
+        for part in range(recipe.accumulate)
     ]
-    with made_ahead(lambda place: batch_of(*place), wanted, most=4, device=device_type) as batches:
-        for step in range(start, steps):
-            for group in optimizer.param_groups:
-                group["lr"] = lr_of(step) * group.get("lr_scale", 1.0)
-            optimizer.zero_grad(set_to_none=True)
-            means: dict[str, float] = {}
-            for part in own:
-                torch.manual_seed(seed * 1_000_003 + step + part * 1_000_000_000_039)
-                batch = next(batches)
-                try:
-                    with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
-                        loss, named = loss_of(batch, step)
-                    if not torch.isfinite(loss):
-                        raise TrainingError(
-                            f"loss is {loss.item()} at step {step} ({named}); batch ids: {getattr(batch, 'ids', 'n/a')}"
-                        )
-                    (loss / parts).backward()
-                except torch.OutOfMemoryError as error:
-                    way_out = "raise `accumulate`, or lower `batch` or the pictures' side"
-                    raise TrainingError(
-                        f"the GPU ran out of memory at step {step}: {way_out} ({error})"
-                    ) from None
-                for name, value in {"loss": loss.item(), **named}.items():
-                    means[name] = means.get(name, 0.0) + value / parts
-            launch.add_gradients(learning)
-            norm = nn.utils.clip_grad_norm_(learning, clip_norm or math.inf)
-            if not torch.isfinite(norm):
-                raise TrainingError(
-                    f"the gradient is not finite at step {step}, where the loss is {loss.item():.4g} ({named})"
-                )
-            optimizer.step()
-            extra |= (after_step(step) if after_step else None) or {}
-            done = step + 1
-            if done % log_every == 0 or done == steps:
-                seconds = before + time.monotonic() - began
-                means = launch.add_numbers(means)
-                row = {
-                    "step": done,
-                    "loss": means.pop("loss"),
-                    "lr": lr_of(step),
-                    "seconds": round(seconds, 1),
-                    **means,
-                    **extra,
-                }
-                history.append(row)
-                left = (time.monotonic() - began) / (done - start) * (steps - done)
-                numbers = "  ".join(
-                    f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "seconds")
-                )
-                if first:
-                    log(f"step {done}/{steps}  {numbers}  {seconds:.0f} s, {left:.0f} s left")
-                extra = {}
-            if first and checkpoint is not None and (done % checkpoint_every == 0 or done == steps):
-                _save(
-                    Path(checkpoint),
-                    modules,
-                    optimizer,
-                    settings,
-                    done,
-                    before + time.monotonic() - began,
-                    history,
-                )
-    return history
+    if hasattr(batches, "on_cpu"):
+        ready = load(partial(_call, batches.on_cpu), places, device=device)
+        return (batch.to(device) for batch in ready)
+    return (batches(*place) for place in places)
 
 
-def _save(path, modules, optimizer, settings, step, seconds, history) -> None:
-    tensors = {
-        f"{name}/{key}": value
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+def _call(function: Callable, arguments: tuple) -> Any:
+    return function(*arguments)
+
+
+def _bf16(recipe: Recipe, device: torch.device) -> bool:
+    return recipe.bf16 and device.type == "cuda"
+
+
+def _check_loss(value: Tensor, named: Mapping[str, float], step: int, batch: Any) -> None:
+    if not torch.isfinite(value):
+        ids = getattr(batch, "ids", "n/a")
+        raise TrainingError(f"loss is {value.item()} at step {step} ({named}); batch ids: {ids}")
+
+
+def _check_gradient(norm: Tensor, value: Tensor, named: Mapping[str, float], step: int) -> None:
+    if not torch.isfinite(norm):
+        where = f"at step {step}, where the loss is {value.item():.4g} ({named})"
+        raise TrainingError(f"the gradient is not finite {where}")
+
+
+@contextmanager
+def _memory_error_explained(step: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        way_out = "raise `accumulate`, or lower `batch` or the pictures' side"
+        raise TrainingError(
+            f"the GPU ran out of memory at step {step}: {way_out} ({error})"
+        ) from None
+
+
+# ---------------------------------------------------------------- log and checkpoint
+
+
+class _Journal:
+    """What a training has done so far: its step, its seconds and the rows of its history."""
+
+    def __init__(self, *, step: int = 0, seconds: float = 0.0, history: list[dict] | None = None):
+        self.step, self.history = step, history or []
+        self.began, self.before, self.first = time.monotonic(), seconds, step
+        self.notes: dict[str, float] = {}
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def note(self, notes: Mapping[str, float]) -> None:
+        """Keep numbers for the next row."""
+        self.notes |= notes
+
+    def write(self, means: dict[str, float], *, lr: float, steps: int) -> None:
+        """A row of the history; the first process prints it."""
+        numbers = {"loss": means["loss"], "lr": lr, "seconds": round(self.seconds(), 1)}
+        row = {"step": self.step, **numbers} | {n: v for n, v in means.items() if n != "loss"}
+        row |= self.notes
+        self.history.append(row)
+        self.notes = {}
+        left = (time.monotonic() - self.began) / (self.step - self.first) * (steps - self.step)
+        shown = (f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "seconds"))
+        if launch.rank() == 0:
+            line = f"step {self.step}/{steps}  {'  '.join(shown)}"
+            print(f"{line}  {self.seconds():.0f} s, {left:.0f} s left")
+
+
+def _save(
+    path: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    journal: _Journal,
+) -> None:
+    """The checkpoint, written by the first process."""
+    if path is None or launch.rank() != 0:
+        return
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {
             f"optimizer/{index}/{slot}": torch.as_tensor(value)
             for slot, value in slots.items()
             if value is not None
         }
-    header = {"settings": settings, "step": step, "seconds": seconds, "history": history}
+    header = {
+        "identity": dict(identity),
+        "step": journal.step,
+        "seconds": journal.seconds(),
+        "history": journal.history,
+    }
     # Cloned, because momentum copies and tied weights may share memory, which safetensors refuses.
-    save_weights(path, {name: tensor.clone() for name, tensor in tensors.items()}, header=header)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    save_weights(Path(path), tensors, header=header)
 
 
-def _resume(path, modules, optimizer, settings) -> tuple[int, float, list[dict]]:
+def _resume(
+    path: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    *,
+    steps: int,
+) -> _Journal:
+    """The journal of the checkpoint, whose weights are taken; a new one where there is none."""
+    launch.wait()  # a checkpoint that the first process is still writing is one for all of them
+    if path is None or not Path(path).is_file():
+        return _Journal()
     tensors, header = read_weights(path)
-    if header.get("settings") != json.loads(json.dumps(settings)):
+    if header.get("identity") != json.loads(json.dumps(dict(identity))):
         raise TrainingError(f"{path} belongs to a run with other settings; remove it to start anew")
-    for name, module in modules.items():
-        state = {
-            key.removeprefix(f"{name}/"): value
-            for key, value in tensors.items()
-            if key.startswith(f"{name}/")
-        }
-        fit_weights(module, state, source=path)
+    state = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
+    fit_weights(model, state, source=path)
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, index, slot = key.split("/")
             slots.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict(
-        {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    return header["step"], header["seconds"], header["history"]
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    if launch.rank() == 0:
+        print(f"resumed at step {header['step']} of {steps}")
+    return _Journal(**{name: header[name] for name in ("step", "seconds", "history")})

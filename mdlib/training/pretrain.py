@@ -51,18 +51,6 @@ def build_learners(*, seed: int) -> tuple[Learner, Learner]:
     return student, copy.deepcopy(student).requires_grad_(False)
 
 
-def build_optimizer(student: Learner, *, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; biases, norms and positions are not decayed."""
-    decayed, free = [], []
-    for name, parameter in student.named_parameters():
-        (decayed if parameter.ndim > 1 and "pos_embed" not in name else free).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0)  # the training loop sets the rate at every step
-
-
 @torch.no_grad()
 def follow(teacher: Learner, student: Learner, *, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter."""
@@ -111,6 +99,9 @@ def crop_views(
     frames: Tensor, *, size: int, scale: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
     """One random square crop of each frame, colour-jittered, mirrored half the time, normalised.
+
+    By batched tensors: torchvision's ColorJitter draws once a call, and a loop over the clips is
+    slower.
 
     frames (B, 3, H, W) float in [0, 1]; scale: smallest and largest share of the area. Returns (B,
     3, size, size).

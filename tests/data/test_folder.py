@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mdlib.core.files import StoreError
 from mdlib.core.label_map import write_label_map
 from mdlib.data import VOID, open_dataset
 from mdlib.data.checks import check_dataset
-from mdlib.data.folder import LONGEST, FolderDataset, make_ids
+from mdlib.data.folder import LONGEST, FolderDataset, make_ids, open_pictures
 from mdlib.data.images import ImageError
 
 
@@ -68,7 +69,7 @@ def test_nested_and_foreign_names_have_ids_that_name_files(tmp_path):
     ):
         save(tmp_path / name)
     data = opened(tmp_path)
-    assert data.ids == ["2024__Sommer in Köln__海", "2024__a.b", "Screenshot 10\u202fAM", "b"]
+    assert data.ids == ("2024__Sommer in Köln__海", "2024__a.b", "Screenshot 10\u202fAM", "b")
     for index, id_ in enumerate(data.ids):
         assert data[index].id == id_
         write_label_map(tmp_path / "maps" / f"{id_}.png", np.zeros((3, 3), np.uint8))
@@ -243,7 +244,7 @@ def labelled(tmp_path):
 @pytest.mark.parametrize("given", [".", "images"])
 def test_label_maps_stand_beside_the_images(labelled, given):
     data = opened(labelled / given)
-    assert data.classes == ("background", "cat", "traffic light") and data.ids == ["a", "sub__b"]
+    assert data.classes == ("background", "cat", "traffic light") and data.ids == ("a", "sub__b")
     for sample in (data[0], data[1]):
         assert np.unique(sample.semantic).tolist() == [0, 1, 2, VOID] and sample.instances is None
     assert data.skipped == {}
@@ -256,7 +257,7 @@ def test_label_maps_stand_in_the_folder_of_the_images(labelled):
     (labelled / "images").rmdir()
     data = opened(labelled)
     assert (
-        data.ids == ["a", "sub__b"] and (data[1].semantic == 2).sum() == 24 and data.skipped == {}
+        data.ids == ("a", "sub__b") and (data[1].semantic == 2).sum() == 24 and data.skipped == {}
     )
 
 
@@ -322,3 +323,41 @@ def test_the_check_lists_every_picture_that_is_none(tmp_path):
     assert check_dataset("folder", tmp_path / "absent", splits=["train"]) == [
         f"no folder at {tmp_path / 'absent'}"
     ]
+
+
+# ---------------------------------------------------------------- pictures anywhere
+
+
+def test_pictures_of_one_name_in_two_folders_have_two_ids(tmp_path):
+    first, second = (save(tmp_path / folder / "a.png") for folder in ("one", "two"))
+    data = open_pictures([first, second])
+    assert len(set(data.ids)) == 2 and data.paths == [first, second]
+    for image_id in data.ids:
+        assert image_id.startswith("a~") and len(image_id) == len("a~") + 12
+    # neither hangs on the order in which they are given, nor on the rest
+    other = save(tmp_path / "b.png")
+    again = open_pictures([other, second, first])
+    assert again.ids == ("b", data.ids[1], data.ids[0])
+    # two folders, each of which has a picture of that name
+    assert open_pictures([tmp_path / "one", tmp_path / "two"]).ids == data.ids
+
+
+def test_pictures_are_files_as_given_and_all_below_a_folder(tmp_path):
+    moving, still = save(tmp_path / "x.gif"), save(tmp_path / "y.png")
+    touch(tmp_path / "notes.txt")
+    save(tmp_path / "deep" / "z.jpg", Image.new("RGB", (20, 9)))
+    data = open_pictures([tmp_path])
+    assert data.ids == ("deep__z", "x", "y") and data.labels == "none"
+    assert data.size(0) == (9, 20) == data.image(0).shape[:2]
+    assert [data.file_name(i) for i in (1, 2)] == [str(moving), str(still)]
+    assert open_pictures([still, tmp_path / "deep"]).ids == ("y", "z")
+    sample = data[1]
+    assert sample.id == "x" and sample.semantic is None and sample.instances is None
+
+
+def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="absent does not exist"):
+        open_pictures([save(tmp_path / "a.png"), tmp_path / "absent"])
+    with pytest.raises(StoreError, match="no picture in .*empty: known endings are .*png"):
+        open_pictures([tmp_path / "empty"])

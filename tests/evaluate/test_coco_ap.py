@@ -10,9 +10,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mdlib.core.mask import Mask
 from mdlib.data.sample import Instances
 from mdlib.evaluate import coco_ap, metrics
-from mdlib.evaluate import coco_ap as instances
 from mdlib.evaluate.coco_ap import coco_scores, named, single
 
 
@@ -28,11 +28,12 @@ def truth(*masks, labels=None):
 
 
 def said(mask, score, label=1):
-    return {"mask": mask, "score": score, "label": label, "cluster": label - 1}
+    return Mask.from_pixels(mask, image_id="0", score=score, cluster=label - 1)
 
 
 A, B = box(0, 0, 20, 20), box(60, 60, 100, 100)  # 400 pixels: small; 1,600: medium
 HALF = box(0, 0, 20, 12)  # IoU 0.6 with A
+NAMES = np.arange(1, 10)  # `said` puts a mask of class c into cluster c - 1
 
 
 def ap(hits, positives):
@@ -43,7 +44,7 @@ def ap(hits, positives):
 
 
 def test_the_truth_scores_one_everywhere():
-    values = coco_scores([[said(A, 0.9), said(B, 0.8)]], [truth(A, B)], class_aware=False).values
+    values = coco_scores([[said(A, 0.9), said(B, 0.8)]], [truth(A, B)]).values
     expected = dict.fromkeys(
         ("AP", "AP50", "AP75", "AR10", "AR100", "AP_small", "AR_small", "AP_medium", "AR_medium"),
         1.0,
@@ -53,7 +54,7 @@ def test_the_truth_scores_one_everywhere():
 
 
 def test_a_mask_of_iou_06_is_a_hit_at_three_thresholds_of_ten():
-    result = coco_scores([[said(HALF, 0.9)]], [truth(A)], class_aware=False)
+    result = coco_scores([[said(HALF, 0.9)]], [truth(A)])
     assert result.values["AP"] == pytest.approx(0.3)  # 0.50, 0.55, 0.60
     assert (result.values["AP50"], result.values["AP75"], result.values["AR100"]) == pytest.approx(
         (1, 0, 0.3)
@@ -64,13 +65,13 @@ def test_a_mask_of_iou_06_is_a_hit_at_three_thresholds_of_ten():
 def test_a_surer_false_alarm_and_a_duplicate_cost_precision():
     false, twice = box(30, 100, 60, 128), box(60, 60, 100, 99)
     found = [[said(false, 0.9), said(B, 0.8), said(twice, 0.7), said(A, 0.6)]]
-    values = coco_scores(found, [truth(A, B)], class_aware=False).values
+    values = coco_scores(found, [truth(A, B)]).values
     assert values["AP50"] == pytest.approx(ap([0, 1, 0, 1], 2))
     assert values["AR1"] == 0 and values["AR10"] == pytest.approx(1)
 
 
 def test_sizes_judge_the_objects_of_their_size_alone():
-    values = coco_scores([[said(B, 0.9)]], [truth(A, B)], class_aware=False).values
+    values = coco_scores([[said(B, 0.9)]], [truth(A, B)]).values
     assert values["AP_small"] == 0 and values["AP_medium"] == pytest.approx(1)
     assert "AP_large" not in values
 
@@ -81,22 +82,20 @@ def test_class_aware_asks_for_the_class_and_weighs_classes_alike():
         [[said(A, 0.9, label=first), said(B, 0.8, label=second)]]
         for first, second in ((3, 7), (7, 3))
     )
-    assert coco_scores(right, truths, class_aware=True).values["AP50"] == pytest.approx(1)
-    assert coco_scores(swapped, truths, class_aware=True).values["AP50"] == 0
-    assert coco_scores(swapped, truths, class_aware=False).values["AP50"] == pytest.approx(1)
+    assert coco_scores(right, truths, names=NAMES).values["AP50"] == pytest.approx(1)
+    assert coco_scores(swapped, truths, names=NAMES).values["AP50"] == 0
+    assert coco_scores(swapped, truths).values["AP50"] == pytest.approx(1)
     # 9 is no true class: it belongs to none that is averaged
     one = [[said(A, 0.9, label=3), said(B, 0.8, label=9)]]
-    assert coco_scores(one, truths, class_aware=True).values["AP50"] == pytest.approx(0.5)
+    assert coco_scores(one, truths, names=NAMES).values["AP50"] == pytest.approx(0.5)
 
 
 def test_a_prediction_in_a_crowd_is_ignored():
     crowd = Instances(masks=A[None], labels=np.array([1]), crowds=box(40, 0, 128, 40)[None])
     found = [[said(box(50, 5, 70, 25), 0.9), said(A, 0.5)]]
-    for class_aware in (False, True):
-        assert coco_scores(found, [crowd], class_aware=class_aware).values["AP50"] == pytest.approx(
-            1
-        )
-    assert coco_scores(found, [truth(A)], class_aware=False).values["AP50"] == pytest.approx(0.5)
+    for names in (None, NAMES):
+        assert coco_scores(found, [crowd], names=names).values["AP50"] == pytest.approx(1)
+    assert coco_scores(found, [truth(A)]).values["AP50"] == pytest.approx(0.5)
 
 
 # ---------------------------------------------------------------- against pycocotools
@@ -129,13 +128,19 @@ def random_case(rng, count=25):
     return images, truths
 
 
-def pycocotools_stats(images, truths, class_aware):
+def pycocotools_stats(images, truths, *, by_class):
     reference = COCO()
-    reference.dataset = {**instances._annotations(truths, class_aware), "info": {}}
+    reference.dataset = {**coco_ap._annotations(truths, by_class=by_class), "info": {}}
     found = [
-        {"image_id": i, "category_id": r["label"] if class_aware else 1, "score": r["score"], "segmentation": instances.encode_mask(r["mask"])}
-        for i, records in enumerate(images) for r in records
-    ]  # fmt: skip
+        {
+            "image_id": i,
+            "category_id": 1 + mask.cluster if by_class else 1,
+            "score": mask.score,
+            "segmentation": mask.rle,
+        }
+        for i, masks in enumerate(images)
+        for mask in masks
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         reference.createIndex()
         judge = COCOeval(reference, reference.loadRes(found), "segm")
@@ -159,28 +164,26 @@ def pycocotools_stats(images, truths, class_aware):
     return {name: value for name, value in zip(order, judge.stats) if value > -1}
 
 
-@pytest.mark.parametrize("class_aware", [False, True])
-def test_all_numbers_equal_pycocotools(rng, class_aware):
+@pytest.mark.parametrize("names", [None, NAMES])
+def test_all_numbers_equal_pycocotools(rng, names):
     images, truths = random_case(rng)
-    expected = pycocotools_stats(images, truths, class_aware)
+    expected = pycocotools_stats(images, truths, by_class=names is not None)
     assert 0.05 < expected["AP"] < 0.95  # neither end, or the comparison says little
-    assert coco_scores(images, truths, class_aware=class_aware).values == pytest.approx(
-        expected, abs=1e-6
-    )
+    assert coco_scores(images, truths, names=names).values == pytest.approx(expected, abs=1e-6)
 
 
 def test_ap50_equals_our_own(rng):
     images, truths = random_case(rng)
     pairs = [
         (
-            np.array([r["score"] for r in found]),
+            np.array([mask.score for mask in found]),
             metrics.mask_iou(
-                np.stack([r["mask"] for r in found]) if found else A[None][:0], true.masks
+                np.stack([mask.pixels() for mask in found]) if found else A[None][:0], true.masks
             ),
         )
         for found, true in zip(images, truths)
     ]
-    result = coco_scores(images, truths, class_aware=False)
+    result = coco_scores(images, truths)
     assert result.values["AP50"] == pytest.approx(coco_ap.mask_ap(pairs), abs=1e-6)
     assert result.precision[0].mean() == pytest.approx(result.values["AP50"])
 
@@ -189,23 +192,23 @@ def test_ap50_equals_our_own(rng):
 
 
 def test_no_prediction_at_all_scores_zero_where_there_are_objects():
-    assert coco_scores([[], []], [truth(A), truth()], class_aware=False).values == dict.fromkeys(
+    assert coco_scores([[], []], [truth(A), truth()]).values == dict.fromkeys(
         ("AP", "AP50", "AP75", "AR1", "AR10", "AR100", "AP_small", "AR_small"), 0.0
     )
 
 
 def test_no_object_at_all_has_no_score():
     for images in ([[said(A, 0.9)]], [[]]):
-        result = coco_scores(images, [truth()], class_aware=False)
+        result = coco_scores(images, [truth()])
         assert result.values == {} and not result.precision.any()
 
 
 def test_boxes_alone_and_lists_of_different_length_are_refused():
     boxes = Instances(masks=None, labels=np.array([1]), drawn_boxes=np.array([[0, 0, 5, 5]]))
     with pytest.raises(ValueError, match="boxes alone"):
-        coco_scores([[]], [boxes], class_aware=False)
+        coco_scores([[]], [boxes])
     with pytest.raises(ValueError):
-        coco_scores([[], []], [truth(A)], class_aware=False)
+        coco_scores([[], []], [truth(A)])
 
 
 # ---------------------------------------------------------------- protocols
@@ -219,21 +222,21 @@ def one_each(images, truths):
 
 def test_single_keeps_the_surest_prediction_and_the_object_that_its_box_overlaps_best():
     images, truths = one_each([[said(A, 0.4), said(B, 0.9)]], [truth(A, B, labels=[1, 2])])
-    assert [r["score"] for r in images[0]] == [0.9]
+    assert [mask.score for mask in images[0]] == [0.9]
     assert truths[0].labels.tolist() == [2] and (truths[0].masks[0] == B).all()
 
 
 def test_single_of_an_image_without_prediction_misses_its_largest_object():
     images, truths = one_each([[], [said(A, 0.9)]], [truth(A, B, labels=[1, 2]), truth(A)])
     assert images[0] == [] and truths[0].labels.tolist() == [2]
-    values = coco_scores(images, truths, class_aware=False).values
+    values = coco_scores(images, truths).values
     assert values["AP50"] == pytest.approx(ap([1], 2)) and values["AR1"] == pytest.approx(0.5)
 
 
 def test_single_of_an_image_without_object_is_a_false_alarm():
     images, truths = one_each([[said(B, 0.9)], [said(A, 0.8)]], [truth(), truth(A)])
     assert not len(truths[0].labels)
-    assert coco_scores(images, truths, class_aware=False).values["AP50"] == pytest.approx(0.5)
+    assert coco_scores(images, truths).values["AP50"] == pytest.approx(0.5)
 
 
 def test_single_equals_the_library_s_own_form(rng):
@@ -241,14 +244,17 @@ def test_single_equals_the_library_s_own_form(rng):
     kept = [i for i, true in enumerate(truths) if len(true.labels)]
     one, reduced = one_each([images[i] for i in kept], [truths[i] for i in kept])
     overlaps = [
-        metrics.mask_iou(r[0]["mask"][None], t.masks)[0, 0] if r else 0.0
+        metrics.mask_iou(r[0].pixels()[None], t.masks)[0, 0] if r else 0.0
         for r, t in zip(one, reduced)
     ]
-    scores = np.array([r[0]["score"] if r else -np.inf for r in one])
-    values = coco_scores(one, reduced, class_aware=False).values
+    scores = np.array([r[0].score if r else -np.inf for r in one])
+    values = coco_scores(one, reduced).values
     assert values["AP50"] == pytest.approx(coco_ap.mask_ap50_single(overlaps, scores), abs=1e-6)
 
 
 def test_clusters_without_a_name_predict_no_class():
-    images = named([[said(A, 0.9, label=1), said(B, 0.8, label=2)]], np.array([5, -1]))
-    assert [(r["label"], r["score"]) for r in images[0]] == [(5, 0.9)]
+    images, names = [[said(A, 0.8, label=1), said(B, 0.9, label=2)]], np.array([5, -1])
+    assert named(images, names) == [[images[0][0]]]
+    # nor are they false alarms: the surer of the two is not counted
+    values = coco_scores(images, [truth(A, labels=[5])], names=names).values
+    assert values["AP50"] == pytest.approx(1) and values["AR1"] == pytest.approx(1)

@@ -1,17 +1,18 @@
 """Metrics against slow loops, brute force, closed forms, pycocotools and torchvision."""
 
 from itertools import permutations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fixtures import Samples
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision.ops import box_iou as torchvision_box_iou
 
+from mdlib.data import Sample
 from mdlib.evaluate import coco_ap, metrics
 
 # ---------------------------------------------------------------- confusion and IoU
@@ -121,17 +122,15 @@ def test_merge_predictions_keeps_every_pixel():
 def test_the_confusions_of_images_add_up_to_that_of_the_set():
     rng = np.random.default_rng(0)
     truths, maps = rng.integers(0, 3, (4, 6, 5)), rng.integers(0, 7, (4, 6, 5))
-    dataset = Scenes([SimpleNamespace(semantic=truth) for truth in truths])
+    images = [np.zeros((*truth.shape, 3), np.uint8) for truth in truths]
+    samples = [
+        Sample(str(i), im, t.astype(np.uint8)) for i, (im, t) in enumerate(zip(images, truths))
+    ]
+    dataset = Samples(samples, classes=("background", "cat", "dog"))
     found = list(metrics.image_confusions((labels for labels in maps), dataset, rows=7))
     assert [each.shape for each in found] == 4 * [(7, 3)]
     np.testing.assert_array_equal(found[2], confusion_spec(maps[2], truths[2], 7, 3))
     np.testing.assert_array_equal(sum(found), confusion_spec(maps, truths, 7, 3))
-
-
-class Scenes(list):
-    """Samples as a data set of three classes."""
-
-    classes = ("background", "cat", "dog")
 
 
 # ---------------------------------------------------------------- naming clusters

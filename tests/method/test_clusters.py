@@ -5,6 +5,7 @@ import pytest
 import torch
 from fixtures import Samples
 
+from mdlib.core.mask import Mask
 from mdlib.data import Instances, Sample
 from mdlib.evaluate import naming
 from mdlib.method import clusters
@@ -16,16 +17,24 @@ def test_each_mask_is_cropped_from_its_own_image_however_many_it_has(rng):
     scenes = Samples(
         Sample(name, rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for name in "abc"
     )
-    records = []
+    masks = []
     for name, corner in (("a", 0), ("a", 9), ("c", 4)):
-        mask = np.zeros((20, 20), bool)
-        mask[corner : corner + 8, corner : corner + 8] = True
-        records.append({"image_id": name, "mask": mask})
-    crops = clusters.crop_masks(scenes, records, size=8)
+        pixels = np.zeros((20, 20), bool)
+        pixels[corner : corner + 8, corner : corner + 8] = True
+        masks.append(Mask.from_pixels(pixels, image_id=name))
+    crops = clusters.crop_masks(scenes, masks, size=8)
+    assert scenes.asked == {("image", 0): 1, ("image", 2): 1}  # each image once, no label
     for crop, image, corner in zip(crops, (scenes[0], scenes[0], scenes[2]), (0, 9, 4)):
         np.testing.assert_array_equal(
             crop.permute(1, 2, 0).numpy(), image.image[corner : corner + 8, corner : corner + 8]
         )
+
+
+def test_an_empty_mask_has_no_crop(rng):
+    scenes = Samples([Sample("a", np.zeros((20, 20, 3), np.uint8))])
+    empty = Mask.from_pixels(np.zeros((20, 20), bool), image_id="a")
+    with pytest.raises(ValueError, match="an empty mask of a has no box"):
+        clusters.crop_masks(scenes, [empty], size=8)
 
 
 def test_a_crop_at_its_own_size_is_the_picture(rng):
@@ -71,19 +80,19 @@ def test_masks_are_described_by_their_crops_whether_those_are_made_ahead_or_not(
     scenes = Samples(
         Sample(name, rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for name in "abc"
     )
-    records = [
-        {"image_id": name, "mask": np.pad(np.ones((9, 8), bool), ((i, 11 - i), (3, 13)))}
+    masks = [
+        Mask.from_pixels(np.pad(np.ones((9, 8), bool), ((i, 11 - i), (3, 13))), image_id=name)
         for i, name in enumerate("aabcc")
     ]
     expected = clusters.describe_crops(
-        random_encoder, clusters.crop_masks(scenes, records, size=16), batch=2
+        random_encoder, clusters.crop_masks(scenes, masks, size=16), batch=2
     )
     np.testing.assert_array_equal(
-        clusters.describe_masks(random_encoder, scenes, records, size=16, batch=2), expected
+        clusters.describe_masks(random_encoder, scenes, masks, size=16, batch=2), expected
     )
-    request.getfixturevalue("threaded")
+    request.getfixturevalue("workers")
     np.testing.assert_array_equal(
-        clusters.describe_masks(random_encoder, scenes, records, size=16, batch=2), expected
+        clusters.describe_masks(random_encoder, scenes, masks, size=16, batch=2), expected
     )
     assert clusters.describe_masks(random_encoder, scenes, [], size=16, batch=2).shape == (
         0,

@@ -3,18 +3,29 @@ serial result.
 """
 
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from mdlib.method import crf
 
-PAPER = {  # stage 6
-    "steps": 10, "gaussian_sxy": 1, "gaussian_compat": 3, "bilateral_sxy": 67, "bilateral_srgb": 3, "bilateral_compat": 4,
-}  # fmt: skip
-SOFT = {  # weights at which ten steps amplify the lattice's error little
-    "steps": 10, "gaussian_sxy": 2, "gaussian_compat": 1, "bilateral_sxy": 4, "bilateral_srgb": 20, "bilateral_compat": 1,
-}  # fmt: skip
+PAPER = crf.CrfSettings(  # stage 6
+    steps=10,
+    gaussian_sxy=1,
+    gaussian_compat=3,
+    bilateral_sxy=67,
+    bilateral_srgb=3,
+    bilateral_compat=4,
+)
+SOFT = crf.CrfSettings(  # weights at which ten steps amplify the lattice's error little
+    steps=10,
+    gaussian_sxy=2,
+    gaussian_compat=1,
+    bilateral_sxy=4,
+    bilateral_srgb=20,
+    bilateral_compat=1,
+)
 
 
 @pytest.fixture
@@ -80,14 +91,17 @@ def differences(rng, settings, *, spec=dense_crf_spec, images=10, **variant):
     """(images, C, H, W) |library - formula|."""
     pairs = [random_pair(rng) for _ in range(images)]
     return np.abs(
-        [crf.dense_crf(*pair, **settings) - spec(*pair, **settings, **variant) for pair in pairs]
+        [
+            crf.dense_crf(*pair, settings) - spec(*pair, **asdict(settings), **variant)
+            for pair in pairs
+        ]
     )
 
 
 @needs_crf
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_equals_explicit_kernels_up_to_the_lattice(rng, steps):
-    off = differences(rng, {**SOFT, "steps": steps})
+    off = differences(rng, replace(SOFT, steps=steps))
     assert off.max() < 0.02 and off.mean(axis=(1, 2, 3)).max() < 0.0035
 
 
@@ -101,7 +115,7 @@ def test_that_tolerance_sees_a_missing_self_term(rng):
 def test_one_step_of_the_papers_weights(rng):
     # More steps at these weights tip single pixels of a random map over, so only one step can be
     # compared tightly.
-    off = differences(rng, {**PAPER, "steps": 1})
+    off = differences(rng, replace(PAPER, steps=1))
     assert off.max() < 0.12 and off.mean() < 0.015
 
 
@@ -109,7 +123,7 @@ def test_one_step_of_the_papers_weights(rng):
 @pytest.mark.parametrize("alone", ["gaussian_compat", "bilateral_compat"])
 def test_each_kernel_alone(rng, alone):
     other = {"gaussian_compat": "bilateral_compat", "bilateral_compat": "gaussian_compat"}[alone]
-    assert differences(rng, {**SOFT, other: 0}).max() < 0.015
+    assert differences(rng, replace(SOFT, **{other: 0})).max() < 0.015
 
 
 # ---------------------------------------------------------------- limits
@@ -120,7 +134,7 @@ def test_each_kernel_alone(rng, alone):
 def test_nothing_to_smooth_gives_the_probabilities_back(rng, change):
     image, probabilities = random_pair(rng)
     np.testing.assert_allclose(
-        crf.dense_crf(image, probabilities, **{**PAPER, **change}), probabilities, atol=5e-5
+        crf.dense_crf(image, probabilities, replace(PAPER, **change)), probabilities, atol=5e-5
     )
 
 
@@ -128,13 +142,13 @@ def test_nothing_to_smooth_gives_the_probabilities_back(rng, change):
 def test_confident_map_on_a_plain_image_stays():
     probabilities = np.full((3, 9, 7), 0.01, np.float32)
     probabilities[1] = 0.98
-    refined = crf.dense_crf(np.full((9, 7, 3), 90, np.uint8), probabilities, **PAPER)
+    refined = crf.dense_crf(np.full((9, 7, 3), 90, np.uint8), probabilities, PAPER)
     assert refined[1].min() > 0.98
 
 
 @needs_crf
 def test_undecided_map_stays_undecided(rng):
-    refined = crf.dense_crf(random_pair(rng)[0], np.full((4, 6, 8), 0.25, np.float32), **PAPER)
+    refined = crf.dense_crf(random_pair(rng)[0], np.full((4, 6, 8), 0.25, np.float32), PAPER)
     np.testing.assert_allclose(refined, 0.25, atol=1e-4)
 
 
@@ -144,7 +158,7 @@ def test_lone_pixel_is_overruled():
     probabilities[0] = 0.8
     probabilities[:, 4, 5] = 0.4, 0.6
     assert (
-        crf.dense_crf(np.full((9, 11, 3), 90, np.uint8), probabilities, **PAPER).argmax(0) == 0
+        crf.dense_crf(np.full((9, 11, 3), 90, np.uint8), probabilities, PAPER).argmax(0) == 0
     ).all()
 
 
@@ -152,14 +166,14 @@ def test_lone_pixel_is_overruled():
 def test_zero_probabilities_are_no_infinity(rng):
     image, probabilities = random_pair(rng)
     hard = (probabilities == probabilities.max(0)).astype(np.float32)
-    refined = crf.dense_crf(image, hard, **PAPER)
+    refined = crf.dense_crf(image, hard, PAPER)
     assert np.isfinite(refined).all()
     np.testing.assert_allclose(refined.sum(0), 1, atol=1e-5)
 
 
 def test_single_class_is_certain():
     assert (
-        crf.dense_crf(np.zeros((4, 5, 3), np.uint8), np.ones((1, 4, 5), np.float32), **PAPER) == 1
+        crf.dense_crf(np.zeros((4, 5, 3), np.uint8), np.ones((1, 4, 5), np.float32), PAPER) == 1
     ).all()
 
 
@@ -183,7 +197,7 @@ def test_border_snaps_to_the_colour_edge(upright):
     probabilities = np.stack([1 - right, right])[:, None].repeat(24, 1)
     if upright:
         image, probabilities = image.transpose(1, 0, 2), probabilities.transpose(0, 2, 1)
-    refined = crf.dense_crf(image, probabilities, **PAPER)
+    refined = crf.dense_crf(image, probabilities, PAPER)
     refined = refined.transpose(0, 2, 1) if upright else refined
     assert probabilities.argmax(0).sum() == 24 * 12  # before: 12 of 32 columns
     assert (refined.argmax(0) == (along >= 16)).all()
@@ -191,7 +205,7 @@ def test_border_snaps_to_the_colour_edge(upright):
 
 @needs_crf
 def test_output_is_a_distribution(rng):
-    refined = crf.dense_crf(*random_pair(rng, classes=5), **PAPER)
+    refined = crf.dense_crf(*random_pair(rng, classes=5), PAPER)
     assert refined.shape == (5, 6, 8) and refined.dtype == np.float32 and refined.flags.c_contiguous
     assert refined.min() >= 0
     np.testing.assert_allclose(refined.sum(0), 1, atol=1e-5)
@@ -201,25 +215,25 @@ def test_output_is_a_distribution(rng):
 def test_classes_are_only_names(rng):
     image, probabilities = random_pair(rng)
     order = [2, 0, 1]
-    refined = crf.dense_crf(image, probabilities, **SOFT)
+    refined = crf.dense_crf(image, probabilities, SOFT)
     np.testing.assert_allclose(
-        crf.dense_crf(image, probabilities[order], **SOFT), refined[order], atol=1e-5
+        crf.dense_crf(image, probabilities[order], SOFT), refined[order], atol=1e-5
     )
 
 
 @needs_crf
 def test_layout_and_precision_of_the_input_do_not_matter(rng):
     image, probabilities = random_pair(rng)
-    expected = crf.dense_crf(image, probabilities, **SOFT)
+    expected = crf.dense_crf(image, probabilities, SOFT)
     channels_last = np.ascontiguousarray(probabilities.transpose(1, 2, 0)).transpose(2, 0, 1)
     strided = np.repeat(image, 2, axis=1)[:, ::2]
     assert not channels_last.flags.c_contiguous and not strided.flags.c_contiguous
-    np.testing.assert_array_equal(crf.dense_crf(strided, channels_last, **SOFT), expected)
+    np.testing.assert_array_equal(crf.dense_crf(strided, channels_last, SOFT), expected)
     np.testing.assert_array_equal(
-        crf.dense_crf(np.asfortranarray(image), probabilities.astype(np.float64), **SOFT), expected
+        crf.dense_crf(np.asfortranarray(image), probabilities.astype(np.float64), SOFT), expected
     )
     np.testing.assert_allclose(
-        crf.dense_crf(image, probabilities.astype(np.float16), **SOFT), expected, atol=5e-3
+        crf.dense_crf(image, probabilities.astype(np.float16), SOFT), expected, atol=5e-3
     )
 
 
@@ -227,7 +241,7 @@ def test_layout_and_precision_of_the_input_do_not_matter(rng):
 def test_input_is_left_alone(rng):
     image, probabilities = random_pair(rng)
     before = image.copy(), probabilities.copy()
-    crf.dense_crf(image, probabilities, **PAPER)
+    crf.dense_crf(image, probabilities, PAPER)
     np.testing.assert_array_equal(image, before[0])
     np.testing.assert_array_equal(probabilities, before[1])
 
@@ -255,7 +269,7 @@ IMAGE, GOOD = np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), 0.5, np.float32)
 )
 def test_bad_input_is_named(image, probabilities, message):
     with pytest.raises(ValueError, match=message):
-        crf.dense_crf(image, probabilities, **PAPER)
+        crf.dense_crf(image, probabilities, PAPER)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +284,9 @@ def test_bad_input_is_named(image, probabilities, message):
     + [{"bilateral_sxy": np.nan}],  # would crash the process
 )
 def test_bad_settings_are_named(change):
-    with pytest.raises(ValueError, match="must be"):
-        crf.dense_crf(IMAGE, GOOD, **{**PAPER, **change})
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        replace(PAPER, **change)
 
 
 # ---------------------------------------------------------------- many images
@@ -280,17 +295,17 @@ def test_bad_settings_are_named(change):
 @needs_crf
 def test_two_processes_equal_one_in_order(rng):
     pairs = [random_pair(rng, size=(6 + i, 8)) for i in range(7)]
-    serial = list(crf.refine_all(*zip(*pairs), workers=1, **PAPER))
-    parallel = list(crf.refine_all(*zip(*pairs), workers=2, **PAPER))
+    serial = list(crf.refine_all(*zip(*pairs), PAPER, workers=1))
+    parallel = list(crf.refine_all(*zip(*pairs), PAPER, workers=2))
     assert [r.shape for r in parallel] == [p.shape for _, p in pairs]
     for one, two, pair in zip(serial, parallel, pairs):
         np.testing.assert_array_equal(one, two)
-        np.testing.assert_array_equal(one, crf.dense_crf(*pair, **PAPER))
+        np.testing.assert_array_equal(one, crf.dense_crf(*pair, PAPER))
 
 
 @needs_crf
-@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (2, 4)])
-def test_images_are_read_as_they_are_needed(rng, workers, ahead):
+@pytest.mark.parametrize(("workers", "chunk"), [(1, 1), (2, 2 * crf.CHUNK)])
+def test_images_are_read_as_they_are_needed(rng, workers, chunk):
     image, probabilities = random_pair(rng)
     read = []
 
@@ -299,33 +314,30 @@ def test_images_are_read_as_they_are_needed(rng, workers, ahead):
             read.append(i)
             yield image
 
-    results = crf.refine_all(
-        images(), (probabilities for _ in range(1000)), workers=workers, **PAPER
-    )
-    for done in range(1, 4):
+    results = crf.refine_all(images(), (probabilities for _ in range(1000)), PAPER, workers=workers)
+    for done in range(3 * chunk):
         next(results)
-        assert len(read) == done + ahead
-    results.close()  # leaves no process behind, and does not work through the rest
-    assert len(read) == 3 + ahead
+        assert len(read) == (done // chunk + 1) * chunk
+    results.close()  # does not work through the rest
+    assert len(read) == 3 * chunk
 
 
 @needs_crf
 @pytest.mark.parametrize("workers", [1, 2])
 def test_error_in_one_image_reaches_the_reader(rng, workers):
     (image, good), bad = random_pair(rng), np.zeros((3, 6, 8), np.float32)
-    results = crf.refine_all([image] * 2, [good, bad], workers=workers, **PAPER)
-    next(results)
+    results = crf.refine_all([image] * 2, [good, bad], PAPER, workers=workers)
     with pytest.raises(ValueError, match="sum to 1"):
-        next(results)
+        list(results)
 
 
 @needs_crf
 def test_refine_all_refuses_uneven_lists_and_no_workers(rng):
     image, probabilities = random_pair(rng)
     with pytest.raises(ValueError):
-        list(crf.refine_all([image] * 2, [probabilities], workers=1, **PAPER))
+        list(crf.refine_all([image] * 2, [probabilities], PAPER, workers=1))
     with pytest.raises(ValueError, match="workers"):
-        crf.refine_all([], [], workers=0, **PAPER)
+        crf.refine_all([], [], PAPER, workers=0)
 
 
 # ---------------------------------------------------------------- without pydensecrf
@@ -340,7 +352,7 @@ def test_missing_package_says_how_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     assert not crf.available()
     with pytest.raises(crf.CRFMissing, match=r'pip install -e "\.\[crf\]"') as caught:
-        crf.dense_crf(IMAGE, GOOD, **PAPER)
+        crf.dense_crf(IMAGE, GOOD, PAPER)
     assert "C++ compiler" in str(caught.value) and "3.13" in str(caught.value)
     with pytest.raises(ImportError):  # at once, before any image is read
-        crf.refine_all([], [], workers=2, **PAPER)
+        crf.refine_all([], [], PAPER, workers=2)

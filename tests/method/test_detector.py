@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from fixtures import Samples
 
-from mdlib.core.mask import read_masks, write_masks
+from mdlib.core.mask import Mask, Masks, encode_mask, read_masks, write_masks
 from mdlib.core.weights import WeightsError, read_weights, save_weights
 from mdlib.data import Sample, open_dataset
 from mdlib.method.detector import (
@@ -36,20 +38,20 @@ SIDE = 64
 
 
 def blobs(count=3, *, height=SIDE, width=SIDE, seed=0):
-    """Grey noise with one bright rectangle an image, and its mask: (scenes, records of clusters 0,
-    1, 2, 0, ...).
+    """Grey noise with one bright rectangle an image, and its mask: (scenes, masks of clusters 0, 1,
+    2, 0, ...).
     """
     rng = np.random.default_rng(seed)
-    scenes, records = Samples(), []
+    samples, masks = [], []
     for i in range(count):
         mask = np.zeros((height, width), bool)
         y, x = rng.integers(2, height // 3), rng.integers(2, width // 3)
         mask[y : y + height // 2, x : x + width // 3] = True
         image = rng.integers(60, 100, (height, width, 3)).astype(np.uint8)
         image[mask, i % 3] = 230
-        scenes.append(Sample(f"scene_{i}", image))
-        records.append({"mask": mask, "cluster": i % 3, "image_id": f"scene_{i}"})
-    return scenes, records
+        samples.append(Sample(f"scene_{i}", image))
+        masks.append(Mask.from_pixels(mask, image_id=f"scene_{i}", cluster=i % 3))
+    return Samples(samples), masks
 
 
 def tiny_detector(*, clusters=3, side=SIDE, trainable=0, weights=None):
@@ -63,8 +65,8 @@ def tiny_detector(*, clusters=3, side=SIDE, trainable=0, weights=None):
     )
 
 
-def batches_of(scenes, records, *, batch=2, seed=0):
-    return DetectionBatches(scenes, records, batch=batch, seed=seed, device="cpu")
+def batches_of(scenes, masks, *, batch=2, seed=0):
+    return DetectionBatches(scenes, Masks(masks), batch=batch, seed=seed, device="cpu")
 
 
 def assert_same_batch(a, b):
@@ -74,13 +76,6 @@ def assert_same_batch(a, b):
         assert all(
             torch.equal(target_a[key], target_b[key]) for key in ("boxes", "labels", "masks")
         )
-
-
-def assert_same_predictions(ours, theirs):
-    assert [len(image) for image in ours] == [len(image) for image in theirs]
-    for a, b in zip(chain(*ours), chain(*theirs), strict=True):
-        np.testing.assert_array_equal(a["mask"], b["mask"])
-        assert {**a, "mask": None} == {**b, "mask": None}
 
 
 # ---------------------------------------------------------------- targets
@@ -115,11 +110,12 @@ def test_an_empty_mask_is_refused():
 
 
 def with_unusable_masks():
-    scenes, records = blobs(5)
-    records[1]["mask"] = np.zeros((SIDE, SIDE), bool)
-    records[3]["mask"] = np.zeros((SIDE, SIDE), bool)
-    records[3]["mask"][10, 5:30] = True  # one pixel high
-    return scenes, records
+    scenes, masks = blobs(5)
+    thin = np.zeros((SIDE, SIDE), bool)
+    masks[1] = replace(masks[1], rle=encode_mask(thin))
+    thin[10, 5:30] = True  # one pixel high
+    masks[3] = replace(masks[3], rle=encode_mask(thin))
+    return scenes, masks
 
 
 def test_images_without_a_usable_mask_are_left_out():
@@ -130,36 +126,46 @@ def test_images_without_a_usable_mask_are_left_out():
 
 
 def test_no_usable_mask_at_all_is_an_error():
-    scenes, records = blobs(2)
-    for record in records:
-        record["mask"] = np.zeros((SIDE, SIDE), bool)
+    scenes, masks = blobs(2)
+    empty = encode_mask(np.zeros((SIDE, SIDE), bool))
     with pytest.raises(ValueError, match="no mask"):
-        batches_of(scenes, records)
+        batches_of(scenes, [replace(mask, rle=empty) for mask in masks])
+
+
+def test_batches_are_made_without_decoding_and_a_batch_decodes_its_own_masks(monkeypatch):
+    decoded, pixels = [], Mask.pixels
+    monkeypatch.setattr(Mask, "pixels", lambda mask: decoded.append(mask.image_id) or pixels(mask))
+    scenes, masks = blobs(6)
+    batches = batches_of(scenes, masks, batch=2)
+    assert not decoded and not scenes.asked
+    seen = batches(0).ids
+    assert sorted(decoded) == sorted(seen) and len(seen) == 2
+    assert scenes.asked == {("image", scenes.index_of(name)): 1 for name in seen}
 
 
 def test_a_mask_of_an_unknown_image_is_refused():
-    scenes, records = blobs(3)
+    scenes, masks = blobs(3)
     with pytest.raises(ValueError, match="a mask of 'scene_2', which the data set does not hold"):
-        batches_of(Samples(scenes[:2]), records)
+        batches_of(Samples(scenes.samples[:2]), masks)
 
 
 def test_an_image_has_any_number_of_masks_and_all_of_them_become_targets():
-    scenes, records = blobs(3)
+    scenes, masks = blobs(3)
     second = np.zeros((SIDE, SIDE), bool)
     second[50:60, 45:60] = True
     thin = np.zeros((SIDE, SIDE), bool)
     thin[3, 10:40] = True  # no box: left out, its image stays
     more = [
-        {"mask": second, "cluster": 7, "image_id": "scene_0"},
-        {"mask": thin, "cluster": 1, "image_id": "scene_0"},
+        Mask.from_pixels(second, image_id="scene_0", cluster=7),
+        Mask.from_pixels(thin, image_id="scene_0", cluster=1),
     ]
-    batches = batches_of(scenes, [records[0], records[2], *more], batch=2)
+    batches = batches_of(scenes, [masks[0], masks[2], *more], batch=2)
     assert batches.kept == [0, 2]
     for image, target in batches(0):
         expected = (
-            [(records[0]["mask"], 0), (second, 7)]
+            [(masks[0].pixels(), 0), (second, 7)]
             if target["id"] == "scene_0"
-            else [(records[2]["mask"], 2)]
+            else [(masks[2].pixels(), 2)]
         )
         turned = slice(
             None,
@@ -174,38 +180,38 @@ def test_an_image_has_any_number_of_masks_and_all_of_them_become_targets():
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step():
-    scenes, records = blobs(6)
-    batches = batches_of(scenes, records, batch=4)
+    scenes, masks = blobs(6)
+    batches = batches_of(scenes, masks, batch=4)
     first = [batches(step) for step in range(4)]
     np.random.seed(1)
     for step in (3, 0, 2, 1):  # in any order, from any instance
         assert_same_batch(batches(step), first[step])
         assert_same_batch(batches_of(*blobs(6), batch=4)(step), first[step])
     assert len({tuple(batch.ids) for batch in first}) > 1
-    assert [batches_of(scenes, records, batch=4, seed=1)(s).ids for s in range(4)] != [
+    assert [batches_of(scenes, masks, batch=4, seed=1)(s).ids for s in range(4)] != [
         b.ids for b in first
     ]
 
 
 def test_a_batch_repeats_no_image_unless_it_must():
-    scenes, records = blobs(3)
-    assert all(len(set(batches_of(scenes, records, batch=3)(step).ids)) == 3 for step in range(10))
-    assert len(batches_of(scenes, records, batch=5)(0)) == 5
+    scenes, masks = blobs(3)
+    assert all(len(set(batches_of(scenes, masks, batch=3)(step).ids)) == 3 for step in range(10))
+    assert len(batches_of(scenes, masks, batch=5)(0)) == 5
 
 
 def test_mirroring_moves_image_mask_and_box_together():
-    scenes, records = blobs(3)
-    batches, mirrored = batches_of(scenes, records, batch=1), set()
+    scenes, masks = blobs(3)
+    batches, mirrored = batches_of(scenes, masks, batch=1), set()
     for step in range(40):
         ((image, target),) = batches(step)
         index = int(target["id"][-1])
         flip = not torch.equal(image, to_tensor(scenes[index].image, "cpu"))
         turned = slice(None, None, -1 if flip else 1)
-        mask = records[index]["mask"][:, turned]
+        mask = masks[index].pixels()[:, turned]
         assert torch.equal(image, to_tensor(scenes[index].image[:, turned], "cpu"))
         np.testing.assert_array_equal(target["masks"][0].numpy(), mask)
         assert torch.equal(target["boxes"], target_of(mask[None], [0], image_id="")["boxes"])
-        assert target["labels"].tolist() == [1 + records[index]["cluster"]]
+        assert target["labels"].tolist() == [1 + masks[index].cluster]
         mirrored.add((index, flip))
     assert len(mirrored) == 6  # each image was seen both ways
 
@@ -229,11 +235,10 @@ def test_a_region_keeps_its_mean_beside_what_the_layer_makes_of_it():
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_step_with_masks_of_one_cluster_and_any_batch_has_a_finite_gradient(batch):
-    scenes, records = blobs(3)
-    for record in records:
-        record["cluster"] = 0
+    scenes, masks = blobs(3)
+    masks = [replace(mask, cluster=0) for mask in masks]
     model = tiny_detector(clusters=1, trainable=1).train()
-    loss, parts = detector_loss(model, batches_of(scenes, records, batch=batch)(0))
+    loss, parts = detector_loss(model, batches_of(scenes, masks, batch=batch)(0))
     loss.backward()
     assert parts.keys() == {"classifier", "box_reg", "mask", "objectness", "rpn_box_reg"}
     assert loss.item() == pytest.approx(sum(parts.values()), rel=1e-5)
@@ -242,12 +247,10 @@ def test_a_step_with_masks_of_one_cluster_and_any_batch_has_a_finite_gradient(ba
 
 
 def test_a_batch_of_pictures_of_several_sizes_is_trained_on():
-    (wide, wide_records), (tall, tall_records) = (
-        blobs(1, height=40, width=64),
-        blobs(1, height=70, width=50),
-    )
-    tall, tall_records = [Sample("tall", tall[0].image)], [{**tall_records[0], "image_id": "tall"}]
-    batch = batches_of(Samples(wide + tall), wide_records + tall_records)(0)
+    wide, wide_masks = blobs(1, height=40, width=64)
+    tall, tall_masks = blobs(1, height=70, width=50)
+    scenes = Samples([*wide.samples, Sample("tall", tall.image(0))])
+    batch = batches_of(scenes, [*wide_masks, replace(tall_masks[0], image_id="tall")])(0)
     assert {tuple(image.shape) for image, _ in batch} == {(3, 40, 64), (3, 70, 50)}
     loss, _ = detector_loss(tiny_detector().train(), batch)
     assert torch.isfinite(loss)
@@ -257,18 +260,15 @@ def test_a_batch_of_pictures_of_several_sizes_is_trained_on():
 
 
 def fitted(model, batch, *, steps, peak):
-    return loop.fit(
-        {"detector": model},
-        loop.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.3),
-        lambda pairs, step: detector_loss(model, pairs), lambda step: batch,
-        steps=steps, lr_of=lambda step: loop.learning_rate(step, steps=steps, warmup=3, peak=peak),
-        seed=0, settings={}, clip_norm=5.0, log_every=1, log=lambda line: None,
-    )  # fmt: skip
+    given = dict(optimizer="adamw", lr_drops=[], warmup=3, weight_decay=0.0, body_scale=0.3)
+    recipe = loop.Recipe(steps=steps, peak_lr=peak, accumulate=1, seed=0, **given)
+    options = dict(checkpoint=None, identity={}, log_every=1)
+    return loop.fit(model, lambda step: batch, detector_loss, recipe, **options)
 
 
 @pytest.fixture(scope="module")
 def by_heart(zoo_root):
-    """A detector that learnt three zoo scenes, one subject each, by heart: (model, scenes, records,
+    """A detector that learnt three zoo scenes, one subject each, by heart: (model, scenes, masks,
     history).
     """
     singles = [
@@ -277,20 +277,20 @@ def by_heart(zoo_root):
         if len(s.instances.labels) == 1
     ][:3]
     half = [Sample(s.id, s.image[::2, ::2], instances=None) for s in singles]
-    records = [
-        {"mask": s.instances.masks[0][::2, ::2], "cluster": i, "image_id": s.id}
+    masks = [
+        Mask.from_pixels(s.instances.masks[0][::2, ::2], image_id=s.id, cluster=i)
         for i, s in enumerate(singles)
     ]
     model = tiny_detector(weights=ZOO_WEIGHTS, side=96).train()
     batch = DetectionBatch(
         (
             to_tensor(sample.image, "cpu"),
-            target_of(record["mask"][None], [record["cluster"]], image_id=sample.id),
+            target_of(mask.pixels()[None], [mask.cluster], image_id=sample.id),
         )
-        for sample, record in zip(half, records)
+        for sample, mask in zip(half, masks)
     )
     history = fitted(model, batch, steps=60, peak=2e-3)
-    return model.eval(), Samples(half), records, history
+    return model.eval(), Samples(half), masks, history
 
 
 def test_the_loss_of_a_batch_learnt_by_heart_falls_far(by_heart):
@@ -301,12 +301,12 @@ def test_the_loss_of_a_batch_learnt_by_heart_falls_far(by_heart):
 
 
 def test_what_was_learnt_by_heart_is_found_with_its_mask_and_cluster(by_heart):
-    model, scenes, records, _ = by_heart
-    for found, record in zip(predict(model, scenes, batch=2, device="cpu"), records, strict=True):
+    model, scenes, masks, _ = by_heart
+    for found, mask in zip(predict(model, scenes, batch=2, device="cpu"), masks, strict=True):
         best = found[0]
-        iou = (best["mask"] & record["mask"]).sum() / (best["mask"] | record["mask"]).sum()
-        assert (best["cluster"], best["image_id"]) == (record["cluster"], record["image_id"])
-        assert iou > 0.5 and best["score"] > 0.3
+        inside, true = best.pixels(), mask.pixels()
+        assert (best.cluster, best.image_id) == (mask.cluster, mask.image_id)
+        assert (inside & true).sum() / (inside | true).sum() > 0.5 and best.score > 0.3
 
 
 # ---------------------------------------------------------------- predictions
@@ -316,19 +316,13 @@ def test_predictions_keep_their_contract(by_heart):
     model, scenes, _, _ = by_heart
     found = list(predict(model, scenes, batch=2, device="cpu"))
     assert len(found) == len(scenes) and all(found)
-    for sample, records in zip(scenes, found):
-        scores = [record["score"] for record in records]
+    for i, masks in enumerate(found):
+        scores = [mask.score for mask in masks]
         assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] <= scores[0] <= 1
-        for record in records:
-            assert record.keys() == {"image_id", "mask", "cluster", "score", "box"}
-            assert record["image_id"] == sample.id and record["cluster"] in range(3)
-            assert (
-                record["mask"].dtype == bool
-                and record["mask"].shape == sample.image.shape[:2]
-                and record["mask"].any()
-            )
-            x0, y0, x1, y1 = record["box"]
-            assert 0 <= x0 < x1 <= sample.image.shape[1] and 0 <= y0 < y1 <= sample.image.shape[0]
+        for mask in masks:
+            assert mask.image_id == scenes.ids[i] and mask.cluster in range(3)
+            assert mask.size == scenes.size(i) and mask.area > 0 and mask.box is not None
+    assert {what for what, _ in scenes.asked} == {"image"}
 
 
 def test_predictions_do_not_depend_on_the_batch_and_can_be_stored(by_heart, tmp_path):
@@ -336,16 +330,16 @@ def test_predictions_do_not_depend_on_the_batch_and_can_be_stored(by_heart, tmp_
     together, alone = (list(predict(model, scenes, batch=batch, device="cpu")) for batch in (3, 1))
     assert [len(image) for image in together] == [len(image) for image in alone]
     for a, b in zip(chain(*together), chain(*alone), strict=True):
-        assert a["cluster"] == b["cluster"] and a["score"] == pytest.approx(b["score"], abs=1e-4)
-    write_masks(tmp_path / "masks.json", together[0])
-    assert_same_predictions([read_masks(tmp_path / "masks.json")], [together[0]])
+        assert a.cluster == b.cluster and a.score == pytest.approx(b.score, abs=1e-4)
+    write_masks(tmp_path / "masks.json", chain(*together), images=scenes.sizes())
+    assert read_masks(tmp_path / "masks.json").by_image(scenes.ids) == together
 
 
 def test_pictures_read_ahead_give_the_same_predictions(by_heart, request):
     model, scenes, _, _ = by_heart
     expected = list(predict(model, scenes, batch=2, device="cpu"))
-    request.getfixturevalue("threaded")
-    assert_same_predictions(list(predict(model, scenes, batch=2, device="cpu")), expected)
+    request.getfixturevalue("workers")
+    assert list(predict(model, scenes, batch=2, device="cpu")) == expected
 
 
 def test_an_image_without_a_prediction_gives_an_empty_list(by_heart):
@@ -357,8 +351,8 @@ def test_an_image_without_a_prediction_gives_an_empty_list(by_heart):
 
 def test_masks_have_the_size_of_pictures_that_are_resized_for_the_network(by_heart):
     scenes, _ = blobs(1, height=45, width=80)
-    for record in next(predict(by_heart[0], scenes, batch=1, device="cpu")):
-        assert record["mask"].shape == (45, 80)
+    found = next(predict(by_heart[0], scenes, batch=1, device="cpu"))
+    assert found and {mask.size for mask in found} == {(45, 80)}
 
 
 # ---------------------------------------------------------------- files
@@ -383,7 +377,7 @@ def test_a_stored_detector_predicts_the_same(by_heart, tmp_path):
     loaded = load_detector(tmp_path / "detector", device="cpu")
     assert not loaded.training
     ours, theirs = (list(predict(m, scenes, batch=3, device="cpu")) for m in (model, loaded))
-    assert_same_predictions(ours, theirs)
+    assert ours == theirs
 
 
 def test_a_segmenters_file_is_no_detector(tmp_path):
@@ -430,13 +424,11 @@ def train_tiny(checkpoint, *, dies_at=None):
         seen.append(step)
         return batches(step)
 
-    loop.fit(
-        {"detector": model},
-        loop.make_optimizer(model, kind="adamw", weight_decay=0.05, body_scale=0.1),
-        lambda pairs, step: detector_loss(model, pairs), batch_of,
-        steps=STEPS, lr_of=lambda step: 1e-3, seed=3, settings={"tiny": True}, checkpoint=checkpoint, checkpoint_every=2,
-        clip_norm=5.0, log=lambda line: None,
-    )  # fmt: skip
+    given = dict(optimizer="adamw", peak_lr=1e-3, lr_drops=[STEPS], warmup=0, weight_decay=0.05)
+    recipe = loop.Recipe(steps=STEPS, body_scale=0.1, accumulate=1, seed=3, **given)
+    with mock.patch.object(loop, "CHECKPOINT_EVERY", 2):
+        options = dict(checkpoint=checkpoint, identity={"tiny": True})
+        loop.fit(model, batch_of, detector_loss, recipe, **options)
     return model.state_dict(), seen
 
 

@@ -2,6 +2,8 @@
 drawn fairly.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -63,14 +65,14 @@ def test_only_the_layer_learns_and_is_saved(encoder):
 def test_a_probe_learns_what_tokens_tell(encoder):
     data, probe = pictures(8), TokenProbe(encoder, outputs=3)
     labels = [data[i].semantic for i in range(len(data))]
+    augment = segmenter.Augment(side=32, label_side=32, zoom=0.0, turn=0.0)
     batches = segmenter.SegmentationBatches(
-        data, labels, batch=4, side=32, label_side=32, zoom=(1, 1), degrees=0, seed=0, device="cpu"
-    )  # fmt: skip
-    optimizer = loop.make_optimizer(probe, kind="sgd", weight_decay=0.0, body_scale=1.0)
-    history = loop.fit(
-        {"probe": probe}, optimizer, lambda batch, step: (segmenter.batch_loss(probe, batch, share=1.0), {}), batches,
-        steps=60, lr_of=lambda step: 0.1, seed=0, settings={}, log_every=20, log=lambda line: None,
-    )  # fmt: skip
+        data, labels, batch=4, augment=augment, seed=0, device="cpu"
+    )
+    given = dict(optimizer="sgd", peak_lr=0.1, lr_drops=[60], warmup=0, weight_decay=0.0)
+    recipe = loop.Recipe(steps=60, body_scale=1.0, accumulate=1, seed=0, **given)
+    loss = partial(segmenter.batch_loss, share=1.0)
+    history = loop.fit(probe, batches, loss, recipe, checkpoint=None, identity={})
     assert history[-1]["loss"] < 0.5 * np.log(3)
     assert all(
         value.equal(before)
@@ -87,7 +89,7 @@ def test_shares_are_nested_random_and_in_order():
     data = pictures(200)
     few, some, every = (some_pictures(data, share, seed=3).ids for share in (0.01, 0.1, 1.0))
     assert (len(few), len(some), every) == (2, 20, data.ids)
-    assert set(few) <= set(some) and some == sorted(some) and some != data.ids[:20]
+    assert set(few) <= set(some) and some == tuple(sorted(some)) and some != data.ids[:20]
     assert some_pictures(data, 0.1, seed=4).ids != some
     assert len(some_pictures(data, 0.001, seed=3)) == 1
 

@@ -194,6 +194,9 @@ def test_mass_keeps_the_scores_that_hold_the_upper_share():
         masks.apply_mass(scores, mass=0.5), torch.tensor([[0.3, 0.0, 0.4, 0.0]])
     )
     torch.testing.assert_close(masks.apply_mass(scores, mass=1.0), scores)
+    # exactly at the bound a patch is left out, as in DINO's `cumval > 1 - threshold`
+    equal = torch.tensor([[0.25, 0.25, 0.25, 0.25]])
+    assert masks.apply_mass(equal, mass=0.75).tolist() == [[0.0, 0.25, 0.25, 0.25]]
 
 
 def test_diffusion_equals_the_sum_of_affinity_rows():

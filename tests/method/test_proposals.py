@@ -1,16 +1,11 @@
 """Stage 1 over a data set: one mask an image as in the paper, or several."""
 
-from types import SimpleNamespace
-
-import nbformat
 import numpy as np
 import pytest
 import torch
+from fixtures import Samples
 
-from mdlib.core import mask as mask_module
-from mdlib.core.mask import by_image, read_masks, write_masks
-from mdlib.core.paths import NOTEBOOKS
-from mdlib.core.progress import track
+from mdlib.core.mask import Mask, read_masks, write_masks
 from mdlib.data import Sample, open_dataset
 from mdlib.method import masks, proposals
 from mdlib.models.encoder import load_encoder
@@ -31,25 +26,26 @@ def encoder():
 
 def test_one_mask_an_image_is_object_mask_with_its_attention(scenes, encoder):
     found = list(proposals.distill_masks(scenes, encoder, **RUN))
-    assert [d["image_id"] for d in found] == scenes.ids
-    for i, record in enumerate(found):
+    assert tuple(mask.image_id for mask in found) == scenes.ids
+    for i, mask in enumerate(found):
         tokens = encoder.tokens(torch.from_numpy(scenes[i].image).permute(2, 0, 1)[None])
-        mask, score = proposals.mask_tokens(tokens, **SETTINGS)
-        pixels = masks.mask_to_pixels(mask, padded_hw=(128, 128), image_hw=(128, 128))[0].numpy()
+        expected, score = proposals.mask_tokens(tokens, **SETTINGS)
+        pixels = masks.mask_to_pixels(expected, padded_hw=(128, 128), image_hw=(128, 128))[0]
         # a batch is not bit-equal to an image alone
-        assert (record["mask"] != pixels).mean() < 0.01
-        assert record["score"] == pytest.approx(score.item(), abs=0.01)
+        assert (mask.pixels() != pixels.numpy()).mean() < 0.01
+        assert mask.score == pytest.approx(score.item(), abs=0.01) and mask.cluster is None
 
 
 def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder):
     one = list(proposals.distill_masks(scenes, encoder, **RUN))
     found = list(proposals.distill_masks(scenes, encoder, **RUN, max_masks=3))
-    assert [d["image_id"] for d in found] == sorted(d["image_id"] for d in found)
+    ids = [mask.image_id for mask in found]
+    assert ids == sorted(ids)
     for first in one:
-        own = [d["mask"] for d in found if d["image_id"] == first["image_id"]]
+        own = [mask.pixels() for mask in found if mask.image_id == first.image_id]
         assert 1 < len(own) <= 3
-        np.testing.assert_array_equal(own[0], first["mask"])
-        assert np.sum(own, 0).max() == 1 and all(mask.any() for mask in own)
+        np.testing.assert_array_equal(own[0], first.pixels())
+        assert np.sum(own, 0).max() == 1 and all(pixels.any() for pixels in own)
 
 
 def test_an_image_may_have_no_mask_at_all(scenes, encoder):
@@ -66,36 +62,20 @@ def test_the_mass_rule_is_refused_for_centred_keys(scenes, encoder):
 # ---------------------------------------------------------------- batches
 
 
-class Pictures(list):
-    """Samples as a data set that counts how many of them were asked for."""
-
-    asked = 0
-
-    def __getitem__(self, index):
-        self.asked += 1
-        return super().__getitem__(index)
-
-
 def cut(scenes, sizes):
     """Scenes cut down to some sizes (height, width), in their turn."""
-    return Pictures(
+    return Samples(
         Sample(f"p{i}", np.ascontiguousarray(scenes[i % len(scenes)].image[:height, :width]))
         for i, (height, width) in enumerate(sizes)
     )
-
-
-def assert_same(found, expected):
-    assert [(d["image_id"], d["score"]) for d in found] == [
-        (d["image_id"], d["score"]) for d in expected
-    ]
-    assert all(np.array_equal(a["mask"], b["mask"]) for a, b in zip(found, expected))
 
 
 def by_neighbours(dataset, encoder, *, batch_size, input_side, **rule):
     """Of one size: batch after batch in the order of the data set, and nothing else."""
     rule = dict(max_masks=1, min_contrast=None, max_seam=None) | rule
     for start in range(0, len(dataset), batch_size):
-        batch = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        indices = range(start, min(start + batch_size, len(dataset)))
+        batch = {dataset.ids[i]: dataset.image(i) for i in indices}
         for own in proposals._distill_batch(batch, encoder, input_side=input_side, **rule):
             yield from own
 
@@ -103,9 +83,9 @@ def by_neighbours(dataset, encoder, *, batch_size, input_side, **rule):
 @pytest.mark.parametrize("several", [{}, {"max_masks": 3, "min_contrast": 0.08, "max_seam": 0.03}])
 def test_images_of_one_size_make_the_batches_they_always_made(several, scenes, encoder, request):
     expected = list(by_neighbours(scenes, encoder, **RUN, **several))
-    assert_same(list(proposals.distill_masks(scenes, encoder, **RUN, **several)), expected)
-    request.getfixturevalue("threaded")
-    assert_same(list(proposals.distill_masks(scenes, encoder, **RUN, **several)), expected)
+    assert list(proposals.distill_masks(scenes, encoder, **RUN, **several)) == expected
+    request.getfixturevalue("workers")
+    assert list(proposals.distill_masks(scenes, encoder, **RUN, **several)) == expected
 
 
 SIZES = [
@@ -133,19 +113,14 @@ def test_images_of_mixed_sizes_come_in_order_with_the_masks_they_have_alone(
             mixed, encoder, **RUN | {"input_side": 64, "batch_size": 1}, max_masks=3
         )
     )
-    assert (
-        [d["image_id"] for d in found]
-        == [d["image_id"] for d in alone]
-        == sorted(d["image_id"] for d in found)
-    )
-    assert {d["image_id"] for d in found} == {f"p{i}" for i in range(len(SIZES))}
+    ids = [mask.image_id for mask in found]
+    assert ids == [mask.image_id for mask in alone] == sorted(ids)
+    assert set(ids) == {f"p{i}" for i in range(len(SIZES))}
     for a, b in zip(found, alone):
+        assert a.size == SIZES[int(a.image_id[1:])]
         # a batch is not bit-equal to an image alone
-        assert (
-            a["mask"].shape == SIZES[int(a["image_id"][1:])]
-            and (a["mask"] != b["mask"]).mean() < 0.02
-        )
-        assert a["score"] == pytest.approx(b["score"], abs=0.02)
+        assert (a.pixels() != b.pixels()).mean() < 0.02
+        assert a.score == pytest.approx(b.score, abs=0.02)
 
 
 def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end(scenes):
@@ -154,9 +129,9 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
     sizes = [tall, wide, wide, tall, small, wide, tall, wide, wide, wide]
 
     def batches(window):
+        images = (sample.image for sample in cut(scenes, sizes))
         return [
-            list(batch)
-            for batch in proposals.batches_by_size(cut(scenes, sizes), batch_size=3, window=window)
+            list(batch) for batch in proposals.batches_by_size(images, batch_size=3, window=window)
         ]
 
     assert batches(1e9) == [[1, 2, 5], [0, 3, 6], [7, 8, 9], [4]]
@@ -169,13 +144,8 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
 # ---------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
-    ahead, scenes, encoder, monkeypatch, request
-):
+def test_pictures_and_masks_that_wait_are_bounded_by_the_window(scenes, encoder, monkeypatch):
     """One picture of a rare size at the start, then many: it must not hold up the others for good."""
-    if ahead:
-        request.getfixturevalue("threaded")
     each = 48 * 40 * 3
     monkeypatch.setattr(proposals, "WINDOW", 10 * each)
     pictures = cut(scenes, [(40, 40)] + [(48, 40)] * 60)
@@ -183,32 +153,29 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
     for given, _ in enumerate(
         proposals.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
     ):
-        most = max(most, pictures.asked - given)
-    # the window, a batch, and one that is read ahead
-    assert given == 61 and 8 <= most <= 10 + 4 + ahead * 4
+        most = max(most, pictures.asked.total() - given)
+    # the window and a batch
+    assert given == 61 and 8 <= most <= 10 + 4
 
 
-def test_the_notebook_writes_its_masks_without_their_pixels(scenes, encoder, tmp_path, monkeypatch):
-    """Its own cell, run on a few scenes: no mask that stage 1 made is decoded."""
+def test_only_images_are_decoded_not_their_labels(scenes, encoder):
+    labelled = Samples(scenes)
+    consumed = list(proposals.distill_masks(labelled, encoder, **RUN))
+    assert len(consumed) == len(scenes)
+    assert labelled.asked == {("image", i): 1 for i in range(len(scenes))}
 
-    def refuse(encoded):
+
+def test_masks_are_written_and_read_without_their_pixels(scenes, encoder, tmp_path, monkeypatch):
+    """No mask that stage 1 made is decoded."""
+
+    def refuse(mask):
         raise AssertionError("a mask was decoded")
 
-    cells = nbformat.read(NOTEBOOKS / "01_distill_masks.ipynb", as_version=4).cells
-    (whole,) = [cell.source for cell in cells if "write_masks(" in cell.source]
-    kept = dict(
-        proposals=proposals, write_masks=write_masks, read_masks=read_masks, by_image=by_image, track=track, encoder=encoder, stage=SimpleNamespace(folder=tmp_path),
-        splits={"train": scenes, "dev": scenes}, paper={**RUN, "batch_size": 2}, several={},
-    )  # fmt: skip
+    expected = list(proposals.distill_masks(scenes, encoder, **RUN))
+    path = tmp_path / "masks.json"
     with monkeypatch.context() as patch:
-        patch.setattr(mask_module, "decode_mask", refuse)
-        exec(whole, kept)
-    found = kept["masks_by_image"]["dev"]
-    assert [[record["image_id"] for record in of_image] for of_image in found] == [
-        [name] for name in scenes.ids
-    ]
-    expected = proposals.distill_masks(scenes, encoder, **RUN | {"batch_size": 2})
-    assert all(
-        np.array_equal(of_image[0]["mask"], record["mask"])
-        for of_image, record in zip(found, expected, strict=True)
-    )
+        patch.setattr(Mask, "pixels", refuse)
+        found = proposals.distill_masks(scenes, encoder, **RUN)
+        written = write_masks(path, found, images=scenes.sizes())
+        read = read_masks(path).by_image(scenes.ids)
+    assert list(written) == [mask for of_image in read for mask in of_image] == expected

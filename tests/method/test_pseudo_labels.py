@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
+from mdlib.core.mask import Mask
 from mdlib.data import VOID
-from mdlib.method.pseudo_labels import LARGEST_LABEL, OVERLAPS, clustered_map, confident, label_map
+from mdlib.method.pseudo_labels import (
+    LARGEST_LABEL,
+    OVERLAPS,
+    clustered_map,
+    confident,
+    filtered_map,
+    label_map,
+)
 
 each_overlap = pytest.mark.parametrize("overlap", OVERLAPS)
 
@@ -170,10 +178,26 @@ def test_a_clustered_map_holds_every_mask_with_its_cluster():
     masks = np.zeros((2, 4, 5), bool)
     masks[0, :2, :2], masks[1, 3, 4] = True, True
     labels = clustered_map(
-        [{"mask": masks[0], "cluster": 0}, {"mask": masks[1], "cluster": 59}], image_hw=(4, 5)
+        [Mask.from_pixels(masks[i], image_id="a", cluster=c) for i, c in ((0, 0), (1, 59))],
+        image_hw=(4, 5),
     )
     assert labels.dtype == np.uint16 and labels.tolist() == (masks[0] * 1 + masks[1] * 60).tolist()
 
 
 def test_a_clustered_map_without_masks_is_background():
     assert not clustered_map([], image_hw=(3, 4)).any()
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_a_filtered_map_is_the_label_map_of_an_image_s_predictions(rng, overlap):
+    pixels, clusters, scores = rng.random((5, 6, 7)) < 0.3, np.array([3, 0, 7, 1, 1]), rng.random(5)
+    masks = [
+        Mask.from_pixels(each, image_id="a", score=score, cluster=int(cluster))
+        for each, score, cluster in zip(pixels, scores, clusters)
+    ]
+    rule = {"threshold": 0.4, "overlap": overlap}
+    expected = label_map(pixels, clusters, scores, **rule)
+    assert expected.any()
+    np.testing.assert_array_equal(filtered_map(masks, image_hw=(6, 7), **rule), expected)
+    nothing = filtered_map([], image_hw=(3, 4), **rule)
+    assert nothing.shape == (3, 4) and not nothing.any()

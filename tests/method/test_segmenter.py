@@ -3,6 +3,7 @@ heart, the linear probe.
 """
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from mdlib.core.weights import WeightsError, save_weights
 from mdlib.data import VOID, Sample, open_dataset
 from mdlib.method import crf
 from mdlib.method.segmenter import (
+    Augment,
     SegmentationBatch,
     SegmentationBatches,
+    View,
+    batch_loss,
     build_segmenter,
     label_map,
     last_round,
@@ -24,20 +28,20 @@ from mdlib.method.segmenter import (
     predict_logits,
     probabilities,
     refined_maps,
-    remember,
     reset_classifier,
-    train,
-    train_like,
+    show,
 )
+from mdlib.models.backbones import FeatureCache
 from mdlib.models.encoder import ZOO_WEIGHTS
-from mdlib.training import loop
+from mdlib.training.loop import Recipe, fit
 
 SIDE = 64
 
 
-def tiny_segmenter(*, outputs=4, weights=None, trainable=0):
+def tiny_segmenter(*, outputs=4, weights=None, trainable=0, cache=None):
     torch.manual_seed(0)
-    return build_segmenter("vit", weights=weights, trainable_blocks=trainable, outputs=outputs)
+    given = dict(weights=weights, trainable_blocks=trainable, outputs=outputs, cache=cache)
+    return build_segmenter("vit", **given)
 
 
 @pytest.fixture(scope="module")
@@ -134,23 +138,21 @@ def coded(count=3, *, height=60, width=60, seed=0):
     maps on each other.
     """
     rng = np.random.default_rng(seed)
-    scenes, labels = Samples(), []
+    samples, labels = [], []
     for i in range(count):
         plan = np.zeros((height, width), np.uint8)
         for label in (1, 2, 3):
             y, x = rng.integers(0, height - 20), rng.integers(0, width - 20)
             plan[y : y + 18, x : x + 14] = label
-        scenes.append(Sample(f"scene_{i}", COLOURS[plan]))
+        samples.append(Sample(f"scene_{i}", COLOURS[plan], plan))
         labels.append(plan)
-    return scenes, labels
+    return Samples(samples), labels
 
 
-def batches_of(
-    scenes, labels, *, batch=2, side=SIDE, label_side=None, zoom=(0.75, 1.25), degrees=5, seed=0
-):
-    sides = dict(side=side, label_side=label_side or side)
+def batches_of(scenes, labels, *, batch=2, side=SIDE, label_side=None, zoom=0.25, turn=5.0, seed=0):
+    augment = Augment(side=side, label_side=label_side or side, zoom=zoom, turn=turn)
     return SegmentationBatches(
-        scenes, labels, batch=batch, **sides, zoom=zoom, degrees=degrees, seed=seed, device="cpu"
+        scenes, labels, batch=batch, augment=augment, seed=seed, device="cpu"
     )
 
 
@@ -197,10 +199,17 @@ def test_a_batch_has_the_promised_shapes_types_and_ids():
     assert len(set(batch.ids)) == 2 <= len(batches_of(*coded(1))(0).ids)
 
 
+def test_batches_and_logits_decode_images_and_no_labels(model):
+    scenes, labels = coded(3)
+    ids = batches_of(scenes, labels)(0).ids
+    assert scenes.asked == {("image", scenes.index_of(image_id)): 1 for image_id in ids}
+    scenes.asked.clear()
+    assert len(list(predict_logits(model, scenes, side=48, batch=2, device="cpu"))) == 3
+    assert scenes.asked == {("image", i): 1 for i in range(3)}
+
+
 @pytest.mark.parametrize(("height", "width"), [(60, 60), (48, 72), (90, 50)])
-@pytest.mark.parametrize(
-    "options", [{"zoom": (1, 1), "degrees": 0}, {}, {"zoom": (0.6, 1.6), "degrees": 40}]
-)
+@pytest.mark.parametrize("options", [{"zoom": 0.0, "turn": 0.0}, {}, {"zoom": 0.4, "turn": 40.0}])
 def test_labels_follow_the_picture_wherever_it_is_moved(height, width, options):
     batches = batches_of(*coded(3, height=height, width=width), **options)
     compared = set()
@@ -217,7 +226,9 @@ def test_labels_follow_the_picture_wherever_it_is_moved(height, width, options):
 
 def test_an_unmoved_square_view_is_the_picture_or_its_mirror_image():
     scenes, labels = coded(3, height=SIDE, width=SIDE)
-    batches, ways = batches_of(scenes, labels, zoom=(1, 1), degrees=0), set()
+    batches, ways = batches_of(scenes, labels, zoom=0.0, turn=0.0), set()
+    assert batches.augment.repeats and not batches_of(scenes, labels).augment.repeats
+    views = set()
     for step in range(12):
         batch = batches(step)
         for image, shown, name in zip(batch.images, batch.labels, batch.ids):
@@ -229,10 +240,11 @@ def test_an_unmoved_square_view_is_the_picture_or_its_mirror_image():
                 image.permute(1, 2, 0).numpy() * 255, scenes[index].image[:, turned], atol=0.1
             )
             ways.add((index, mirrored))
-    assert len(ways) == 6
+            views.add(image.numpy().tobytes())
+    assert len(ways) == len(views) == 6  # exactly two ways: a frozen body may keep its maps
 
 
-@pytest.mark.parametrize("options", [{"zoom": (1, 1), "degrees": 0}, {}])
+@pytest.mark.parametrize("options", [{"zoom": 0.0, "turn": 0.0}, {}])
 def test_labels_may_be_shown_in_fewer_pixels_than_the_picture(options):
     fine, coarse = (batches_of(*coded(5), label_side=n, **options) for n in (SIDE, SIDE // 4))
     for step in range(6):
@@ -247,10 +259,59 @@ def test_labels_may_be_shown_in_fewer_pixels_than_the_picture(options):
         assert (near == other.labels).any(0).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("zoom", [(0, 1), (1.2, 0.8), (-1, 1)])
-def test_an_impossible_zoom_is_refused(zoom):
-    with pytest.raises(ValueError, match="zoom"):
-        batches_of(*coded(2), zoom=zoom)
+@pytest.mark.parametrize(
+    "wrong", [{"zoom": 1.0}, {"zoom": -0.1}, {"turn": -1.0}, {"side": 0}, {"label_side": 0}]
+)
+def test_an_impossible_augmentation_is_refused_by_name(wrong):
+    given = dict(side=SIDE, label_side=SIDE, zoom=0.25, turn=5.0, batch=8)
+    assert Augment.of(given) == Augment(SIDE, SIDE, 0.25, 5.0)
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        Augment.of({**given, **wrong})
+
+
+def test_what_is_not_mirrored_is_shown_in_one_way():
+    augment = Augment(SIDE, SIDE, 0.0, 0.0, mirror=False)
+    assert {augment.draw(np.random.default_rng(seed)) for seed in range(20)} == {View()}
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80), (80, 48), (40, 40), (96, 64)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_an_unmoved_view_is_the_bilinear_picture_and_the_label_nearest_to_each_centre(
+    height, width, mirrored
+):
+    """Against grid_sample at the centres of the square's pixels, the picture in its middle."""
+    (scene,), (labels,) = coded(1, height=height, width=width)
+    image, drawn = show(scene.image, labels, View(mirrored=mirrored), side=SIDE, label_side=16)
+    scale = torch.tensor([max(height, width) / width, max(height, width) / height])
+    theta = torch.diag(scale * torch.tensor([-1.0 if mirrored else 1.0, 1.0]))
+    theta = torch.cat([theta, torch.zeros(2, 1)], 1)[None]
+    grids = (F.affine_grid(theta, (1, 1, n, n), align_corners=False) for n in (SIDE, 16))
+    picture = torch.from_numpy(scene.image).permute(2, 0, 1)[None].float() / 255
+    options = dict(align_corners=False, padding_mode="border")
+    expected = F.grid_sample(picture, next(grids), mode="bilinear", **options)[0]
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+    marked = torch.from_numpy(labels).float()[None, None] + 1
+    options["padding_mode"] = "zeros"  # 0 is outside
+    nearest = F.grid_sample(marked, next(grids), mode="nearest", **options)[0, 0].long()
+    assert torch.equal(drawn, torch.where(nearest == 0, VOID, nearest - 1))
+
+
+def test_a_moved_view_shows_what_its_numbers_say():
+    """A disc right of the middle: a turn takes it down, a zoom outwards, a shift along."""
+    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+    disc = (np.hypot(x - 44, y - 32) < 6).astype(np.uint8)  # 12 pixels right of the middle
+    image = np.repeat((disc * 255)[..., None], 3, 2)
+    places = {
+        View(turn=90.0): (32, 44),
+        View(zoom=1.5): (50, 32),
+        View(zoom=0.5, shift=(-0.25, 0.5)): (30, 48),
+        View(mirrored=True, zoom=1.25, shift=(-0.25, 0.0)): (25, 32),
+    }
+    for view, place in places.items():
+        picture, labels = show(image, disc, view, side=SIDE, label_side=SIDE)
+        for weights in ((labels == 1).float(), (picture.mean(0) > 0.8).float()):
+            found = [(weights * torch.from_numpy(axis)).sum() / weights.sum() for axis in (x, y)]
+            assert [value.item() for value in found] == pytest.approx(place, abs=0.5), view
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (64, 48)])
@@ -262,9 +323,7 @@ def test_a_view_turns_without_distortion(height, width):
         return np.hypot(y - rows / 2, x - columns / 2) < 18
 
     scenes = Samples(Sample(str(i), np.zeros((height, width, 3), np.uint8)) for i in range(2))
-    batches = batches_of(
-        scenes, [disc(height, width).astype(np.uint8)] * 2, zoom=(1, 1), degrees=45
-    )
+    batches = batches_of(scenes, [disc(height, width).astype(np.uint8)] * 2, zoom=0.0, turn=45.0)
     shown = torch.cat([batches(step).labels for step in range(6)]).numpy() == 1
     expected = disc(SIDE, SIDE)
     assert min((one & expected).sum() / (one | expected).sum() for one in shown) > 0.95
@@ -272,7 +331,7 @@ def test_a_view_turns_without_distortion(height, width):
 
 def test_void_stays_void_and_outside_the_picture_is_void():
     scenes, labels = coded(2, height=30, width=60)
-    batch = batches_of(scenes, labels, zoom=(1, 1), degrees=0)(0)
+    batch = batches_of(scenes, labels, zoom=0.0, turn=0.0)(0)
     inside = batch.labels != VOID  # a 2:1 picture in a square: half of it, between two bands
     assert inside[:, 16:48].all() and not inside[:, :16].any() and not inside[:, 48:].any()
     all_void = [np.full((30, 60), VOID, np.uint8)] * 2
@@ -281,11 +340,15 @@ def test_void_stays_void_and_outside_the_picture_is_void():
 
 def test_a_smaller_picture_is_surrounded_by_void_and_a_larger_one_fills_the_view():
     scenes, labels = coded(3, height=SIDE, width=SIDE)
-    small, large = (
-        batches_of(scenes, labels, zoom=(z, z), degrees=0)(0).labels != VOID for z in (0.5, 2.0)
-    )
-    assert small.float().mean((1, 2)).tolist() == pytest.approx([0.25, 0.25], abs=0.02)
-    assert large.all()
+    batches, sizes = batches_of(scenes, labels, zoom=0.5, turn=0.0), []
+    for step in range(20):
+        rng = np.random.default_rng([0, step])
+        rng.choice(3, 2, replace=False)
+        views = [batches.augment.draw(rng) for _ in range(2)]
+        inside = (batches(step).labels != VOID).float().mean((1, 2)).tolist()
+        assert inside == pytest.approx([min(1, view.zoom) ** 2 for view in views], abs=0.04)
+        sizes += [view.zoom for view in views]
+    assert min(sizes) < 0.6 and max(sizes) > 1.4
 
 
 @pytest.mark.parametrize("largest", [0, 3, 254])
@@ -330,13 +393,9 @@ def by_heart(zoo_root):
     # tokens' 0.005.
     images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1).float() / 255 for s in scenes])
     batch = SegmentationBatch(images, torch.from_numpy(np.stack(labels)).long(), scenes.ids)
-    history = loop.fit(
-        {"segmenter": net},
-        loop.make_optimizer(net, kind="adamw", weight_decay=0.0, body_scale=0.1),
-        lambda batch, step: (ohem_loss(net(batch.images), batch.labels, share=0.5), {}), lambda step: batch,
-        steps=80, lr_of=lambda step: loop.learning_rate(step, steps=80, warmup=3, peak=2e-3),
-        seed=0, settings={}, clip_norm=5.0, log_every=1, log=lambda line: None,
-    )  # fmt: skip
+    given = recipe(steps=80, warmup=3, peak_lr=2e-3, weight_decay=0.0)
+    loss, options = partial(batch_loss, share=0.5), dict(checkpoint=None, identity={}, log_every=1)
+    history = fit(net, lambda step: batch, loss, given, **options)
     return net.eval(), scenes, labels, history
 
 
@@ -357,15 +416,18 @@ def test_what_was_learnt_by_heart_is_labelled_right(by_heart):
     assert min(foreground) > 0.75  # background alone would be right in most pixels too
 
 
-def test_train_learns_resumes_and_leaves_frozen_weights_alone(tmp_path):
-    def run(steps, checkpoint):
-        net = tiny_segmenter()
-        return net, train(
-            net, batches_of(*coded(3)), share=0.5, steps=steps, peak_lr=1e-3, warmup=1, optimizer="adamw", weight_decay=0.01,
-            body_scale=0.1, seed=0, settings={"tiny": True}, checkpoint=checkpoint,
-        )  # fmt: skip
+def recipe(**changed):
+    given = dict(optimizer="adamw", peak_lr=1e-3, lr_drops=[], warmup=1, weight_decay=0.01)
+    return Recipe(**{**given, "body_scale": 0.1, "accumulate": 1, "steps": 3, "seed": 0, **changed})
 
-    (done, history), (again, same) = run(3, tmp_path / "run"), run(3, tmp_path / "run")
+
+def test_a_segmenter_learns_resumes_and_leaves_frozen_weights_alone(tmp_path):
+    def run():
+        net, loss = tiny_segmenter(), partial(batch_loss, share=0.5)
+        options = dict(checkpoint=tmp_path / "run", identity={"tiny": True})
+        return net, fit(net, batches_of(*coded(3)), loss, recipe(), **options)
+
+    (done, history), (again, same) = run(), run()
     fresh = tiny_segmenter()
     assert history == same and [row["step"] for row in history] == [3]
     assert all(
@@ -375,49 +437,18 @@ def test_train_learns_resumes_and_leaves_frozen_weights_alone(tmp_path):
     assert not torch.equal(done.classifier.weight, fresh.classifier.weight)
 
 
-@pytest.mark.parametrize("zoom", [0.0, 0.25])
-def test_train_like_is_stage_05_with_other_labels(zoom, tmp_path):
-    recipe = dict(
-        steps=3,
-        peak_lr=1e-3,
-        lr_drops=[2],
-        warmup=1,
-        optimizer="adamw",
-        weight_decay=0.01,
-        body_scale=0.1,
-        accumulate=1,
-    )
-    given = dict(
-        backbone="vit",
-        trainable_blocks=0,
-        batch=2,
-        side=SIDE,
-        label_side=32,
-        zoom=zoom,
-        turn=0.0,
-        ohem_share=0.5,
-        seed=7,
-    )
-    scenes, labels = coded(3)
-    rest = dict(
-        outputs=4,
-        weights=None,
-        seed=0,
-        device="cpu",
-        settings={"round": 2},
-        checkpoint=tmp_path / "run",
-    )
-    memory = {}
-    found = train_like(given | recipe, scenes, labels, memory=memory, **rest)
-    net = remember(tiny_segmenter(), {}, zoom=zoom, turn=0.0)
-    batches = batches_of(scenes, labels, label_side=32, zoom=(1 - zoom, 1 + zoom), degrees=0.0)
-    train(net, batches, share=0.5, seed=0, settings={}, checkpoint=None, **recipe)
-    assert bool(memory) == (zoom == 0)  # else no picture is shown twice
-    assert all(
-        torch.equal(found.state_dict()[key], value) for key, value in net.state_dict().items()
-    )
-    with pytest.raises(loop.TrainingError, match="other settings"):
-        train_like(given | recipe | {"ohem_share": 1.0}, scenes, labels, memory={}, **rest)
+def test_worker_processes_and_a_shared_cache_change_no_number(workers):
+    found = []
+    shared = FeatureCache(10**9)
+    for cache in (FeatureCache(0), shared, shared):
+        net = tiny_segmenter(cache=cache)
+        batches = batches_of(*coded(3), zoom=0.0, turn=0.0)
+        loss = partial(batch_loss, share=0.5)
+        fit(net, batches, loss, recipe(), checkpoint=None, identity={})
+        found.append(net.state_dict())
+    for other in found[1:]:
+        assert all(torch.equal(other[key], value) for key, value in found[0].items())
+    assert 0 < len(shared.maps) <= 6  # three pictures, shown in two ways
 
 
 # ---------------------------------------------------------------- the linear probe
@@ -473,7 +504,7 @@ def test_a_probe_is_a_matrix_product_of_the_features(model):
 
 
 def test_predicted_logits_are_at_stride_8_whatever_the_pictures_size(model):
-    scenes = Samples(coded(2)[0] + coded(1, height=35, width=90)[0])
+    scenes = Samples([*coded(2)[0], *coded(1, height=35, width=90)[0]])
     logits = list(predict_logits(model, scenes, side=48, batch=2, device="cpu"))
     assert [tuple(one.shape) for one in logits] == [(4, 6, 6)] * 3
     assert all(one.dtype == torch.float32 and not one.requires_grad for one in logits)
@@ -482,9 +513,9 @@ def test_predicted_logits_are_at_stride_8_whatever_the_pictures_size(model):
 
 
 def test_pictures_read_ahead_give_the_same_logits(model, request):
-    scenes = Samples(coded(4)[0] + coded(1, height=35, width=90)[0])
+    scenes = Samples([*coded(4)[0], *coded(1, height=35, width=90)[0]])
     expected = torch.stack(list(predict_logits(model, scenes, side=48, batch=2, device="cpu")))
-    request.getfixturevalue("threaded")
+    request.getfixturevalue("workers")
     assert torch.equal(
         torch.stack(list(predict_logits(model, scenes, side=48, batch=2, device="cpu"))), expected
     )
@@ -506,6 +537,16 @@ def test_probabilities_sum_to_one_and_the_map_is_the_most_probable():
     torch.testing.assert_close(shares.sum(0), torch.ones(33, 47))
     assert labels.shape == (33, 47) and labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, shares.numpy().argmax(0))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "dtype"), [(255, np.uint8), (256, np.uint16), (301, np.uint16)]
+)
+def test_a_map_of_many_outputs_does_not_wrap(outputs, dtype):
+    logits = torch.zeros(outputs, 2, 3)
+    logits[-1] = 5.0
+    labels = label_map(logits, image_hw=(8, 9))
+    assert labels.dtype == dtype and (labels == outputs - 1).all()
 
 
 def test_probabilities_of_one_size_are_the_plain_softmax():
@@ -584,11 +625,13 @@ def test_missing_and_truncated_segmenters_are_refused(model, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_refined_maps_are_the_crf_of_each_picture(workers):
     rng = np.random.default_rng(0)
+    shapes = [(24 + 8 * i, 32) for i in range(3)]
     scenes = Samples(
-        Sample(str(i), rng.integers(0, 255, (24 + 8 * i, 32, 3), dtype=np.uint8)) for i in range(3)
+        Sample(str(i), rng.integers(0, 255, (*hw, 3), dtype=np.uint8), np.zeros(hw, np.uint8))
+        for i, hw in enumerate(shapes)
     )
     logits = rng.normal(0, 2, (3, 4, 3, 4)).astype(np.float16)
-    options = dict(
+    settings = crf.CrfSettings(
         steps=3,
         gaussian_sxy=1.0,
         gaussian_compat=3.0,
@@ -596,11 +639,12 @@ def test_refined_maps_are_the_crf_of_each_picture(workers):
         bilateral_srgb=13.0,
         bilateral_compat=4.0,
     )
-    found = list(refined_maps(iter(logits), scenes, workers=workers, **options))
+    found = list(refined_maps(iter(logits), scenes, settings, workers=workers))
+    assert {what for what, _ in scenes.asked} == {"image"}  # no label is decoded
     for one, scene, labels in zip(logits.astype(np.float32), scenes, found, strict=True):
         soft = probabilities(torch.from_numpy(one), image_hw=scene.image.shape[:2]).numpy()
         assert labels.dtype == np.uint8
-        np.testing.assert_array_equal(labels, crf.dense_crf(scene.image, soft, **options).argmax(0))
+        np.testing.assert_array_equal(labels, crf.dense_crf(scene.image, soft, settings).argmax(0))
 
 
 def test_the_last_round_is_the_crf_stages_where_it_trained(tmp_path):
@@ -609,14 +653,3 @@ def test_the_last_round_is_the_crf_stages_where_it_trained(tmp_path):
     assert last_round(deeplab, refined) == deeplab
     (refined / "segmenter.safetensors").touch()
     assert last_round(deeplab, refined) == refined
-
-
-@pytest.mark.parametrize(
-    ("zoom", "turn", "kept"), [(0.0, 0.0, True), (0.25, 0.0, False), (0.0, 5.0, False)]
-)
-def test_a_body_remembers_only_pictures_that_are_shown_again(model, zoom, turn, kept):
-    memory, net = {}, copy.deepcopy(model)
-    assert remember(net, memory, zoom=zoom, turn=turn) is net
-    picture = torch.rand(1, 3, SIDE, SIDE)
-    assert torch.allclose(net(picture), model(picture), atol=0.05)  # remembered in half precision
-    assert len(memory) == kept

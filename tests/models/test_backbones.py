@@ -15,7 +15,14 @@ from mdlib.core.weights import WeightsError, read_weights, save_weights
 from mdlib.method.detector import build_detector
 from mdlib.method.segmenter import build_segmenter
 from mdlib.models import backbones
-from mdlib.models.backbones import BACKBONES, ViTMap, ViTPyramid, build_map, build_pyramid
+from mdlib.models.backbones import (
+    BACKBONES,
+    FeatureCache,
+    ViTMap,
+    ViTPyramid,
+    build_map,
+    build_pyramid,
+)
 from mdlib.models.encoder import ZOO_ARCHITECTURE, ZOO_WEIGHTS, build_zoo_vit
 
 BUILDERS = {"map": build_map, "pyramid": build_pyramid}
@@ -29,6 +36,28 @@ def tmp_path(tmp_path):
     """Weights are large: pytest would keep those of three runs."""
     yield tmp_path
     shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """{options: a ResNet-50 as torchvision builds it}."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def copied(request, monkeypatch, networks):
+    """A ResNet-50 is a copy of one, which is quicker, where a test is not about how it is built
+    (`sealed`).
+    """
+    if "sealed" not in request.fixturenames:
+
+        def copied_resnet50(**options):
+            key = repr(sorted(options.items()))
+            if key not in networks:
+                networks[key] = resnet50(**options)
+            return copy.deepcopy(networks[key])
+
+        monkeypatch.setattr(backbones, "resnet50", copied_resnet50)
 
 
 @pytest.fixture
@@ -86,7 +115,7 @@ def test_detector_and_segmenter_are_built_without_network_or_supervised_weights(
 
 
 @each_backbone
-def test_without_weights_the_seed_alone_decides(name):
+def test_without_weights_the_seed_alone_decides(sealed, name):
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -390,27 +419,48 @@ def test_the_malicious_file_would_have_run_if_unpickled(tmp_path):
     assert (tmp_path / "the code ran").exists()
 
 
-# ---------------------------------------------------------------- memory
+# ---------------------------------------------------------------- cache
 
 
-def test_a_frozen_body_remembers_what_it_has_seen(monkeypatch):
-    torch.manual_seed(0)
-    body = build_map("vit", weights=None, trainable_blocks=0).eval()
-    images = torch.rand(3, 3, 32, 40)
-    plain = body(images)["out"]
-    looked, extract = [], body._extract
-    monkeypatch.setattr(body, "_extract", lambda seen: looked.append(len(seen)) or extract(seen))
-    body.memory = {}
-    first = body(images)["out"]
+@pytest.fixture
+def looks(monkeypatch):
+    """How many pictures a ViT has looked at, at each call."""
+    seen, extract = [], ViTMap._extract
+    monkeypatch.setattr(
+        ViTMap, "_extract", lambda self, images: seen.append(len(images)) or extract(self, images)
+    )
+    return seen
+
+
+def frozen(cache=None, seed=0):
+    torch.manual_seed(seed)
+    return build_map("vit", weights=None, trainable_blocks=0, cache=cache).eval()
+
+
+def test_a_frozen_body_looks_at_each_picture_once_and_bodies_may_share_what_it_saw(looks):
+    cache, images = FeatureCache(10**9), torch.rand(3, 3, 32, 40)
+    plain, first = frozen()(images)["out"], frozen(cache)(images)["out"]
     torch.testing.assert_close(first, plain, rtol=1e-2, atol=1e-2)  # half precision
-    assert torch.equal(body(images.flip(0))["out"], first.flip(0)) and looked == [1, 1, 1]
-    other = build_map("vit", weights=None, trainable_blocks=0).eval()
-    other.memory = body.memory  # shared: it need not look, whatever its own weights are
-    assert torch.equal(other(images)["out"], first) and looked == [1, 1, 1]
+    assert looks == [3, 1, 1, 1]
+    assert torch.equal(frozen(cache, seed=1)(images.flip(0))["out"], first.flip(0))
+    assert looks == [3, 1, 1, 1]
 
 
-def test_a_body_that_learns_remembers_nothing():
-    body = build_map("vit", weights=None, trainable_blocks=1)
-    body.memory = {}
-    body(torch.rand(2, 3, 32, 32))["out"].sum().backward()
-    assert not body.memory and any(p.grad is not None for p in body.parameters())
+def test_a_full_cache_keeps_no_more_and_the_numbers_stay(looks):
+    cache, images = FeatureCache(10**9), torch.rand(3, 3, 32, 40)
+    expected = frozen(cache)(images)["out"]
+    small = FeatureCache(cache.bytes // 3 * 2)  # two of three maps
+    body = frozen(small)
+    for _ in range(2):
+        assert torch.equal(body(images)["out"], expected)
+    assert len(small.maps) == 2 and small.bytes <= small.max_bytes
+    assert looks == [1] * 3 + [1] * 3 + [1]  # the third is looked at again
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("build", [build_map, build_pyramid])
+def test_a_body_that_learns_uses_no_cache(build, name):
+    cache = FeatureCache(10**9)
+    body = build(name, weights=None, trainable_blocks=1, cache=cache)
+    sum(level.sum() for level in body(torch.rand(2, 3, 32, 32)).values()).backward()
+    assert not cache.maps and any(p.grad is not None for p in body.parameters())

@@ -8,8 +8,8 @@ import pytest
 
 from mdlib.__main__ import main
 from mdlib.core.files import read_json, write_json, write_text
-from mdlib.core.paths import PRESETS, ROOT
-from mdlib.run import pipeline, presets, stage
+from mdlib.core.paths import ROOT
+from mdlib.run import exit_codes, pipeline, presets, stage
 
 QUICK = [
     "--only",
@@ -22,7 +22,7 @@ QUICK = [
 
 
 def test_an_unknown_preset_names_the_known_ones(capsys):
-    assert main(["run", "nonsense"]) == pipeline.WRONG
+    assert main(["run", "nonsense"]) == exit_codes.WRONG
     assert "demo" in capsys.readouterr().err
 
 
@@ -40,56 +40,27 @@ def test_an_unknown_preset_names_the_known_ones(capsys):
     ],
 )
 def test_a_wrong_set_is_refused(given, expected, tmp_path, capsys):
-    assert main(["run", "demo", "--out", str(tmp_path / "run"), "--set", given]) == pipeline.WRONG
+    assert main(["run", "demo", "--out", str(tmp_path / "run"), "--set", given]) == exit_codes.WRONG
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()  # refused before anything was written
 
 
 def test_an_unknown_stage_is_refused(tmp_path, capsys):
-    assert main(["run", "demo", "--out", str(tmp_path), "--only", "99_nothing"]) == pipeline.WRONG
+    assert main(["run", "demo", "--out", str(tmp_path), "--only", "99_nothing"]) == exit_codes.WRONG
     assert "00_prepare_data" in capsys.readouterr().err
 
 
 def test_from_and_only_exclude_each_other(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["run", "demo", "--from", "05_train_deeplab", "--only", "07_evaluate_clusters"])
-    assert stopped.value.code == pipeline.WRONG and "not allowed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("1e-3", 0.001), ("0.5", 0.5), ("null", None), ("1", 1.0)]
-)
-def test_numbers_of_a_set_become_the_declared_type(text, value):
-    overrides = presets.parse_sets([f"01_distill_masks.mass={text}"])
-    resolved = presets.resolve(presets.load_preset("demo"), overrides)
-    assert resolved["01_distill_masks"]["mass"] == value
-
-
-def test_a_set_takes_a_list():
-    resolved = presets.resolve(
-        presets.load_preset("demo"), presets.parse_sets(["03_train_mask_rcnn.lr_drops=[400, 600]"])
-    )
-    assert resolved["03_train_mask_rcnn"]["lr_drops"] == [400, 600]
-
-
-def test_a_preset_with_an_unknown_key_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "odd.yaml").write_text("description: x\nnotebooks: []\nnotebook: [typo]\n")
-    monkeypatch.setattr(presets, "PRESETS", tmp_path)
-    with pytest.raises(presets.PresetError, match="notebook"):
-        presets.load_preset("odd")
-
-
-@pytest.mark.parametrize("name", sorted(p.stem for p in PRESETS.glob("*.yaml")))
-def test_every_preset_fits_its_notebooks(name):
-    preset = presets.load_preset(name)
-    assert list(presets.resolve(preset, {})) == preset.notebooks
+    assert stopped.value.code == exit_codes.WRONG and "not allowed" in capsys.readouterr().err
 
 
 def test_a_failing_notebook_keeps_its_partial_copy_and_its_cost(tmp_path, capsys):
     # No stage 00 in this run: 01 must say so.
     assert (
         main(["run", "demo", "--out", str(tmp_path), "--only", "01_distill_masks"])
-        == pipeline.FAILED
+        == exit_codes.FAILED
     )
     assert "00_prepare_data has not run" in capsys.readouterr().out
     assert (tmp_path / "notebooks" / "01_distill_masks.partial.ipynb").is_file()
@@ -105,7 +76,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         ran[name] = values
         assert stage.SMOKE_SIZE in os.environ
         write_json(stage.manifest_path(run_dir, name), {})
-        return pipeline.DONE, {
+        return exit_codes.DONE, {
             "notebook": name,
             "status": "done",
             "seconds": 1.0,
@@ -115,7 +86,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
     monkeypatch.setattr(pipeline, "_run_one", run_one)
     own = stage.manifest_path(tmp_path, "01_distill_masks")
     write_json(own, {"made by": "the user"})
-    assert main(["fill", str(tmp_path), "04_filter_masks"]) == pipeline.DONE
+    assert main(["fill", str(tmp_path), "04_filter_masks"]) == exit_codes.DONE
     assert list(ran) == [
         "00_prepare_data",
         "02_cluster_masks",
@@ -124,7 +95,7 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
     ]
     smoke, here = (
         presets.resolve(presets.load_preset("smoke"), {}),
-        {"run_dir": os.path.relpath(tmp_path, ROOT)},
+        {"run_dir": str(tmp_path)},
     )
     assert ran == {name: smoke[name] | here for name in ran}
     assert read_json(own) == {"made by": "the user"}
@@ -135,31 +106,124 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
     assert stage.SMOKE_SIZE not in os.environ
 
 
-def test_a_second_run_in_one_folder_is_refused(tmp_path, capsys):
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    try:
-        write_text(tmp_path / "artifacts" / "lock", str(sleeper.pid))
-        assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == pipeline.WRONG
-        assert str(sleeper.pid) in capsys.readouterr().err
-    finally:
-        sleeper.kill()
-        sleeper.wait()
+# ---------------------------------------------------------------- the kernel
 
 
-def test_a_dead_runs_lock_is_taken_over(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    write_text(tmp_path / "artifacts" / "lock", str(gone.pid))
+def test_a_kernel_runs_the_runners_own_python_and_mdlib(tmp_path, monkeypatch):
+    other = tmp_path / "another checkout" / "mdlib"
+    write_text(other / "__init__.py", "raise ImportError('this is another mdlib')")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    kernel = {"argv": ["false"], "display_name": "another Python", "language": "python"}
+    write_json(tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json", kernel)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    run_dir = tmp_path / "run"  # outside the repository
+    assert main(["run", "smoke", "--out", str(run_dir), *QUICK]) == exit_codes.DONE
+    assert stage.manifest_path(run_dir, "00_prepare_data").is_file()
+
+
+def test_kernels_find_this_checkout_first_and_once(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/one", str(ROOT), "/two"]))
+    path = pipeline._path_of_kernels()
+    assert path.split(os.pathsep) == [str(ROOT), "/one", "/two"]
+    monkeypatch.setenv("PYTHONPATH", path)
+    assert pipeline._path_of_kernels() == path
+    monkeypatch.delenv("PYTHONPATH")
+    assert pipeline._path_of_kernels() == str(ROOT)
+
+
+def test_a_notebook_that_ends_without_its_manifest_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", lambda *_, **__: None)
+    assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == exit_codes.FAILED
+    reason = "failed: it ended without its manifest (has not run)"
+    assert f"00_prepare_data {reason}" in capsys.readouterr().out
+    assert reason in (tmp_path / "cost.csv").read_text()
+
+
+# ---------------------------------------------------------------- one run a folder
+
+# Takes the lock of sys.argv[1] when the file `go` is there, and keeps it until `end` is.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from mdlib.core.files import StoreError
+from mdlib.run.pipeline import _lock
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+while not (folder / "go").exists():
+    pass
+try:
+    with _lock(folder):
+        print("held", flush=True)
+        while not (folder / "end").exists():
+            time.sleep(0.01)
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """How to start a process that takes the lock of tmp_path; it is ready, but for `go`."""
+    started = []
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_run_in_one_folder_is_refused_and_told_who_holds_it(tmp_path, holder, capsys):
+    (tmp_path / "go").touch()
+    first = holder()
+    assert first.stdout.readline() == "held\n"
+    assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == exit_codes.WRONG
+    since = read_json(tmp_path / "artifacts" / "lock.json")["started"]
+    assert f"another run (process {first.pid}, since {since})" in capsys.readouterr().err
+
+
+def test_of_two_runs_that_start_together_one_gets_the_folder(tmp_path, holder):
+    both = [holder(), holder()]
+    (tmp_path / "go").touch()
+    said = [process.stdout.readline() for process in both]
+    winner, loser = sorted(both, key=lambda process: said[both.index(process)] != "held\n")
+    assert said[both.index(winner)] == "held\n"
+    assert "another run" in said[both.index(loser)]
+    assert loser.wait(60) == 0 and winner.poll() is None
+
+
+def test_a_killed_runs_lock_is_taken_by_the_next(tmp_path, holder):
+    (tmp_path / "go").touch()
+    first = holder()
+    assert first.stdout.readline() == "held\n"
+    first.kill()
+    first.wait()
+    written = tmp_path / "artifacts" / "lock.json"
+    assert read_json(written)["process"] == first.pid
     with pipeline._lock(tmp_path):
-        assert (tmp_path / "artifacts" / "lock").read_text() == str(os.getpid())
+        assert read_json(written)["process"] == os.getpid()
+    assert not written.exists()
+
+
+# ---------------------------------------------------------------- checks before a run
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
-    assert main(["run", "demo", "--out", str(tmp_path / "file" / "run")]) == pipeline.WRONG
+    assert main(["run", "demo", "--out", str(tmp_path / "file" / "run")]) == exit_codes.WRONG
     assert "error" in capsys.readouterr().err
 
 
 def test_check_says_that_the_demo_needs_nothing_more(capsys):
-    assert main(["check", "demo"]) == pipeline.DONE
+    assert main(["check", "demo"]) == exit_codes.DONE
     assert "nothing is missing" in capsys.readouterr().out

@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from mdlib import __main__
-from mdlib.core.files import read_json, write_json
+from mdlib.core.files import read_json, write_array, write_json
 from mdlib.core.label_map import read_label_map
-from mdlib.core.mask import decode_mask
+from mdlib.core.mask import Mask, read_masks
 from mdlib.core.weights import save_weights
+from mdlib.data.images import read_image
 from mdlib.method import detector, segmenter
 from mdlib.run import predict
+from mdlib.run.artifacts import RunArtifacts
 
 # of three clusters; the second has no name
 CLASSES, NAMES = ["background", "cat", "dog"], [2, -1, 1]
@@ -27,9 +29,10 @@ def run_dir(tmp_path_factory):
     artifacts = folder / "artifacts"
     for name in ("02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab"):
         write_json(artifacts / name / "manifest.json", {"stage": name})
-    write_json(
-        artifacts / "02_cluster_masks" / "clusters.json", {"names": NAMES, "class_names": CLASSES}
-    )
+    clusters = {"k": 3, "crop_side": 16, "names": NAMES, "class_names": CLASSES}
+    write_json(artifacts / "02_cluster_masks" / "clusters.json", clusters)
+    write_array(artifacts / "02_cluster_masks" / "centres.npy", np.zeros((3, 4), np.float32))
+    write_array(artifacts / "02_cluster_masks" / "deviation.npy", np.ones(4, np.float32))
     found = detector.build_detector(
         "vit", weights=None, trainable_blocks=0, num_clusters=3, shorter_sides=(64,)
     )
@@ -80,10 +83,29 @@ def test_every_picture_gets_maps_an_overlay_and_its_instances(run_dir, pictures,
     assert Image.open(out / "overlays" / "more__a.png").size == (48, 64)
 
 
+def test_a_model_in_memory_predicts_what_is_written(run_dir, pictures, tmp_path):
+    out = tmp_path / "out"
+    predict.run([pictures], run_dir=run_dir, out=out)
+    model = predict.MaskDistill.from_run(RunArtifacts(run_dir))
+    ids = ["a", "more__a", "zoë"]
+    written = read_masks(out / "instances.json").by_image(ids)
+    assert any(written)
+    for image_id, file, expected in zip(ids, ("a", "more/a", "zoë"), written):
+        image = read_image(pictures / f"{file}.png")
+        labels, masks = model.predict(image, image_id=image_id)
+        assert masks == expected
+        stored = read_label_map(out / "clusters" / f"{image_id}.png")
+        np.testing.assert_array_equal(labels, stored)
+        np.testing.assert_array_equal(model.labels(image), stored)
+
+
 def test_instances_are_coco(run_dir, pictures, tmp_path):
     predict.run([pictures], run_dir=run_dir, out=tmp_path / "out")
     content = read_json(tmp_path / "out" / "instances.json")
     assert [image["id"] for image in content["images"]] == [1, 2, 3]
+    assert [image["file_name"] for image in content["images"]] == [
+        str(pictures / name) for name in ("a.png", "more/a.png", "zoë.png")
+    ]
     assert [c["name"] for c in content["categories"]] == [
         "dog (cluster 0)",
         "unnamed (cluster 1)",
@@ -91,7 +113,7 @@ def test_instances_are_coco(run_dir, pictures, tmp_path):
     ]
     assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
     for annotation in content["annotations"]:
-        mask = decode_mask(annotation["segmentation"])
+        mask = Mask("", annotation["segmentation"]).pixels()
         x, y, width, height = annotation["bbox"]
         assert mask.sum() == annotation["area"] == mask[y : y + height, x : x + width].sum()
         assert 1 <= annotation["category_id"] <= 3 and 0 <= annotation["score"] <= 1
@@ -121,6 +143,8 @@ def test_a_run_without_a_segmenter_says_what_to_run(tmp_path, pictures, capsys):
     assert "02_cluster_masks has not run" in capsys.readouterr().err
 
 
-def test_two_files_of_one_name_do_not_overwrite_each_other(pictures):
-    found = predict.find_images([pictures / "a.png", pictures / "more" / "a.png"])
-    assert [name for name, _ in found] == ["a", "a__2"]
+def test_two_files_of_one_name_do_not_overwrite_each_other(run_dir, pictures, tmp_path):
+    out = tmp_path / "out"
+    predict.run([pictures / "a.png", pictures / "more" / "a.png"], run_dir=run_dir, out=out)
+    names = [path.stem for path in (out / "maps").iterdir()]
+    assert len(names) == 2 and all(name.startswith("a~") for name in names)

@@ -18,7 +18,7 @@ from mdlib.data import download
 from mdlib.models.backbones import PUBLISHED_WEIGHTS
 from mdlib.models.checkpoints import cached_checkpoint
 from mdlib.models.hub import MOCOV3_URL
-from mdlib.run import pipeline, preflight, presets
+from mdlib.run import exit_codes, preflight, presets
 
 SELF_SUPERVISED = {"03_train_mask_rcnn": "dino_resnet50", "05_train_deeplab": "mocov2_resnet50"}
 
@@ -72,7 +72,7 @@ def test_all_that_is_missing_is_said_at_once_with_how_to_get_it(mini, capsys):
     )
     (root / "VOCdevkit" / "VOC2012" / "JPEGImages" / f"{names[0]}.jpg").unlink()
     (root / "VOCdevkit" / "VOC2012" / "SegmentationObject" / f"{names[1]}.png").unlink()
-    assert main(["check", "mini"]) == pipeline.WRONG
+    assert main(["check", "mini"]) == exit_codes.WRONG
     said = capsys.readouterr().out
     missing = "\n".join(line for line in said.splitlines() if line.startswith("missing: "))
     assert f"1 images are missing: {names[0]}.jpg" in missing and f"{names[1]}.png" in missing
@@ -91,7 +91,7 @@ def test_a_data_set_that_is_not_there_is_one_problem_and_its_size_is_told(mini, 
             "00_prepare_data": {"dataset": "voc2012", "data_root": str(tmp_path / "nowhere")}
         }
     )
-    assert main(["check", "mini"]) == pipeline.WRONG
+    assert main(["check", "mini"]) == exit_codes.WRONG
     said = capsys.readouterr().out
     assert said.count("no VOC2012 at") == 1 and "--root " + str(tmp_path / "nowhere") in said
     assert "data set 6.8 GB" in said  # 2.0 and 1.4 of archives, and as much of content
@@ -126,7 +126,7 @@ def test_weights_that_are_in_a_cache_or_a_file_are_not_missing(tmp_path):
 
 def test_weights_that_the_run_fetches_do_not_stop_it(mini, monkeypatch, capsys):
     monkeypatch.setattr(preflight, "missing_data", lambda parameters: [])
-    assert main(["check", "mini"]) == pipeline.DONE
+    assert main(["check", "mini"]) == exit_codes.DONE
     said = capsys.readouterr().out
     assert (
         said.count("to fetch: ") == 2 and "missing: " not in said and "nothing is missing" in said
@@ -208,7 +208,7 @@ def test_disk_counts_the_logits_of_two_networks():
 
 def test_time_is_measured_projected_by_a_rehearsal_or_not_known(mini, tmp_path, capsys):
     _, write = mini
-    assert main(["check", "mini"]) == pipeline.WRONG
+    assert main(["check", "mini"]) == exit_codes.WRONG
     assert "time: not measured" in capsys.readouterr().out
     rehearsed = {
         "preset": "mini",
@@ -240,7 +240,7 @@ def test_fetch_says_the_terms_first_and_goes_where_it_is_told(tmp_path, monkeypa
         "fetch",
         lambda source, root: fetched.append((source.file, root)) or print("fetching"),
     )
-    assert main(["fetch", "voc2007", "--root", str(tmp_path)]) == pipeline.DONE
+    assert main(["fetch", "voc2007", "--root", str(tmp_path)]) == exit_codes.DONE
     assert fetched == [(source.file, tmp_path) for source in download.SOURCES["voc2007"]]
     said = capsys.readouterr().out
     assert said.index("PASCAL VOC 2007") < said.index("fetching")
@@ -249,7 +249,7 @@ def test_fetch_says_the_terms_first_and_goes_where_it_is_told(tmp_path, monkeypa
 def test_fetch_refuses_an_unknown_data_set(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["fetch", "imagenet"])
-    assert ended.value.code == pipeline.WRONG and "voc2012" in capsys.readouterr().err
+    assert ended.value.code == exit_codes.WRONG and "voc2012" in capsys.readouterr().err
 
 
 def test_a_failing_download_is_an_exit_code(tmp_path, monkeypatch, capsys):
@@ -257,5 +257,5 @@ def test_a_failing_download_is_an_exit_code(tmp_path, monkeypatch, capsys):
         raise download.DownloadError("no mirror answers")
 
     monkeypatch.setattr(download, "fetch", fails)
-    assert main(["fetch", "coco", "--root", str(tmp_path)]) == pipeline.WRONG
+    assert main(["fetch", "coco", "--root", str(tmp_path)]) == exit_codes.WRONG
     assert "no mirror answers" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from mdlib.evaluate import bootstrap
 from mdlib.run import report
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
-from mdlib.run.stage import Stage
+from mdlib.run.stage import Stage, StageSkipped
 from mdlib.studies.claims import claim, write_claims
 
 
@@ -60,6 +60,23 @@ def test_claims_stand_on_the_page_where_some_were_tested(run):
     summary, index = (page.read_text(encoding="utf-8") for page in pages)
     assert "| a < b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
     assert "a &lt; b" in index and "-0.010 to +0.050" in index and "does not hold" in index
+
+
+def test_a_stages_section_has_its_page_its_figures_and_why_it_was_skipped(run):
+    folder, preset = run
+    later = folder / "artifacts" / ".01_distill_masks.test"
+    later.mkdir()
+    stage = Stage("01_distill_masks", {}, folder, "test", later)
+    stage.figures.append({"file": "01-x.png", "caption": 'the "best" & <worst>'})
+    with pytest.raises(StageSkipped):
+        stage.skip("no labels <here>")
+    write_text(folder / "notebooks" / "01_distill_masks.html", "executed")
+    report.write(folder, preset.model_copy(update={"notebooks": ["00_prepare_data", stage.name]}))
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert '<h2><a href="notebooks/01_distill_masks.html">01_distill_masks</a></h2>' in page
+    assert "<h2>00_prepare_data</h2>" in page  # no page, no link
+    assert "Skipped: no labels &lt;here&gt;</p>" in page and page.count("Skipped") == 1
+    assert 'src="figures/01-x.png" alt="the &#34;best&#34; &amp; &lt;worst&gt;"' in page
 
 
 def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_another(

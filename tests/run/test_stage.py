@@ -183,7 +183,7 @@ def test_a_stage_that_cannot_be_filled_in_is_a_clear_error_and_what_was_whole_st
         not stage.manifest_path(tmp_path, SECOND).exists()
         and not stage.manifest_path(tmp_path, THIRD).exists()
     )
-    assert not (tmp_path / "artifacts" / "lock").exists()
+    assert not (tmp_path / "artifacts" / "lock.json").exists()
 
 
 # ---------------------------------------------------------------- skipping

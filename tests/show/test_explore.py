@@ -102,7 +102,7 @@ def test_the_threshold_view_is_the_librarys_map_and_score(predictions):
     assert everything < 0.9
 
 
-CRF = dict(
+CRF = crf.CrfSettings(
     steps=3,
     gaussian_sxy=1.0,
     gaussian_compat=3.0,
@@ -117,11 +117,11 @@ needs_crf = pytest.mark.skipif(not crf.available(), reason="pydensecrf2 is not i
 def test_the_crf_view_is_the_librarys_where_few_classes_take_part(predictions, rng):
     sample = predictions[1][0]
     p = rng.dirichlet(np.ones(3), size=sample.image.shape[:2]).transpose(2, 0, 1).astype(np.float32)
-    expected = crf.dense_crf(sample.image, p, **CRF).argmax(0)
-    assert (explore.crf_view(sample.image, p, **CRF) == expected).mean() > 0.999
+    expected = crf.dense_crf(sample.image, p, CRF).argmax(0)
+    assert (explore.crf_view(sample.image, p, CRF) == expected).mean() > 0.999
     # classes that nothing speaks for
     padded = np.concatenate([np.full((4, *p.shape[1:]), 1e-7, np.float32), p])
-    assert (explore.crf_view(sample.image, padded, most=3, **CRF) == expected + 4).mean() > 0.999
+    assert (explore.crf_view(sample.image, padded, CRF, most=3) == expected + 4).mean() > 0.999
 
 
 def every_explorer(tokens, predictions, rng):
@@ -136,7 +136,9 @@ def every_explorer(tokens, predictions, rng):
             .transpose(2, 0, 1)
             .astype(np.float32)
         )
-        yield lambda: explore.borders(image, p, samples[0].semantic, names, classes=classes, **CRF)
+        yield lambda: explore.borders(
+            image, p, samples[0].semantic, names, classes=classes, settings=CRF
+        )
 
 
 def test_under_the_runner_each_draws_once(tokens, predictions, rng, monkeypatch):

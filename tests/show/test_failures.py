@@ -4,12 +4,14 @@ nothing went wrong.
 
 import numpy as np
 import pytest
+from fixtures import Samples
 from PIL import Image
 
-from mdlib.core.label_map import write_label_map
+from mdlib.core.mask import Mask
 from mdlib.data import Instances, Sample
-from mdlib.run.artifacts import Outcome
+from mdlib.run.artifacts import RunArtifacts
 from mdlib.show import failures, slides
+from mdlib.show.outcome import Outcome
 
 # the clusters 0, 1 and 2: cat, dog, without a name
 CLASSES, NAMES = ["background", "cat", "dog"], np.array([0, 1, 2, -1])
@@ -31,42 +33,35 @@ LEFT, RIGHT, CORNER = (
 TAIL = box(np.s_[15:16], np.s_[16:30])  # one pixel high
 
 
-class Pictures(list):
-    def ids(self) -> list[str]:
-        return [sample.id for sample in self]
-
-
-def record(mask: np.ndarray, cluster: int, score: float = 0.9) -> dict:
-    return {"mask": mask, "cluster": cluster, "score": score}
+def found_mask(mask: np.ndarray, cluster: int, score: float = 0.9) -> Mask:
+    return Mask.from_pixels(mask, image_id="p", score=score, cluster=cluster)
 
 
 def run_of(folder, *pictures: dict) -> Outcome:
-    """Pictures as {"true": [(mask, class)], "masks", "said": [record], "final", "refined":
-    {cluster: mask}}; by default all is right.
+    """Pictures as {"true": [(mask, class)], "masks", "said": [Mask], "final", "refined":
+    {cluster: mask}}; by default all is right. The run has a CRF if a picture has "refined".
     """
-    samples, logits = Pictures(), []
+    samples, logits, refined = [], [], []
     for i, given in enumerate(pictures):
         true = given["true"]
         masks = np.array([mask for mask, _ in true], bool).reshape(-1, SIDE, SIDE)
         instances = Instances(masks, np.array([label for _, label in true], np.int64))
-        samples.append(
-            Sample(
-                f"p{i}",
-                np.full((SIDE, SIDE, 3), 90, np.uint8),
-                np.zeros((SIDE, SIDE), np.uint8),
-                instances,
-            )
-        )
-        right = {label - 1: mask for mask, label in true}
-        logits.append(np.stack([painted(given.get("final", right)) == c for c in range(4)]) * 9.0)
-        if "refined" in given:
-            write_label_map(folder / "val" / f"p{i}.png", painted(given["refined"]))
-    right = [[record(mask, label - 1) for mask, label in given["true"]] for given in pictures]
+        image = np.full((SIDE, SIDE, 3), 90, np.uint8)
+        samples.append(Sample(f"p{i}", image, np.zeros((SIDE, SIDE), np.uint8), instances))
+        final = given.get("final", {label - 1: mask for mask, label in true})
+        logits.append(np.stack([painted(final) == c for c in range(4)]) * 9.0)
+        refined.append(painted(given.get("refined", final)))
+    right = [[found_mask(mask, label - 1) for mask, label in given["true"]] for given in pictures]
     return Outcome(
-        folder={"06": folder}, settings={"04": {"threshold": 0.5, "overlap": "skip"}}, classes=CLASSES, names=NAMES, val=samples,
+        run=RunArtifacts(folder),
+        val=Samples(samples, classes=CLASSES),
+        cluster_to_class=NAMES,
         masks=[given.get("masks", r) for given, r in zip(pictures, right)],
-        said=[given.get("said", r) for given, r in zip(pictures, right)], logits=np.array(logits),
-    )  # fmt: skip
+        predictions=[given.get("said", r) for given, r in zip(pictures, right)],
+        logits=np.array(logits),
+        refined_maps=refined if any("refined" in given for given in pictures) else None,
+        filter_rule={"threshold": 0.5, "overlap": "skip"},
+    )
 
 
 def painted(regions: dict[int, np.ndarray]) -> np.ndarray:
@@ -79,23 +74,23 @@ def painted(regions: dict[int, np.ndarray]) -> np.ndarray:
 BOTH = [(LEFT, 1), (RIGHT, 2)]
 PLANTED = {  # one picture each; the words that name its cause
     "a poor mask": (
-        {"true": [(LEFT, 1)], "masks": [record(CORNER, CAT)]},
+        {"true": [(LEFT, 1)], "masks": [found_mask(CORNER, CAT)]},
         "100% of the best mask is off the object (IoU 0.00)",
     ),
     "two in one mask": (
-        {"true": BOTH, "masks": [record(LEFT | RIGHT, NOBODY)]},
+        {"true": BOTH, "masks": [found_mask(LEFT | RIGHT, NOBODY)]},
         "100% of the cat, 100% of the dog",
     ),
     "a wrong name": (
-        {"true": [(LEFT, 1)], "masks": [record(LEFT, DOG)]},
+        {"true": [(LEFT, 1)], "masks": [found_mask(LEFT, DOG)]},
         "cat's mask is good (IoU 1.00), but nearest to cluster 1, named dog",
     ),
     "sure and wrong": (
-        {"true": [(LEFT, 1)], "said": [record(LEFT, CAT), record(CORNER, DOG, 0.8)]},
+        {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT), found_mask(CORNER, DOG, 0.8)]},
         "Score 0.80",
     ),
     "a true object dropped": (
-        {"true": [(LEFT, 1)], "said": [record(LEFT, CAT, 0.4), record(RIGHT, DOG, 0.45)]},
+        {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT, 0.4), found_mask(RIGHT, DOG, 0.45)]},
         "0.40, is below 0.5",
     ),
     "a thin part smoothed away": (
@@ -133,7 +128,7 @@ def test_each_rule_finds_its_kind_alone_and_says_why(tmp_path, kind):
 def test_a_mask_of_a_part_is_told_from_one_of_the_background(tmp_path):
     half = box(np.s_[8:24], np.s_[2:8])
     (failure,) = failures.RULES["a poor mask"](
-        run_of(tmp_path, {"true": [(LEFT, 1)], "masks": [record(half, CAT)]}), 0
+        run_of(tmp_path, {"true": [(LEFT, 1)], "masks": [found_mask(half, CAT)]}), 0
     )
     assert (
         failure.heading == "01  a mask of a part"
@@ -143,7 +138,8 @@ def test_a_mask_of_a_part_is_told_from_one_of_the_background(tmp_path):
 
 def test_the_best_mask_of_a_picture_is_judged(tmp_path):
     run = run_of(
-        tmp_path, {"true": BOTH, "masks": [record(CORNER, CAT), record(LEFT | RIGHT, NOBODY)]}
+        tmp_path,
+        {"true": BOTH, "masks": [found_mask(CORNER, CAT), found_mask(LEFT | RIGHT, NOBODY)]},
     )
     assert not list(failures.RULES["a poor mask"](run, 0))  # the second fits both objects together
 
@@ -155,13 +151,14 @@ def test_an_object_that_vanishes_is_no_thin_part(tmp_path):
 
 def test_a_prediction_that_the_filter_does_not_believe_is_not_sure(tmp_path):
     run = run_of(
-        tmp_path, {"true": [(LEFT, 1)], "said": [record(LEFT, CAT), record(CORNER, DOG, 0.4)]}
+        tmp_path,
+        {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT), found_mask(CORNER, DOG, 0.4)]},
     )
     assert not list(failures.RULES["sure and wrong"](run, 0))
 
 
 def test_an_overlapping_mask_can_push_a_true_object_out(tmp_path):
-    said = [record(LEFT | RIGHT, NOBODY, 0.9), record(LEFT, CAT, 0.8)]
+    said = [found_mask(LEFT | RIGHT, NOBODY, 0.9), found_mask(LEFT, CAT, 0.8)]
     (failure,) = failures.RULES["a true object dropped"](
         run_of(tmp_path, {"true": [(LEFT, 1)], "said": said}), 0
     )
@@ -170,20 +167,21 @@ def test_an_overlapping_mask_can_push_a_true_object_out(tmp_path):
 
 def test_an_object_found_twice_is_not_dropped(tmp_path):
     run = run_of(
-        tmp_path, {"true": [(LEFT, 1)], "said": [record(LEFT, CAT, 0.9), record(LEFT, CAT, 0.3)]}
+        tmp_path,
+        {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT, 0.9), found_mask(LEFT, CAT, 0.3)]},
     )
     assert not list(failures.RULES["a true object dropped"](run, 0))
 
 
 def test_the_clearest_case_is_taken_and_no_picture_twice(tmp_path):
     slight, clear = box(np.s_[8:24], np.s_[8:30]), CORNER
-    first = {"true": [(LEFT, 1)], "masks": [record(slight, CAT)]}
+    first = {"true": [(LEFT, 1)], "masks": [found_mask(slight, CAT)]}
     both = {
         "true": [(LEFT, 1)],
-        "masks": [record(clear, CAT)],
-        "said": [record(LEFT, CAT), record(RIGHT, DOG, 0.95)],
+        "masks": [found_mask(clear, CAT)],
+        "said": [found_mask(LEFT, CAT), found_mask(RIGHT, DOG, 0.95)],
     }
-    less = {"true": [(LEFT, 1)], "said": [record(LEFT, CAT), record(RIGHT, DOG, 0.6)]}
+    less = {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT), found_mask(RIGHT, DOG, 0.6)]}
     found = failures.find(run_of(tmp_path, first, both, less))
     assert found["a poor mask"].measure == 1.0
     assert found["sure and wrong"].measure == 0.6  # the surer one stands in a picture that is taken

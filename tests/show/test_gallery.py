@@ -10,11 +10,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from fixtures import Samples
 from PIL import Image
 from pycocotools.coco import COCO
 
 from mdlib.core.files import StoreError
 from mdlib.core.label_map import read_label_map, write_label_map
+from mdlib.core.mask import Mask, Masks
 from mdlib.data import Sample
 from mdlib.method import pseudo_labels
 from mdlib.show import gallery
@@ -166,46 +168,37 @@ def test_masks_of_any_shape_have_thumbnails(rng, box):
     ).shape == (32, 32, 3)
 
 
-class Pictures(list):
-    """Samples as a data set that notes which were opened."""
+class Pictures(Samples):
+    """Samples that come from files."""
 
-    opened: list
-
-    def ids(self):
-        return [sample.id for sample in list.__iter__(self)]
-
-    def __getitem__(self, index):
-        self.opened.append(index)
-        return super().__getitem__(index)
+    def file_name(self, i):
+        return ("a.jpg", "b/é.png", "c.jpg")[i]
 
 
 @pytest.fixture
 def pictures(rng):
-    data = Pictures(
+    return Pictures(
         Sample(name, rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8))
         for i, name in enumerate(("a", "b__é", "c"))
     )
-    data.opened = []
-    return data
 
 
 @pytest.fixture
-def records():
+def masks():
     """Two masks in the first picture, none in the second, one in the third."""
     found = []
     for name, height, top in (("a", 20, 0), ("a", 20, 10), ("c", 22, 5)):
-        mask = np.zeros((height, 30), bool)
-        mask[top : top + 8, 4:12] = True
-        found.append({"image_id": name, "mask": mask, "score": 0.5})
-    return found
+        pixels = np.zeros((height, 30), bool)
+        pixels[top : top + 8, 4:12] = True
+        found.append(Mask.from_pixels(pixels, image_id=name, score=0.5))
+    return Masks(found)
 
 
-def test_each_picture_is_opened_once(pictures, records):
-    thumbs = gallery.thumbnails(pictures, records, [2, 0, 1], side=16)
-    assert sorted(thumbs) == [0, 1, 2] and pictures.opened == [0, 2]
-    np.testing.assert_array_equal(
-        thumbs[1], gallery.thumbnail(pictures[0].image, records[1]["mask"], side=16)
-    )
+def test_each_picture_is_opened_once(pictures, masks):
+    thumbs = gallery.thumbnails(pictures, masks, [2, 0, 1], side=16)
+    assert sorted(thumbs) == [0, 1, 2] and pictures.asked == {("image", 0): 1, ("image", 2): 1}
+    expected = gallery.thumbnail(pictures.image(0), masks[1].pixels(), side=16)
+    np.testing.assert_array_equal(thumbs[1], expected)
 
 
 class Page(HTMLParser):
@@ -269,16 +262,19 @@ def test_the_contact_sheet_is_whole_in_itself(rng):
 # ---------------------------------------------------------------- files to take away
 
 
-def export(folder, pictures, records, assigned=(2, 0, 2), *, k=3, names=None):
+def export(folder, pictures, masks, assigned=(2, 0, 2), *, k=3, names=None):
     gallery.export(
-        folder, pictures, records, np.array(assigned), names=names or {}, k=k,
-        files={"a": "a.jpg", "b__é": "b/é.png", "c": "c.jpg"},
-        draw=lambda sample, found: pseudo_labels.clustered_map(found, image_hw=sample.image.shape[:2]),
-    )  # fmt: skip
+        folder,
+        pictures,
+        masks.with_clusters(assigned),
+        names=names or {},
+        k=k,
+        draw=lambda image, found: pseudo_labels.clustered_map(found, image_hw=image.shape[:2]),
+    )
 
 
-def test_the_masks_are_coco(tmp_path, pictures, records):
-    export(tmp_path, pictures, records, names={2: "katt"})
+def test_the_masks_are_coco(tmp_path, pictures, masks):
+    export(tmp_path, pictures, masks, names={2: "katt"})
     coco = COCO(tmp_path / "masks.json")
     assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == [
         "a.jpg",
@@ -291,10 +287,10 @@ def test_the_masks_are_coco(tmp_path, pictures, records):
         (3, "katt"),
     ]
     assert coco.getAnnIds(imgIds=[2]) == []
-    for annotation, record, category in zip(
-        coco.loadAnns(coco.getAnnIds()), records, (3, 1, 3), strict=True
+    for annotation, mask, category in zip(
+        coco.loadAnns(coco.getAnnIds()), masks, (3, 1, 3), strict=True
     ):
-        np.testing.assert_array_equal(coco.annToMask(annotation), record["mask"])
+        np.testing.assert_array_equal(coco.annToMask(annotation), mask.pixels())
         assert (
             annotation["category_id"] == category
             and annotation["area"] == 64
@@ -304,10 +300,8 @@ def test_the_masks_are_coco(tmp_path, pictures, records):
     assert all((tmp_path / image["label_map"]).is_file() for image in images)
 
 
-def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(
-    tmp_path, pictures, records
-):
-    export(tmp_path, pictures, records, names={0: "katt", 2: "katt"})
+def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(tmp_path, pictures, masks):
+    export(tmp_path, pictures, masks, names={0: "katt", 2: "katt"})
     first, second = (read_label_map(tmp_path / "maps" / f"{name}.png") for name in ("a", "b__é"))
     assert (
         (first[:8, 4:12] == 3).all()
@@ -319,10 +313,10 @@ def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(
     assert names == ["background", "katt", "cluster 1", "katt"]
 
 
-def test_maps_of_other_pictures_do_not_stay(tmp_path, pictures, records):
+def test_maps_of_other_pictures_do_not_stay(tmp_path, pictures, masks):
     write_label_map(tmp_path / "maps" / "old.png", np.zeros((3, 3), np.uint8))
     (tmp_path / "mine.txt").write_text("kept")
-    export(tmp_path, pictures, records)
+    export(tmp_path, pictures, masks)
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
         "a.png",
         "b__é.png",
@@ -330,8 +324,8 @@ def test_maps_of_other_pictures_do_not_stay(tmp_path, pictures, records):
     } and (tmp_path / "mine.txt").is_file()
 
 
-def test_more_clusters_than_a_palette_holds_are_refused(tmp_path, pictures, records):
+def test_more_clusters_than_a_palette_holds_are_refused(tmp_path, pictures, masks):
     with pytest.raises(ValueError, match="holds 254 clusters, this run has 255"):
-        export(tmp_path, pictures, records, k=255)
-    export(tmp_path, pictures, records, (253, 0, 1), k=254)
+        export(tmp_path, pictures, masks, k=255)
+    export(tmp_path, pictures, masks, (253, 0, 1), k=254)
     assert read_label_map(tmp_path / "maps" / "a.png").max() == 254

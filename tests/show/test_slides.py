@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from mdlib.core.files import StoreError
-from mdlib.run.artifacts import read_outcome
+from mdlib.run.artifacts import RunArtifacts
 from mdlib.show import slides
+from mdlib.show.outcome import read_outcome
 
 CLASSES, LABEL = ["background", "cat", "dog"], "demo preset · zoo (composited)"
 FIGURES = {
@@ -138,4 +139,4 @@ def test_the_same_panels_give_the_same_files(panels, saved, tmp_path):
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
     with pytest.raises(StoreError, match="00_prepare_data has not run"):
-        read_outcome(tmp_path)
+        read_outcome(RunArtifacts(tmp_path))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdlib.core.mask import mask_to_box
+from mdlib.core.mask import Mask, mask_to_box
 from mdlib.data import open_dataset
 from mdlib.evaluate import coco_ap, metrics
 from mdlib.method import clusters, proposals, pseudo_labels
@@ -28,14 +28,14 @@ def tokens(scenes, random_encoder):
 
 
 @pytest.fixture
-def records(scenes):
+def found(scenes):
     """Two masks of the first scene and one of the second."""
     masks = [
         (0, scenes[0].instances.masks[0]),
         (0, ~scenes[0].instances.masks[0]),
         (1, scenes[1].instances.masks[0]),
     ]
-    return [{"image_id": scenes[i].id, "mask": mask} for i, mask in masks]
+    return [Mask.from_pixels(pixels, image_id=scenes.ids[i]) for i, pixels in masks]
 
 
 # ---------------------------------------------------------------- stage 1
@@ -85,11 +85,12 @@ def test_judged_masks_are_those_of_the_whole_stage(scenes, tokens, random_encode
         proposals.distill_masks(scenes, random_encoder, input_side=64, batch_size=1, **settings)
     )
     expected = [
-        metrics.best_overlap(d["mask"], scenes[i].instances.masks)[0] for i, d in enumerate(whole)
+        metrics.best_overlap(mask.pixels(), scenes[i].instances.masks)[0]
+        for i, mask in enumerate(whole)
     ]
     np.testing.assert_allclose(ablations.first_ious(judged), expected)
     np.testing.assert_allclose(
-        [scores[0] for scores, _ in judged], [d["score"] for d in whole], rtol=1e-5
+        [scores[0] for scores, _ in judged], [mask.score for mask in whole], rtol=1e-5
     )
 
 
@@ -106,24 +107,24 @@ def test_a_rule_without_masks_is_judged_as_none(scenes, tokens, random_encoder):
 # ---------------------------------------------------------------- stage 2
 
 
-def test_the_box_crop_is_stage_2_and_masking_changes_it(scenes, records, random_encoder):
+def test_the_box_crop_is_stage_2_and_masking_changes_it(scenes, found, random_encoder):
     # 44: no multiple of the patch
-    found = ablations.describe_masks(random_encoder, scenes, records, size=44, batch=2)
+    features = ablations.describe_masks(random_encoder, scenes, found, size=44, batch=2)
     expected = clusters.describe_crops(
-        random_encoder, clusters.crop_masks(scenes, records, size=44), batch=2
+        random_encoder, clusters.crop_masks(scenes, found, size=44), batch=2
     )
-    np.testing.assert_allclose(found["box crop"], expected, rtol=1e-4, atol=1e-4)
-    assert all(each.shape == expected.shape for each in found.values())
-    assert not np.allclose(found["masked crop"], found["box crop"], atol=1e-3)
+    np.testing.assert_allclose(features["box crop"], expected, rtol=1e-4, atol=1e-4)
+    assert all(each.shape == expected.shape for each in features.values())
+    assert not np.allclose(features["masked crop"], features["box crop"], atol=1e-3)
 
 
 def test_a_mask_that_fills_its_box_masks_nothing_and_pools_all(scenes, random_encoder):
-    mask = np.zeros((128, 128), bool)
-    mask[20:84, 30:94] = True
-    record = {"image_id": scenes[0].id, "mask": mask}
-    found = ablations.describe_masks(random_encoder, scenes, [record], size=64, batch=1)
+    pixels = np.zeros((128, 128), bool)
+    pixels[20:84, 30:94] = True
+    mask = Mask.from_pixels(pixels, image_id=scenes.ids[0])
+    found = ablations.describe_masks(random_encoder, scenes, [mask], size=64, batch=1)
     np.testing.assert_allclose(found["masked crop"], found["box crop"], rtol=1e-5, atol=1e-5)
-    crop = clusters.crop_boxes(scenes[0].image, np.array([mask_to_box(mask)]), size=64)
+    crop = clusters.crop_boxes(scenes[0].image, np.array([mask_to_box(pixels)]), size=64)
     np.testing.assert_allclose(
         found["masked pooling"],
         random_encoder.tokens(crop).patches.mean(1).numpy(),
@@ -212,12 +213,12 @@ def test_where_the_filter_keeps_all_random_dropping_drops_nothing(rng):
     assert ablations.kept_at_random(scores, threshold=0.5, rng=rng).tolist() == [1, 2, 0]
 
 
-def test_stacked_predictions_fit_a_label_map(scenes, records):
-    found = [{**r, "cluster": 2, "score": 0.5} for r in records[:1]]
-    stacked = pseudo_labels.stack_predictions(found, (128, 128))
-    assert (
-        pseudo_labels.label_map(*stacked, threshold=0.5, overlap="skip") == 3 * records[0]["mask"]
-    ).all()
+def test_stacked_masks_fit_a_label_map(found):
+    mask = replace(found[0], cluster=2)
+    labels = pseudo_labels.label_map(
+        *pseudo_labels.stack_masks([mask], (128, 128)), threshold=0.5, overlap="skip"
+    )
+    np.testing.assert_array_equal(labels, 3 * mask.pixels())
     assert not pseudo_labels.label_map(
-        *pseudo_labels.stack_predictions([], (128, 128)), threshold=0.5, overlap="skip"
+        *pseudo_labels.stack_masks([], (128, 128)), threshold=0.5, overlap="skip"
     ).any()

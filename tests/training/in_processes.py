@@ -1,5 +1,5 @@
-"""What the processes of test_distributed.py run: a small network on batches that are functions of
-the step.
+"""What the processes of test_launch.py run: a small network on batches that are functions of the
+step.
 
 A file of its own, because each process imports it: nothing here needs torchvision or timm.
 """
@@ -17,32 +17,39 @@ from mdlib.training import launch, loop
 BATCH, STEPS = 8, 5
 
 
+def recipe(**changed):
+    """A constant rate, and a decay that weights feel."""
+    given = dict(optimizer="adamw", peak_lr=0.03, lr_drops=(99,), warmup=0, weight_decay=0.1)
+    rest = dict(steps=STEPS, body_scale=1.0, accumulate=1, seed=0, clip_norm=1.0)
+    return loop.Recipe(**{**given, **rest, **changed})
+
+
 def numbers(step, part=0, parts=1):
     return torch.randn(BATCH, 4, generator=torch.Generator().manual_seed(step))[
         launch.share(BATCH, part, parts)
     ]
 
 
-def train(model, *, checkpoint=None, steps=STEPS, **changed):
-    """`steps` of STEPS steps; batches are functions of the step, and without dropout the loss is a
-    mean over images.
-    """
-    model.train()
-    return loop.fit(
-        {"model": model}, torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.1),
-        lambda batch, step: ((loss := (model(batch) - 1).square().mean()), {"twice": 2 * loss.item()}), numbers,
-        steps=steps, lr_of=lambda step: 0.03, seed=0, settings={}, checkpoint=checkpoint, log_every=1, clip_norm=1.0, **changed,
-    )  # fmt: skip
+def loss_of(model, batch):
+    """A mean over images, without dropout."""
+    loss = (model(batch) - 1).square().mean()
+    return loss, {"twice": 2 * loss.item()}
 
 
-def train_with_a_break(model, *, checkpoint, folder):
+def train(model, *, checkpoint=None, **changed):
+    """`steps` of STEPS steps."""
+    options = dict(checkpoint=checkpoint, identity={}, log_every=1)
+    return loop.fit(model.train(), numbers, loss_of, recipe(**changed), **options)
+
+
+def train_with_a_break(model, *, checkpoint, folder, **changed):
     """For `launch`: stopped after two steps and resumed, and once more without a break; both leave
     their histories.
     """
     again = copy.deepcopy(model)
-    train(model, checkpoint=checkpoint, steps=2)
-    history = train(model, checkpoint=checkpoint)
-    whole = train(again)
+    train(model, checkpoint=checkpoint, **changed, steps=2)
+    history = train(model, checkpoint=checkpoint, **changed)
+    whole = train(again, **changed)
     if launch.size() > 1:
         write_json(Path(folder) / f"{launch.rank()}.json", {"broken": history, "whole": whole})
         save_weights(Path(folder) / f"{launch.rank()}.safetensors", model.state_dict(), header={})

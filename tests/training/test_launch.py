@@ -6,13 +6,15 @@ On the CPU, with two processes.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from in_processes import fail, network, numbers, train, train_with_a_break
+from in_processes import fail, network, numbers, recipe, train, train_with_a_break
 from test_detector import blobs, tiny_detector
 
 from mdlib.core.files import read_json
+from mdlib.core.mask import Masks
 from mdlib.core.paths import ROOT
 from mdlib.core.weights import read_weights
 from mdlib.method import detector
@@ -53,25 +55,22 @@ def test_accumulated_parts_are_the_full_batch(accumulate):
 def test_each_part_draws_its_own_randomness():
     drawn = []
 
-    def loss_of(batch, step):
+    def loss_of(model, batch):
         drawn.append(torch.rand(()).item())
-        return network_[3].weight.square().sum(), {}
+        return model[3].weight.square().sum(), {}
 
-    network_ = network()
-    loop.fit(
-        {"model": network_}, torch.optim.SGD(network_.parameters()), loss_of, numbers,
-        steps=3, lr_of=lambda step: 0.0, seed=0, settings={}, accumulate=4, log=lambda line: None,
-    )  # fmt: skip
+    options = dict(checkpoint=None, identity={})
+    loop.fit(network(), numbers, loss_of, recipe(steps=3, accumulate=4), **options)
     assert len(set(drawn)) == 12
 
 
-def test_two_processes_train_as_one_resume_and_hand_their_weights_over(tmp_path, capfd):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_as_one_resume_and_hand_their_weights_over(accumulate, tmp_path, capfd):
     model, alone = network(), network()
     expected = train(alone)
     capfd.readouterr()
-    history = launch.launch(
-        train_with_a_break, model, processes=2, checkpoint=tmp_path / "run", folder=str(tmp_path)
-    )
+    options = dict(checkpoint=tmp_path / "run", folder=str(tmp_path), accumulate=accumulate)
+    history = launch.launch(train_with_a_break, model, processes=2, **options)
     first, second = (read_json(tmp_path / f"{rank}.json") for rank in range(2))
     assert seen(first["whole"]) == seen(first["broken"]) == losses(expected)
     assert seen(second["broken"]) == seen(first["broken"]) == seen(history)
@@ -105,16 +104,29 @@ def test_one_process_is_the_function_itself():
 
 
 def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
-    scenes, records = blobs(4)
-    batches = detector.DetectionBatches(scenes, records, batch=4, seed=0, device="cpu")
+    scenes, masks = blobs(4)
+    batches = detector.DetectionBatches(scenes, Masks(masks), batch=4, seed=0, device="cpu")
     whole = batches(3)
     assert [pair[1]["id"] for part in range(2) for pair in batches(3, part, 2)] == whole.ids
-    options = dict(
-        steps=2, peak_lr=1e-3, warmup=1, optimizer="sgd", weight_decay=0.0, body_scale=1.0, seed=0, settings={}, checkpoint=None,
+    short = recipe(steps=2, peak_lr=1e-3, warmup=1, optimizer="sgd", clip_norm=5.0)
+    options = dict(identity={}, log_every=1)
+    together, apart = tiny_detector(), tiny_detector()
+    expected = loop.fit(
+        together, batches, detector.detector_loss, replace(short, accumulate=2),
+        checkpoint=None, **options,
     )  # fmt: skip
-    model = tiny_detector()
-    (row,) = detector.train(model, batches, accumulate=2, **options)
-    assert row["step"] == 2 and 0 < row["loss"] < 20 and row["mask"] > 0
+    assert expected[-1]["step"] == 2 and 0 < expected[-1]["loss"] < 20 and expected[-1]["mask"] > 0
+    checkpoint = tmp_path / "run"  # two processes; a part without a region leaves a head unused
+    history = launch.launch(
+        loop.fit, apart, batches, detector.detector_loss, short,
+        processes=2, checkpoint=checkpoint, **options,
+    )  # fmt: skip
+    assert [row["loss"] for row in history] == pytest.approx(
+        [r["loss"] for r in expected], rel=1e-4
+    )
+    for name, value in apart.state_dict().items():
+        if "running" not in name and "num_batches" not in name:  # each process sees its own part
+            torch.testing.assert_close(value, together.state_dict()[name], rtol=1e-3, atol=1e-5)
 
 
 def test_a_script_that_torchrun_starts_takes_part(tmp_path):

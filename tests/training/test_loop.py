@@ -3,17 +3,26 @@ says where.
 """
 
 import copy
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 
-from mdlib.core import prefetch
 from mdlib.core.weights import WeightsError, read_weights, save_weights
+from mdlib.data import loading
 from mdlib.training import loop
 
 STEPS = 6
+
+
+def recipe(**changed):
+    """A short training, whose schedule is as long for fewer steps."""
+    given = dict(optimizer="adamw", peak_lr=0.1, lr_drops=[], warmup=2, weight_decay=0.01)
+    rest = dict(steps=STEPS, schedule=STEPS, body_scale=1.0, accumulate=1, seed=1)
+    return loop.Recipe(**{**given, **rest, **changed})
 
 
 class Run:
@@ -26,28 +35,23 @@ class Run:
         self.model = nn.Sequential(
             nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)
         )
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
 
-    def loss_of(self, batch, step):
-        return ((self.model(batch) - 1) ** 2).mean(), {}
+    def loss_of(self, model, batch):
+        return ((model(batch) - 1) ** 2).mean(), {}
 
     def batch_of(self, step):
         return torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
 
-    def fit(self, steps=STEPS, **changed):
-        settings = {
-            "steps": steps,
-            "lr_of": lambda step: loop.learning_rate(step, steps=STEPS, warmup=2, peak=0.1),
-            "seed": 1,
+    def fit(self, steps=STEPS, *, accumulate=1, **changed):
+        options = {
+            "checkpoint": None,
             # a tuple becomes a list in JSON: must still be the same
-            "settings": {"width": 8, "shape": (4, 8)},
-            "log": lambda line: None,
+            "identity": {"width": 8, "shape": (4, 8)},
         }
         batch_of = changed.pop("batch_of", self.batch_of)
         loss_of = changed.pop("loss_of", self.loss_of)
-        return loop.fit(
-            {"model": self.model}, self.optimizer, loss_of, batch_of, **settings | changed
-        )
+        short = recipe(steps=steps, accumulate=accumulate)
+        return loop.fit(self.model, batch_of, loss_of, short, **options | changed)
 
     def weights(self):
         return copy.deepcopy(self.model.state_dict())
@@ -62,9 +66,7 @@ def assert_bit_equal(a, b):
 
 
 def test_the_rate_at_the_ends_of_its_cosine_and_in_the_middle():
-    def rate(step):
-        return loop.learning_rate(step, steps=110, warmup=10, peak=2.0)
-
+    rate = recipe(steps=110, schedule=None, warmup=10, peak_lr=2.0).learning_rate
     assert rate(0) == pytest.approx(0.2)  # one tenth of the way up: the first step learns
     assert rate(9) == rate(10) == 2.0
     assert rate(60) == pytest.approx(1.0)
@@ -72,15 +74,49 @@ def test_the_rate_at_the_ends_of_its_cosine_and_in_the_middle():
     assert all(rate(s) > rate(s + 1) for s in range(10, 110))
 
 
+def test_a_longer_schedule_is_cut_off_where_the_training_ends():
+    long, cut = (recipe(steps=n, schedule=110, warmup=10).learning_rate for n in (110, 60))
+    assert [cut(s) for s in range(60)] == [long(s) for s in range(60)]
+
+
 def test_without_a_warm_up_the_rate_starts_at_the_peak():
-    assert loop.learning_rate(0, steps=10, warmup=0, peak=1.0) == 1.0
+    assert recipe(warmup=0, peak_lr=1.0).learning_rate(0) == 1.0
 
 
 def test_the_rate_falls_to_a_tenth_at_each_drop_and_nowhere_else():
-    rates = [
-        loop.learning_rate(step, steps=12, warmup=2, peak=2.0, drops=[5, 9]) for step in range(12)
-    ]
+    drops = recipe(steps=12, schedule=None, peak_lr=2.0, lr_drops=[5, 9])
+    rates = [drops.learning_rate(step) for step in range(12)]
     assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0, 0.2, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 or more, got 0"),
+        ({"optimizer": "adam"}, "optimizer must be .adamw. or .sgd., got 'adam'"),
+        ({"peak_lr": 0.0}, "peak_lr must be above 0"),
+        ({"peak_lr": math.nan}, "peak_lr"),
+        ({"lr_drops": [3, -1]}, "lr_drops"),
+        ({"warmup": -1}, "warmup"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"body_scale": math.inf}, "body_scale"),
+        ({"accumulate": 0}, "accumulate must be 1 or more"),
+        ({"seed": -1}, "seed"),
+        ({"schedule": STEPS - 1}, "schedule must be `steps` or more"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused_by_name(changed, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(**changed)
+
+
+def test_a_recipe_of_json_is_the_recipe():
+    given = recipe(lr_drops=(2, 4))
+    values = json.loads(json.dumps(asdict(given)))
+    assert loop.Recipe.of(values | {"batch": 8}) == given and hash(given)
+    with pytest.raises(ValueError, match="Recipe is missing warmup"):
+        loop.Recipe.of({name: value for name, value in values.items() if name != "warmup"})
 
 
 # ---------------------------------------------------------------- optimizer
@@ -99,9 +135,7 @@ class WithBody(nn.Module):
 def groups_of(model, **changed):
     """{names of the parameters: (share of the rate, decay)}, a group each."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = loop.make_optimizer(
-        model, **{"kind": "adamw", "weight_decay": 0.1, "body_scale": 0.3} | changed
-    )
+    optimizer = loop.make_optimizer(model, recipe(weight_decay=0.1, body_scale=0.3, **changed))
     return {
         frozenset(names[id(p)] for p in g["params"]): (g["lr_scale"], g["weight_decay"])
         for g in optimizer.param_groups
@@ -118,16 +152,12 @@ def test_adamw_decays_matrices_alone_and_the_body_learns_more_slowly():
 
 
 def test_sgd_decays_all_that_learns_as_the_reference_does():
-    assert groups_of(WithBody(), kind="sgd") == {
+    assert groups_of(WithBody(), optimizer="sgd") == {
         frozenset({"body.2.weight", "body.1.weight", "body.1.bias", "body.2.bias"}): (0.3, 0.1),
         frozenset({"head.weight", "head.bias"}): (1.0, 0.1),
     }
-    assert (
-        loop.make_optimizer(WithBody(), kind="sgd", weight_decay=0.1, body_scale=1.0).param_groups[
-            0
-        ]["momentum"]
-        == 0.9
-    )
+    (group, *_) = loop.make_optimizer(WithBody(), recipe(optimizer="sgd")).param_groups
+    assert group["momentum"] == 0.9
 
 
 def test_the_body_of_a_detectors_backbone_is_a_body_too_and_what_stands_beside_it_is_not():
@@ -143,11 +173,15 @@ def test_the_body_of_a_detectors_backbone_is_a_body_too_and_what_stands_beside_i
 def test_an_optimizer_takes_steps_of_its_rate_in_fit():
     model = WithBody()
     before = copy.deepcopy(model.state_dict())
+    one = recipe(steps=1, warmup=0, peak_lr=0.01, weight_decay=0.0, body_scale=0.1)
     loop.fit(
-        {"model": model}, loop.make_optimizer(model, kind="adamw", weight_decay=0.0, body_scale=0.1),
-        lambda x, step: (model.head(model.body(x)).square().sum(), {}), lambda step: torch.randn(5, 3),
-        steps=1, lr_of=lambda step: 0.01, seed=0, settings={}, log=lambda line: None,
-    )  # fmt: skip
+        model,
+        lambda step: torch.randn(5, 3),
+        lambda model, x: (model.head(model.body(x)).square().sum(), {}),
+        one,
+        checkpoint=None,
+        identity={},
+    )
     moved = {
         name: (value - before[name]).abs().max().item()
         for name, value in model.state_dict().items()
@@ -158,9 +192,13 @@ def test_an_optimizer_takes_steps_of_its_rate_in_fit():
     assert moved["body.2.weight"] == pytest.approx(0.001, rel=1e-3)
 
 
-def test_an_unknown_optimizer_names_the_known_ones():
-    with pytest.raises(ValueError, match="adamw.*sgd.*adam"):
-        loop.make_optimizer(WithBody(), kind="adam", weight_decay=0.0, body_scale=1.0)
+def test_the_positions_of_a_vit_are_not_decayed():
+    vit = nn.Module()
+    vit.pos_embed, vit.cls_token = (nn.Parameter(torch.zeros(1, n, 2)) for n in (4, 1))
+    assert groups_of(vit) == {
+        frozenset({"pos_embed"}): (1.0, 0.0),
+        frozenset({"cls_token"}): (1.0, 0.1),
+    }
 
 
 # ---------------------------------------------------------------- resume
@@ -177,7 +215,8 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_not_stopped(tmp_path):
     assert not torch.equal(whole.weights()["0.weight"], Run().weights()["0.weight"])
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
     whole, killed, resumed = Run(), Run(), Run()
     expected = whole.fit(log_every=1)
     seen = []
@@ -188,9 +227,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
         return killed.batch_of(step)
 
     with pytest.raises(KeyboardInterrupt):
-        killed.fit(
-            batch_of=dies_at_step_five, checkpoint=tmp_path / "run", checkpoint_every=2, log_every=1
-        )
+        killed.fit(batch_of=dies_at_step_five, checkpoint=tmp_path / "run", log_every=1)
     history = resumed.fit(
         batch_of=lambda step: seen.append(step) or resumed.batch_of(step),
         checkpoint=tmp_path / "run",
@@ -217,7 +254,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
     Run().fit(steps=3, checkpoint=tmp_path / "run")
     with pytest.raises(loop.TrainingError, match="other settings"):
-        Run().fit(checkpoint=tmp_path / "run", settings={"width": 16})
+        Run().fit(checkpoint=tmp_path / "run", identity={"width": 16})
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
@@ -233,16 +270,20 @@ def test_weights_that_are_no_checkpoint_are_refused(tmp_path):
         Run().fit(checkpoint=tmp_path / "run")
 
 
+class Prepared:
+    """Batches that worker processes may prepare."""
+
+    def on_cpu(self, step, part=0, parts=1):
+        return torch.randn(5, 4, generator=torch.Generator().manual_seed(100 * step + part))
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_batches_made_ahead_change_nothing_and_neither_does_a_resume_among_them(
     accumulate, tmp_path, monkeypatch
 ):
-    def batch_of(step, part=0, parts=1):
-        return torch.randn(5, 4, generator=torch.Generator().manual_seed(100 * step + part))
-
-    whole, first, second = Run(), Run(), Run()
+    batch_of, whole, first, second = Prepared(), Run(), Run(), Run()
     expected = whole.fit(batch_of=batch_of, accumulate=accumulate, log_every=1)
-    monkeypatch.setitem(prefetch.THREADS, "cpu", 3)
+    monkeypatch.setitem(loading.WORKERS, "cpu", 2)
     first.fit(
         batch_of=batch_of, accumulate=accumulate, log_every=1, steps=3, checkpoint=tmp_path / "run"
     )
@@ -258,17 +299,19 @@ def test_batches_made_ahead_change_nothing_and_neither_does_a_resume_among_them(
 # ---------------------------------------------------------------- stops
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
     run = Run()
-    before = []
+    before, calls = [], []
 
-    def loss_of(batch, step):
-        if step == 4:
+    def loss_of(model, batch):
+        calls.append(batch)
+        if len(calls) == 5:
             before.append(run.weights())
-        return run.loss_of(batch, step)[0] * (math.nan if step == 4 else 1.0), {}
+        return run.loss_of(model, batch)[0] * (math.nan if len(calls) == 5 else 1.0), {}
 
-    with pytest.raises(loop.TrainingError, match="step 4"):
-        run.fit(loss_of=loss_of, checkpoint=tmp_path / "run", checkpoint_every=2)
+    with pytest.raises(loop.TrainingError, match="loss is nan at step 4 .*batch ids"):
+        run.fit(loss_of=loss_of, checkpoint=tmp_path / "run")
     assert torch.equal(run.weights()["0.weight"], before[0]["0.weight"])  # no step was made with it
     assert read_weights(tmp_path / "run")[1]["step"] == 4  # the last good checkpoint stays
 
@@ -278,10 +321,10 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     # unseen.
     run = Run()
 
-    def loss_of(batch, step):
-        return (0 * run.model(batch)).sum().sqrt(), {}
+    def loss_of(model, batch):
+        return (0 * model(batch)).sum().sqrt(), {}
 
-    with pytest.raises(loop.TrainingError, match="step 0"):
+    with pytest.raises(loop.TrainingError, match="gradient is not finite at step 0.*loss is 0"):
         run.fit(steps=1, loss_of=loss_of, checkpoint=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -294,47 +337,70 @@ def test_the_loss_goes_down():
     model = nn.Linear(4, 1)
     target = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
     history = loop.fit(
-        {"model": model},
-        torch.optim.AdamW(model.parameters(), weight_decay=0.0),
-        lambda x, step: (((model(x) - x @ target.T) ** 2).mean(), {}),
+        model,
         lambda step: torch.randn(32, 4, generator=torch.Generator().manual_seed(step)),
-        steps=200, lr_of=lambda step: 0.1, seed=0, settings={}, log=lambda line: None,
-    )  # fmt: skip
+        lambda model, x: (((model(x) - x @ target.T) ** 2).mean(), {}),
+        recipe(steps=200, schedule=None, weight_decay=0.0, lr_drops=[200]),
+        checkpoint=None,
+        identity={},
+    )
     assert history[-1]["loss"] < 0.01 * history[0]["loss"]
 
 
-def test_the_rate_is_set_at_every_step_and_scaled_by_group():
-    run = Run()
-    run.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr_scale": 0.1})
-    rates = []
+def test_a_step_begins_with_its_rate_scaled_by_group_and_its_seed():
+    given, drawn = recipe(warmup=4, peak_lr=4.0, body_scale=0.1), []
+    optimizer = loop.make_optimizer(WithBody(), given)
+    for step in (0, 1, 0):
+        loop.begin_step(optimizer, given, step=step)
+        assert {g["lr_scale"]: g["lr"] for g in optimizer.param_groups} == pytest.approx(
+            {0.1: (step + 1) / 10, 1.0: step + 1.0}
+        )
+        drawn.append(torch.rand(()).item())
+    assert drawn[0] == drawn[2] != drawn[1]
 
-    def loss_of(batch, step):
-        rates.append([group["lr"] for group in run.optimizer.param_groups])
-        return run.loss_of(batch, step)
 
-    run.fit(steps=3, loss_of=loss_of, lr_of=lambda step: step + 1.0)
-    assert rates == [pytest.approx([s, s / 10]) for s in (1.0, 2.0, 3.0)]
+def test_one_step_is_an_update_by_hand():
+    by_hand, by_loop, one = Run(), Run(), recipe(steps=1)
+    by_loop.fit(steps=1)
+    optimizer = loop.make_optimizer(by_hand.model, one)
+    loop.begin_step(optimizer, one, step=0)
+    optimizer.zero_grad()
+    by_hand.loss_of(by_hand.model, by_hand.batch_of(0))[0].backward()
+    nn.utils.clip_grad_norm_(by_hand.model.parameters(), one.clip_norm)
+    optimizer.step()
+    assert_bit_equal(by_hand.weights(), by_loop.weights())
 
 
 def test_clipping_bounds_the_step():
     model = nn.Linear(3, 1, bias=False)
     before = model.weight.detach().clone()
-    loop.fit(
-        {"model": model}, torch.optim.SGD(model.parameters()), lambda x, step: (1e6 * model(x).sum(), {}),
-        lambda step: torch.ones(2, 3), steps=1, lr_of=lambda step: 1.0, seed=0, settings={}, clip_norm=0.5,
-        log=lambda line: None,
-    )  # fmt: skip
+    one = recipe(steps=1, warmup=0, optimizer="sgd", peak_lr=1.0, weight_decay=0.0, clip_norm=0.5)
+    batches, loss = (lambda step: torch.ones(2, 3)), (lambda m, x: (1e6 * m(x).sum(), {}))
+    loop.fit(model, batches, loss, one, checkpoint=None, identity={})
     assert (model.weight - before).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_history_has_a_row_every_log_every_steps_and_the_last():
-    lines = []
-    run = Run()
+def test_history_has_a_row_every_log_every_steps_and_the_last(capsys):
+    run, calls = Run(), []
+
+    def loss_of(model, batch):
+        calls.append(batch)
+        return run.loss_of(model, batch)[0], {"part": len(calls) - 1}
+
     history = run.fit(
-        loss_of=lambda batch, step: (run.loss_of(batch, step)[0], {"part": step}),
-        after_step=lambda step: {"knn": 0.5} if step == 1 else None,
-        log_every=4, log=lines.append,
-    )  # fmt: skip
-    assert [row["step"] for row in history] == [4, 6] and len(lines) == 2
+        loss_of=loss_of, after_step=lambda step: {"knn": 0.5} if step == 1 else None, log_every=4
+    )
+    assert [row["step"] for row in history] == [4, 6]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 4/6", "step 6/6"]
     assert [row["part"] for row in history] == [3, 5]
     assert [row.get("knn") for row in history] == [0.5, None]
+    assert list(history[0]) == ["step", "loss", "lr", "seconds", "part", "knn"]
+
+
+def test_a_gpu_without_memory_is_named_with_the_way_out():
+    def loss_of(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(loop.TrainingError, match="memory at step 0: raise `accumulate`"):
+        Run().fit(loss_of=loss_of)

@@ -57,9 +57,7 @@ def batches(clips, **changed):
 
 def test_a_few_steps_on_one_batch_lower_the_tracking_loss(clips):
     student, teacher = pretrain.build_learners(seed=0)
-    optimizer = pretrain.build_optimizer(student, weight_decay=0.0)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-3
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
     crops = batches(clips)(0)
     losses = []
     for _ in range(12):
@@ -120,18 +118,6 @@ def test_momentum_goes_from_its_base_to_one():
     values = [pretrain.momentum_schedule(step, steps=100, base=0.99) for step in range(101)]
     assert values[0] == pytest.approx(0.99) and values[-1] == pytest.approx(1.0)
     assert values == sorted(values)
-
-
-def test_the_optimizer_holds_every_parameter_once_and_decays_matrices_only():
-    student, _ = pretrain.build_learners(seed=0)
-    decayed, free = (
-        group["params"]
-        for group in pretrain.build_optimizer(student, weight_decay=0.1).param_groups
-    )
-    held = [id(p) for p in (*decayed, *free)]
-    assert sorted(held) == sorted(id(p) for p in student.parameters())
-    names = {id(p): name for name, p in student.named_parameters()}
-    assert not any(names[id(p)].endswith(("bias", "pos_embed")) for p in decayed)
 
 
 def test_encoder_of_is_a_copy_that_does_not_go_on_learning(pictures):
