@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from mdlib.core.files import write_json
-from mdlib.data.images import image_size, read_label_map
+from mdlib.data.images import image_size, read_true_labels
 from mdlib.data.sample import VOID
 from mdlib.data.voc import CLASSES
 from mdlib.evaluate import metrics
@@ -85,7 +85,7 @@ def timed(paths: list[Path], predict: Callable[[np.ndarray], np.ndarray]) -> dic
     began, cpu = time.perf_counter(), time.process_time()
     counts, real = np.zeros((NUM, NUM), np.int64), 0
     for path in paths:
-        target = read_label_map(path, image_hw=image_size(path), num_classes=NUM)
+        target = read_true_labels(path, image_hw=image_size(path), num_classes=NUM)
         counts += metrics.confusion(predict(target), target, num_preds=NUM, num_targets=NUM)
         real += int((target != VOID).sum())
     unmatched = metrics.mean_iou(counts, np.arange(NUM))

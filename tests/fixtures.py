@@ -41,7 +41,7 @@ class Samples(Dataset):
         self.samples, self.classes, self.asked = list(samples), classes, Counter()
         self.ids = tuple(sample.id for sample in self.samples)
         kinds = {(s.semantic is not None, s.instances is not None) for s in self.samples}
-        boxes = any(s.instances is not None and s.instances.masks is None for s in self.samples)
+        boxes = any(s.instances is not None and not s.instances.has_masks for s in self.samples)
         full = {(True, True): "masks", (True, False): "maps", (False, True): "boxes"}
         self.labels = "boxes" if boxes else full.get(min(kinds, default=()), "none")
 

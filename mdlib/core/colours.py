@@ -1,41 +1,64 @@
 """Colours, label maps and masks as pictures: arrays in, arrays out. No figure is drawn here.
 
-Colours are from Wong's colour-blind-safe set.
+Colours are from Wong's colour-blind-safe set. Importing this module loads numpy alone.
 """
 
-import matplotlib.pyplot as plt
+from collections.abc import Sequence
+
 import numpy as np
-import seaborn as sns
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442",
-)  # fmt: skip
-
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+RED = "#D55E00"
+PURPLE = "#CC79A7"
+SKY = "#56B4E9"
+YELLOW = "#F0E442"
+WHITE = "#FFFFFF"
 
 MASK_COLOURS = (ORANGE, SKY, PURPLE)  # first, second, third object
 
+Colour = str | Sequence[float]  # "#RRGGBB", or red, green and blue in [0, 1]
+
 
 def class_colours(count: int) -> np.ndarray:
-    """(count, 3) float colours for classes; 0, the background, is dark grey.
+    """Colours that tell classes apart: evenly spaced hues in two lightnesses.
 
-    Evenly spaced hues in two lightnesses.
+    Args:
+        count: number of classes, the background included.
+
+    Returns:
+        (count, 3) float64 RGB in [0, 1]; 0, the background, is dark grey.
     """
-    hues = sns.husl_palette(max(1, (count) // 2), s=0.85, l=0.68) + sns.husl_palette(
+    import seaborn as sns  # not at the top: it loads matplotlib
+
+    hues = sns.husl_palette(max(1, count // 2), s=0.85, l=0.68) + sns.husl_palette(
         max(1, count - 1 - count // 2), h=0.03, s=0.7, l=0.42
     )
     return np.array([(0.18, 0.18, 0.18), *hues])[:count]
 
 
 def overlay(
-    image: np.ndarray, masks: np.ndarray, *, colours=MASK_COLOURS, strength: float = 0.5
+    image: np.ndarray,
+    masks: np.ndarray,
+    *,
+    colours: Sequence[Colour] = MASK_COLOURS,
+    strength: float = 0.5,
 ) -> np.ndarray:
-    """(H, W, 3) uint8 with (n, H, W) bool masks painted over, each with a border.
+    """Paint masks over an image, each with a border of one pixel.
 
-    Returns (H, W, 3) float in [0, 1].
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        masks: (n, H, W) bool; later ones are painted over earlier ones.
+        colours: of the masks, in turn.
+        strength: of the colour inside a mask, from 0 (its border alone) to 1 (opaque).
+
+    Returns:
+        (H, W, 3) float64 RGB in [0, 1].
     """
     out = image.astype(np.float64) / 255
     for index, mask in enumerate(masks):
-        colour = np.array(plt.matplotlib.colors.to_rgb(colours[index % len(colours)]))
+        colour = _rgb(colours[index % len(colours)])
         out[mask] = (1 - strength) * out[mask] + strength * colour
         inner = mask.copy()
         inner[1:] &= mask[:-1]
@@ -46,6 +69,21 @@ def overlay(
     return out
 
 
+def _rgb(colour: Colour) -> np.ndarray:
+    """(3,) float64 in [0, 1] of a colour."""
+    if not isinstance(colour, str):
+        return np.array(colour, np.float64)
+    return np.frombuffer(bytes.fromhex(colour.removeprefix("#")), np.uint8) / 255
+
+
 def colour_map(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """(H, W) labels, 255 void -> (H, W, 3) float; void is white."""
+    """Paint a label map.
+
+    Args:
+        labels: (H, W) integers; 255 is void.
+        colours: (n, 3) float RGB in [0, 1], one for each label; later labels have the last.
+
+    Returns:
+        (H, W, 3) float RGB in [0, 1]; void is white.
+    """
     return np.where((labels == 255)[..., None], 1.0, colours[np.minimum(labels, len(colours) - 1)])

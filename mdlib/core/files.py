@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +27,11 @@ class StoreError(Exception):
 
 
 @contextmanager
-def atomic(path: Path):
-    """Yields a temporary path beside `path`; renamed to `path` on success, removed on any failure."""
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, whose folder is made where there is none.
+
+    It is renamed to `path` on success and removed on any failure.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -40,17 +45,30 @@ def atomic(path: Path):
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value) -> None:
-    """Sorted keys and strict JSON: NaN is refused, because other readers cannot read it."""
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON with sorted keys.
+
+    Raises:
+        ValueError: for NaN and infinities, because other readers cannot read them.
+    """
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, **options):
-    """The value of a JSON file. options: of json.loads. Raises StoreError."""
+def read_json(path: Path, **options: Any) -> Any:
+    """Read the value of a JSON file.
+
+    Args:
+        path: the file.
+        options: of json.loads.
+
+    Raises:
+        StoreError: for a file that is missing or not JSON.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), **options)
     except FileNotFoundError:
@@ -60,6 +78,7 @@ def read_json(path: Path, **options):
 
 
 def digest_bytes(*parts: bytes) -> str:
+    """SHA-256 of byte strings, 64 hexadecimal digits; where one ends and the next begins counts."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(len(part).to_bytes(8, "big"))
@@ -68,13 +87,15 @@ def digest_bytes(*parts: bytes) -> str:
 
 
 def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_folder(path: Path) -> str:
-    """Of the names and sizes of all files below a folder, not of their bytes; hidden ones do not
-    count.
+    """SHA-256 of the names and sizes of all files below a folder, not of their bytes.
+
+    Files and folders whose names begin with a dot do not count.
     """
     found = [
         (p.relative_to(path).as_posix(), p.stat().st_size)
@@ -86,18 +107,25 @@ def digest_folder(path: Path) -> str:
     )
 
 
-# ---------------------------------------------------------------- weights
-
-
-# ---------------------------------------------------------------- masks and maps
+# ---------------------------------------------------------------- arrays
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, whatever the file's ending.
+
+    Raises:
+        ValueError: for an array of Python objects, which would be pickled.
+    """
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
 def read_array(path: Path) -> np.ndarray:
+    """Read an array of a .npy file.
+
+    Raises:
+        StoreError: for a file that is missing, broken, or would have to be unpickled.
+    """
     try:
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:

@@ -15,7 +15,15 @@ def voc_palette() -> list[int]:
 
 
 def write_label_map(path: Path, labels: np.ndarray) -> None:
-    """(H, W) integers in 0-255 -> palette PNG as VOC's."""
+    """Write a label map as VOC's palette PNG.
+
+    Args:
+        path: where to; a file that is there is replaced.
+        labels: (H, W) integers in 0-255.
+
+    Raises:
+        ValueError: for labels that are no integers, or that a byte cannot hold.
+    """
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"a label map holds integers, got {labels.dtype}")
     if labels.min() < 0 or labels.max() > 255:
@@ -26,19 +34,27 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
         image.save(temporary, format="PNG")
 
 
-def read_label_map(path: Path) -> np.ndarray:
-    """Palette or grey PNG -> (H, W) uint8 labels.
+def read_label_map(path: str | Path) -> np.ndarray:
+    """Read the labels of a palette, grey or black-and-white PNG.
 
-    Raises StoreError for a file that is missing, broken or coloured.
+    Args:
+        path: the file; a palette is read by index, never by colour.
+
+    Returns:
+        (H, W) uint8; 0 and 1 of a black-and-white picture.
+
+    Raises:
+        StoreError: for a file that is missing, broken, far too large, coloured, or deeper than
+            8 bits.
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
+            if image.mode not in ("P", "L", "1"):
                 raise StoreError(
-                    f"{path} is {image.mode}, not a palette: its pixels are colours, not labels"
+                    f"{path}: a label map is a palette or grey PNG, this one is {image.mode}"
                 )
-            return np.array(image)
+            return np.array(image).astype(np.uint8)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise StoreError(f"{path} is not a whole PNG: {error}") from None

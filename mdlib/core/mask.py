@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, TypedDict, overload
 
 import numpy as np
 from faster_coco_eval import mask as rle
@@ -23,19 +23,26 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 NO_CLUSTER = 0  # COCO's category of a mask without a cluster; that of cluster c is 1 + c
 
 
+class RunLengths(TypedDict):
+    """A mask in COCO's form: size [H, W], and the run lengths as text, columns first."""
+
+    size: list[int]
+    counts: str
+
+
 @dataclass(frozen=True, slots=True)
 class Mask:
     """One mask of an image.
 
     Attributes:
         image_id: id of the image in its data set.
-        rle: COCO's run lengths, {"size": [H, W], "counts": str}, columns first.
+        rle: COCO's run lengths.
         score: how sure its maker is, in [0, 1].
         cluster: from 0; None before stage 2.
     """
 
     image_id: str
-    rle: Mapping[str, object]
+    rle: RunLengths
     score: float = 1.0
     cluster: int | None = None
 
@@ -43,12 +50,16 @@ class Mask:
     def from_pixels(
         cls, pixels: np.ndarray, *, image_id: str, score: float = 1.0, cluster: int | None = None
     ) -> "Mask":
-        """Encode pixels (H, W) bool. Raises ValueError for another shape or dtype."""
+        """Encode pixels, (H, W) bool.
+
+        Raises:
+            ValueError: for another shape or dtype.
+        """
         return cls(image_id, encode_mask(pixels), score, cluster)
 
     @classmethod
     def from_coco(cls, annotation: Mapping, *, image_id: str, image_hw: tuple[int, int]) -> "Mask":
-        """The mask of a COCO annotation with polygons or run lengths.
+        """Take the mask of a COCO annotation with polygons or run lengths.
 
         Args:
             annotation: needs "segmentation"; "score" (default 1) and "category_id" are read.
@@ -84,8 +95,8 @@ class Mask:
         x, y, width, height = (int(side) for side in rle.toBbox(_as_bytes(self.rle)))
         return (x, y, x + width, y + height) if width and height else None
 
-    def to_coco(self, *, number: int, image_number: int) -> dict:
-        """A COCO annotation of a mask that is not empty; bbox is x, y, width, height in pixels.
+    def to_coco(self, *, number: int, image_number: int) -> dict[str, Any]:
+        """Make a COCO annotation of a mask; bbox is x, y, width, height in pixels.
 
         Args:
             number: id of the annotation, from 1.
@@ -123,7 +134,8 @@ class Masks(Sequence[Mask]):
     def by_image(self, ids: Sequence[str]) -> list[list[Mask]]:
         """The masks of each image, [] where it has none, in the order of `ids`.
 
-        Raises ValueError for a mask of an image that is not among the ids.
+        Raises:
+            ValueError: for a mask of an image that is not among the ids.
         """
         found: dict[str, list[Mask]] = {image_id: [] for image_id in ids}
         for mask in self._masks:
@@ -133,7 +145,11 @@ class Masks(Sequence[Mask]):
         return list(found.values())
 
     def with_clusters(self, clusters: Sequence[int]) -> "Masks":
-        """The same masks, mask i in clusters[i]. Raises ValueError for another number of clusters."""
+        """The same masks, mask i in clusters[i].
+
+        Raises:
+            ValueError: for another number of clusters than masks.
+        """
         pairs = zip(self._masks, clusters, strict=True)
         return Masks(replace(mask, cluster=int(cluster)) for mask, cluster in pairs)
 
@@ -144,9 +160,9 @@ def write_masks(
     *,
     images: Mapping[str, tuple[int, int]],
     categories: Sequence[str] = (),
-    more: Mapping[str, Mapping] | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Masks:
-    """Write a COCO file, each mask as it comes, whole or not at all; returns the masks.
+    """Write a COCO file, each mask as it comes, whole or not at all.
 
     Args:
         path: where to; a file that is there is replaced.
@@ -155,10 +171,13 @@ def write_masks(
         categories: a name for each cluster; () for masks without clusters.
         more: further values of an image's entry by its id, such as its "file_name".
 
+    Returns:
+        The masks.
+
     Raises:
         ValueError: for a mask of an image that is not in `images`, or of another size.
     """
-    entries = {
+    entries: dict[str, dict[str, Any]] = {
         image_id: {"id": n, "name": image_id, "file_name": image_id, "height": h, "width": w}
         for n, (image_id, (h, w)) in enumerate(images.items(), 1)
     }
@@ -166,8 +185,11 @@ def write_masks(
         entries[image_id] |= values
     named = [{"id": NO_CLUSTER, "name": "object"}] if not categories else []
     named += [{"id": 1 + c, "name": name} for c, name in enumerate(categories)]
-    head = {"info": {"description": "masks by MaskDistill"}, "categories": named}
-    head["images"] = list(entries.values())
+    head = {
+        "info": {"description": "masks by MaskDistill"},
+        "categories": named,
+        "images": list(entries.values()),
+    }
     written = []
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "annotations": [')
@@ -185,9 +207,10 @@ def write_masks(
 
 
 def read_masks(path: Path) -> Masks:
-    """The masks of a file that `write_masks` wrote; none is decoded.
+    """Read the masks of a file that `write_masks` wrote; none is decoded.
 
-    Raises StoreError for a file that is missing, broken or of another form.
+    Raises:
+        StoreError: for a file that is missing, broken or of another form.
     """
     content = read_json(path)
     try:
@@ -198,6 +221,7 @@ def read_masks(path: Path) -> Masks:
 
 
 def _read_annotations(annotations: list[dict], names: dict[int, str]) -> Iterator[Mask]:
+    """The masks of a file's entries; names: the images' ids by their numbers."""
     for entry in annotations:
         cluster = None if entry["category_id"] == NO_CLUSTER else entry["category_id"] - 1
         yield Mask(names[entry["image_id"]], entry["segmentation"], entry["score"], cluster)
@@ -206,10 +230,11 @@ def _read_annotations(annotations: list[dict], names: dict[int, str]) -> Iterato
 # ---------------------------------------------------------------- pixels
 
 
-def encode_mask(pixels: np.ndarray) -> dict:
-    """(H, W) bool -> COCO's run lengths {"size": [H, W], "counts": str}.
+def encode_mask(pixels: np.ndarray) -> RunLengths:
+    """Encode pixels, (H, W) bool, as COCO's run lengths.
 
-    Raises ValueError for another shape or dtype.
+    Raises:
+        ValueError: for another shape or dtype.
     """
     if pixels.ndim != 2 or pixels.dtype != bool:
         raise ValueError(f"a mask is (H, W) bool, got {pixels.shape} {pixels.dtype}")
@@ -217,14 +242,18 @@ def encode_mask(pixels: np.ndarray) -> dict:
 
 
 def mask_to_box(pixels: np.ndarray) -> Box:
-    """The tight box around a (H, W) bool mask. Raises ValueError if the mask is empty."""
+    """Find the tight box around a mask, (H, W) bool.
+
+    Raises:
+        ValueError: if the mask is empty.
+    """
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     if not rows.size:
         raise ValueError("an empty mask has no box")
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _encoded_outline(outline: list | Mapping, image_hw: tuple[int, int]) -> dict:
+def _encoded_outline(outline: list | Mapping, image_hw: tuple[int, int]) -> RunLengths:
     """Polygons [[x, y, x, y, ...], ...], or run lengths with counts as text or as a list."""
     height, width = image_hw
     if isinstance(outline, list):
@@ -236,15 +265,17 @@ def _encoded_outline(outline: list | Mapping, image_hw: tuple[int, int]) -> dict
     if list(outline["size"]) != [height, width]:
         raise ValueError(f"an RLE of size {outline['size']} in an image of {[height, width]}")
     if isinstance(outline["counts"], str):
-        return dict(outline)
+        return {"size": list(outline["size"]), "counts": outline["counts"]}
     return _as_text(rle.frPyObjects(outline, height, width))
 
 
-def _as_text(encoded: Mapping) -> dict:
+def _as_text(encoded: Mapping[str, Any]) -> RunLengths:
+    """Run lengths as JSON holds them."""
     counts = encoded["counts"]
     text = counts.decode() if isinstance(counts, bytes) else counts
     return {"size": [int(side) for side in encoded["size"]], "counts": text}
 
 
-def _as_bytes(encoded: Mapping) -> dict:
+def _as_bytes(encoded: RunLengths) -> dict[str, Any]:
+    """Run lengths as the library of COCO takes them."""
     return {"size": encoded["size"], "counts": encoded["counts"].encode()}

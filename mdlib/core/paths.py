@@ -3,6 +3,4 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-
-
 NOTEBOOKS, PRESETS = ROOT / "notebooks", ROOT / "presets"

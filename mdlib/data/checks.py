@@ -3,8 +3,9 @@
 Everything that is missing or wrong, at once, before a run of hours begins.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,17 +15,29 @@ from mdlib.data.coco import CocoDataset
 from mdlib.data.folder import FolderDataset
 from mdlib.data.images import ImageError, image_size
 from mdlib.data.listing import absent, some
-from mdlib.data.sample import VOID, Sample
+from mdlib.data.sample import VOID, Instances, Sample
 from mdlib.data.voc import VocDataset
+
+T = TypeVar("T", bound=Dataset)
 
 
 def check_dataset(name: str, root: str | Path, *, splits: Iterable[str]) -> list[str]:
-    """What is missing or wrong with these splits of a data set, one sentence each; [] for a data
-    set as published.
+    """Look for what is missing or wrong with splits of a data set.
 
     Lists, counts, files, the size of every image (from its header) and every label of VOC are
     looked at; the pixels of the images are not. A miniature opens all the same: here it is told
-    that its counts are not the publisher's. Raises ValueError for an unknown name.
+    that its counts are not the publisher's.
+
+    Args:
+        name: a key of OPENERS.
+        root: the folder that holds the data set.
+        splits: of the data set's own.
+
+    Returns:
+        One sentence for each problem; [] for a data set as published.
+
+    Raises:
+        ValueError: for an unknown name.
     """
     if name in ("voc2012", "voc2007"):
         return _check_voc(root, splits, year=int(name[3:]))
@@ -37,9 +50,10 @@ def check_dataset(name: str, root: str | Path, *, splits: Iterable[str]) -> list
     return _open_all(splits, lambda split: open_dataset(name, root=root, split=split))[1]
 
 
-def _open_all(splits: Iterable[str], opener) -> tuple[list, list[str]]:
-    """(the splits that could be opened, why the others could not)."""
-    opened, problems = [], []
+def _open_all(splits: Iterable[str], opener: Callable[[str], T]) -> tuple[list[T], list[str]]:
+    """The splits that could be opened, and why the others could not."""
+    opened: list[T] = []
+    problems: list[str] = []
     for split in splits:
         try:
             opened.append(opener(split))
@@ -51,10 +65,12 @@ def _open_all(splits: Iterable[str], opener) -> tuple[list, list[str]]:
 
 
 def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[str]:
+    """The problems of splits of VOC."""
     opened, problems = _open_all(
         splits, lambda split: VocDataset(root, split, year=year, whole=False)
     )
-    todo = {}  # label files -> (split, index): an image of several splits is looked at once
+    # label files -> (split, index): an image of several splits is looked at once
+    todo: dict[tuple[Path, ...], tuple[VocDataset, int]] = {}
     for data in opened:
         problems += _count(data.name, data.split, len(data), voc.COUNTS[year][data.split])
         todo |= {data.label_paths(name): (data, i) for i, name in enumerate(data.ids)}
@@ -73,11 +89,10 @@ def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[st
         strays = sorted(
             path.name for path in (folder / labels).glob("*.*") if path.stem not in images
         )
-        problems += (
-            [f"{folder / labels}: {len(strays)} label files have no image: {some(strays)}"]
-            if strays
-            else []
-        )
+        if strays:
+            problems.append(
+                f"{folder / labels}: {len(strays)} label files have no image: {some(strays)}"
+            )
     faults = []
     for paths, (data, i) in track(
         todo.items(), total=len(todo), what=f"checking the labels of voc{year}"
@@ -92,13 +107,15 @@ def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[st
 
 
 def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
+    """The problems of splits of COCO."""
     opened, problems = _open_all(splits, lambda split: CocoDataset(root, split, whole=False))
-    sizes = {}
+    sizes: dict[Path, tuple[int, int]] = {}
     for data in opened:
         problems += _count("coco", data.split, len(data), coco.COUNTS.get(data.split))
         if len(data.classes) != 1 + coco.THINGS:
             problems.append(
-                f"coco {data.split}: {len(data.classes) - 1} categories, {coco.THINGS} are published"
+                f"coco {data.split}: {len(data.classes) - 1} categories, "
+                f"{coco.THINGS} are published"
             )
         sizes |= {
             data.folder / image["file_name"]: (image["height"], image["width"])
@@ -109,11 +126,10 @@ def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
                 {path.name for path in data.folder.glob("*.jpg")}
                 - {image["file_name"] for image in data.images}
             )
-            problems += (
-                [f"{data.folder}: {len(strays)} images are in no annotation file: {some(strays)}"]
-                if strays
-                else []
-            )
+            if strays:
+                problems.append(
+                    f"{data.folder}: {len(strays)} images are in no annotation file: {some(strays)}"
+                )
     problems += _absent(sizes, "images are missing")
     faults = []
     for path, size in track(sizes.items(), total=len(sizes), what="checking the images of coco"):
@@ -126,6 +142,7 @@ def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
 
 
 def _check_folder(root: str | Path, splits: Iterable[str]) -> list[str]:
+    """The problems of a folder."""
     opened, problems = _open_all(splits, lambda split: FolderDataset(root, split))
     faults = []
     for data in opened:
@@ -141,10 +158,12 @@ def _check_folder(root: str | Path, splits: Iterable[str]) -> list[str]:
 
 
 def _count(name: str, split: str, have: int, published: int | None) -> list[str]:
+    """A sentence where a split has another number of images than the publisher's."""
     if published is None or have == published:
         return []
     return [
-        f"{name} {split}: {have:,} images are listed, {published:,} are published (a miniature, or a broken list?)"
+        f"{name} {split}: {have:,} images are listed, {published:,} are published "
+        "(a miniature, or a broken list?)"
     ]
 
 
@@ -157,14 +176,18 @@ def _absent(paths: Iterable[Path], what: str) -> list[str]:
 
 
 def _few(faults: list[str], what: str, *, limit: int = 5) -> list[str]:
-    return faults[:limit] + (
-        [f"and {len(faults) - limit} more {what} are wrong"] if len(faults) > limit else []
-    )
+    """The first faults, and how many more there are."""
+    if len(faults) <= limit:
+        return faults
+    return [*faults[:limit], f"and {len(faults) - limit} more {what} are wrong"]
 
 
 def try_sample(dataset: Dataset, index: int) -> tuple[Sample | None, str | None]:
-    """(sample, None), or (None, what is wrong with it) for a file that cannot be read and labels
-    that cannot be right.
+    """Read an image with all its labels and check it.
+
+    Returns:
+        (sample, None), or (None, what is wrong) where a file cannot be read or labels cannot be
+        right.
     """
     try:
         sample = dataset[index]
@@ -175,9 +198,14 @@ def try_sample(dataset: Dataset, index: int) -> tuple[Sample | None, str | None]
 
 
 def check_sample(sample: Sample, *, num_classes: int) -> str | None:
-    """What is wrong with a sample, or None.
+    """Look at the values of a sample; its shapes were checked when it was built.
 
-    Shapes were checked when it was built; this looks at the values.
+    Args:
+        sample: an image with its labels.
+        num_classes: number of classes, the background included.
+
+    Returns:
+        What is wrong, or None.
     """
     height, width = sample.image.shape[:2]
     if min(height, width) < 8:
@@ -187,21 +215,25 @@ def check_sample(sample: Sample, *, num_classes: int) -> str | None:
         if unknown.size:
             return f"{sample.id}: the semantic map holds unknown values {unknown[:5].tolist()}"
     if sample.instances is not None:
-        labels, masks, boxes = (
-            sample.instances.labels,
-            sample.instances.masks,
-            sample.instances.drawn_boxes,
-        )
-        if len(labels) != len(boxes if masks is None else masks):
-            return f"{sample.id}: {len(labels)} labels for {len(boxes if masks is None else masks)} instances"
-        if len(labels) and not (1 <= labels.min() and labels.max() < num_classes):
-            return f"{sample.id}: instance labels {labels.min()}..{labels.max()} are outside 1..{num_classes - 1}"
-        if masks is not None and not masks.any((1, 2)).all():
-            return f"{sample.id}: an instance mask is empty"
-        if masks is None and not (
-            (boxes[:, :2] < boxes[:, 2:]).all()
-            and (boxes >= 0).all()
-            and (boxes <= [width, height] * 2).all()
-        ):
-            return f"{sample.id}: a box is empty or leaves the image"
+        problem = _wrong_instances(sample.instances, (height, width), num_classes=num_classes)
+        if problem:
+            return f"{sample.id}: {problem}"
+    return None
+
+
+def _wrong_instances(
+    instances: Instances, image_hw: tuple[int, int], *, num_classes: int
+) -> str | None:
+    """What is wrong with the objects of an image, or None."""
+    if instances.has_masks and not instances.masks.any((1, 2)).all():
+        return "an instance mask is empty"
+    labels, boxes = instances.labels, instances.boxes
+    if len(labels) != len(boxes):
+        return f"{len(labels)} labels for {len(boxes)} instances"
+    if len(labels) and not (labels.min() >= 1 and labels.max() < num_classes):
+        return f"instance labels {labels.min()}..{labels.max()} are outside 1..{num_classes - 1}"
+    height, width = image_hw
+    whole = (boxes[:, :2] < boxes[:, 2:]).all() and (boxes >= 0).all()
+    if not (whole and (boxes <= [width, height, width, height]).all()):
+        return "a box is empty or leaves the image"
     return None

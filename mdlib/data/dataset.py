@@ -1,4 +1,4 @@
-"""What every data set offers, and the two ways to look at one: a part of it, and with its images kept.
+"""What every data set offers, a part of a data set, and one that keeps its images in memory.
 
 A method decodes what it names and no more: training and the mask stages ask for `image(i)`, judges
 for `semantic(i)` or `instances(i)`, and `dataset[i]` is all of it, for eyes.
@@ -17,7 +17,7 @@ from mdlib.data.sample import Instances, Sample
 Labels = Literal["masks", "maps", "boxes", "none"]
 
 
-class NoLabels(ValueError):
+class NoLabels(ValueError):  # noqa: N818 - the name says the error
     """A data set was asked for labels that it does not have."""
 
 
@@ -46,7 +46,11 @@ class Dataset(ABC):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Sample:
-        """Image i with all its labels. Raises IndexError outside 0..len - 1."""
+        """Image i with all its labels.
+
+        Raises:
+            IndexError: outside 0..len - 1.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
         return Sample(
@@ -57,7 +61,11 @@ class Dataset(ABC):
         )
 
     def index_of(self, image_id: str) -> int:
-        """The index of an image. Raises KeyError for an id that the data set does not hold."""
+        """The index of an image.
+
+        Raises:
+            KeyError: for an id that the data set does not hold.
+        """
         if not hasattr(self, "_index"):
             self._index = {image_id: i for i, image_id in enumerate(self.ids)}
         return self._index[image_id]
@@ -81,14 +89,16 @@ class Dataset(ABC):
     def semantic(self, i: int) -> np.ndarray:
         """Class indices of image i, (H, W) uint8, 0 background, 255 void; the image is not decoded.
 
-        Raises NoLabels where `labels` is "boxes" or "none".
+        Raises:
+            NoLabels: where `labels` is "boxes" or "none".
         """
         raise NoLabels(f"{self.name} has no semantic map of {self.ids[i]}")
 
     def instances(self, i: int) -> Instances:
         """Objects of image i, with masks, or with drawn boxes where `labels` is "boxes".
 
-        Raises NoLabels where `labels` is "maps" or "none".
+        Raises:
+            NoLabels: where `labels` is "maps" or "none".
         """
         raise NoLabels(f"{self.name} has no instances of {self.ids[i]}")
 
@@ -96,15 +106,20 @@ class Dataset(ABC):
 class InMemory(Dataset):
     """Images without labels, {id: (H, W, 3) uint8 RGB}."""
 
-    name, classes, labels = "images", ("background",), "none"
+    name = "images"
+    classes = ("background",)
+    labels: Labels = "none"
 
     def __init__(self, images: Mapping[str, np.ndarray]):
         self.ids, self._images = tuple(images), list(images.values())
 
     def size(self, i: int) -> tuple[int, int]:
-        return self._images[i].shape[:2]
+        """(H, W) of image i."""
+        height, width, _ = self._images[i].shape
+        return height, width
 
     def image(self, i: int) -> np.ndarray:
+        """Image i as it was given, not a copy."""
         return self._images[i]
 
 
@@ -114,31 +129,43 @@ class Subset(Dataset):
     def __init__(
         self, dataset: Dataset, *, without: Collection[str] = (), first: int | None = None
     ):
-        """Leave out the ids in `without`, then keep the `first` images (None: all)."""
+        """Choose the images.
+
+        Args:
+            dataset: the whole.
+            without: ids that are left out.
+            first: then only so many images are kept; None for all.
+        """
         self.dataset, self.name, self.classes = dataset, dataset.name, dataset.classes
         self.labels = dataset.labels
-        without = set(without)
-        self.indices = [i for i, name in enumerate(dataset.ids) if name not in without][:first]
+        left_out = set(without)
+        self.indices = [i for i, name in enumerate(dataset.ids) if name not in left_out][:first]
         self.ids = tuple(dataset.ids[i] for i in self.indices)
 
     def __getitem__(self, i: int) -> Sample:
+        """Image i of the part with all its labels."""
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
         return self.dataset[self.indices[i]]
 
     def file_name(self, i: int) -> str:
+        """What image i is called where it comes from."""
         return self.dataset.file_name(self.indices[i])
 
     def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of image i."""
         return self.dataset.size(self.indices[i])
 
     def image(self, i: int) -> np.ndarray:
+        """Image i, (H, W, 3) uint8 RGB."""
         return self.dataset.image(self.indices[i])
 
     def semantic(self, i: int) -> np.ndarray:
+        """Class indices of image i, (H, W) uint8; NoLabels where there are none."""
         return self.dataset.semantic(self.indices[i])
 
     def instances(self, i: int) -> Instances:
+        """Objects of image i; NoLabels where they are not known."""
         return self.dataset.instances(self.indices[i])
 
 
@@ -151,18 +178,22 @@ class Cached(Dataset):
     """
 
     def __init__(self, dataset: Dataset, *, budget: float = 1e9):
+        """Keep the images of `dataset`, `budget` bytes in all."""
         self.dataset, self.name, self.classes = dataset, dataset.name, dataset.classes
         self.ids, self.labels = dataset.ids, dataset.labels
         self.share = budget / max(1, len(dataset))
         self.kept: dict[int, np.ndarray] = {}
 
     def file_name(self, i: int) -> str:
+        """What image i is called where it comes from."""
         return self.dataset.file_name(i)
 
     def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of image i."""
         return self.dataset.size(i)
 
     def image(self, i: int) -> np.ndarray:
+        """Image i, (H, W, 3) uint8 RGB."""
         if i in self.kept:
             return self.kept[i]
         image = self.dataset.image(i)
@@ -171,7 +202,9 @@ class Cached(Dataset):
         return image
 
     def semantic(self, i: int) -> np.ndarray:
+        """Class indices of image i, (H, W) uint8; NoLabels where there are none."""
         return self.dataset.semantic(i)
 
     def instances(self, i: int) -> Instances:
+        """Objects of image i; NoLabels where they are not known."""
         return self.dataset.instances(i)

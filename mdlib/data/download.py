@@ -1,16 +1,14 @@
-"""Fetching the archives of VOC and COCO from their publishers or mirrors, and unpacking them
-safely.
+"""Fetching the archives of VOC and COCO from publishers or mirrors, and unpacking them safely.
 
 A file that is whole is not fetched again. A download that broke off is kept under another name
 (.NAME.<mirror>.part) and goes on from there, where the server can do that. An archive is unpacked
-beside its place and moved there when it is whole; names or links that lead out of the folder are
-refused. Where no checksum is known, an archive must be whole by its own structure, and a zip file
-by its own CRCs.
+beside its place and moved there when it is whole; nothing is written outside, whatever its names
+and links are: tarfile's filter "data" refuses them, and zipfile cuts such names. Where no checksum
+is known, an archive must be whole by its own structure, and a zip file by its own CRCs.
 """
 
 import hashlib
 import os
-import re
 import shutil
 import stat
 import sys
@@ -18,7 +16,8 @@ import tarfile
 import zipfile
 import zlib
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import pooch
 from tqdm import tqdm
@@ -31,9 +30,7 @@ TIMEOUT = 30  # seconds without an answer
 
 
 class DownloadError(StoreError):
-    """A file could not be fetched or is not what it should be; the message says what was tried and
-    what to do.
-    """
+    """A file could not be fetched or is not what it should be; the message says what to do."""
 
 
 def fetch_dataset(name: str, root: str | Path) -> None:
@@ -41,7 +38,13 @@ def fetch_dataset(name: str, root: str | Path) -> None:
 
     What was fetched before is left as it is.
 
-    Raises ValueError for an unknown name, DownloadError for what cannot be fetched.
+    Args:
+        name: a key of `sources.SOURCES`.
+        root: the folder for the data set.
+
+    Raises:
+        ValueError: for an unknown name.
+        DownloadError: for what cannot be fetched.
     """
     if name not in SOURCES:
         raise ValueError(
@@ -55,19 +58,20 @@ def fetch_dataset(name: str, root: str | Path) -> None:
 def fetch(source: Source, root: str | Path) -> Path:
     """Fetch a file from the first mirror that has it whole, and unpack it.
 
-    Returns the file, or the folder it filled.
+    An archive that was put at root by hand is taken as it is.
 
-    Raises DownloadError with what each mirror said. An archive that was put at root by hand is
-    taken as it is.
+    Returns:
+        The file, or the folder that it filled.
+
+    Raises:
+        DownloadError: with what each mirror said, and where the disk has no room.
     """
     root = Path(root).absolute()
-    if source.folder is not None and _mark(root, source).is_file():
+    if source.folder is not None and _mark(root, source.folder, source.file).is_file():
         return root / source.folder
     root.mkdir(parents=True, exist_ok=True)
-    free, needed = (
-        shutil.disk_usage(root).free / 1e9,
-        source.gigabytes * (2 if source.folder else 1),
-    )
+    free = shutil.disk_usage(root).free / 1e9
+    needed = source.gigabytes * (2 if source.folder else 1)
     if free < needed:
         raise DownloadError(
             f"{source.file} needs about {needed:.1f} GB in {root}, {free:.1f} GB are free"
@@ -113,13 +117,10 @@ def fetch(source: Source, root: str | Path) -> Path:
     return unpack(path, root, source=source) if source.folder is not None else path
 
 
-def _download(url: str, to: str, _, *, part: Path) -> None:
-    """A downloader for pooch: into `part`, from where it broke off, then to `to`.
+def _download(url: str, to: str, _: object, *, part: Path) -> None:
+    """A downloader for pooch: into `part`, from where it broke off, then to `to`."""
 
-    Raises DownloadError for what is no whole file.
-    """
-
-    def look(answer, **_) -> None:  # called when the header is there
+    def look(answer: Any, **_: object) -> None:  # called when the header is there
         if answer.status_code == 416:
             file.truncate(0)
             raise DownloadError(
@@ -156,6 +157,7 @@ def _download(url: str, to: str, _, *, part: Path) -> None:
 
 
 def _what_is_wrong(path: Path, suffix: str) -> str | None:
+    """Why a downloaded file cannot be the one that was asked for, or None."""
     with open(path, "rb") as file:
         head = file.read(512).lstrip().lower()
     if not head:
@@ -175,11 +177,21 @@ def _what_is_wrong(path: Path, suffix: str) -> str | None:
 def unpack(archive: Path, root: Path, *, source: Source) -> Path:
     """Unpack root/source.folder out of a tar or zip file: whole or not at all, over what is there.
 
-    Returns the folder.
+    Args:
+        archive: the file.
+        root: the folder for the data set.
+        source: with the folder that the archive fills.
 
-    Raises DownloadError for an archive that is truncated or damaged, that holds something else, or
-    whose names or links lead out of its folder.
+    Returns:
+        That folder.
+
+    Raises:
+        ValueError: for a source that fills no folder.
+        DownloadError: for an archive that is truncated or damaged, that holds something else, a
+            tar file whose names or links lead out of its folder, and a zip file with links.
     """
+    if source.folder is None:
+        raise ValueError(f"{source.file} is no archive: it is used as it is")
     room = root / f".{source.file}.unpacking"
     shutil.rmtree(room, ignore_errors=True)  # of a run that was killed
     try:
@@ -196,50 +208,42 @@ def unpack(archive: Path, root: Path, *, source: Source) -> Path:
         ) from None
     finally:
         shutil.rmtree(room, ignore_errors=True)
-    write_text(_mark(root, source), "")
+    write_text(_mark(root, source.folder, source.file), "")
     return root / source.folder
 
 
-def _mark(root: Path, source: Source) -> Path:
-    """The file that says that an archive was unpacked as a whole; it goes when the folder is
-    deleted.
-    """
-    return root / source.folder / f".{source.file}.unpacked"
+def _mark(root: Path, folder: str, file: str) -> Path:
+    """The file that says that an archive was unpacked whole; it goes when its folder is deleted."""
+    return root / folder / f".{file}.unpacked"
 
 
 def _untar(archive: Path, room: Path) -> None:
+    """Unpack a tar file; one whose end is missing, or that leaves `room`, is a TarError."""
     with tarfile.open(archive) as file:
         members = file.getmembers()
-        for member in members:
-            _refuse_name(archive, member.name)
         file.fileobj.seek(file.offset)
         # tarfile takes a broken header for the end
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("the end is missing")
-        for member in track(members, total=len(members), what=f"unpacking {archive.name}"):
-            # the filter refuses links that leave the folder, and devices
-            file.extract(member, room, filter="data")
+        shown = track(members, total=len(members), what=f"unpacking {archive.name}")
+        # the filter refuses names and links that leave the folder, and devices
+        file.extractall(room, members=shown, filter="data")
 
 
 def _unzip(archive: Path, room: Path) -> None:
+    """Unpack a zip file; what would make a name leave `room` is cut off by zipfile."""
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         for member in members:
-            _refuse_name(archive, member.filename)
+            # zipfile would write a file with the link's target as its text
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise DownloadError(f"{archive} is unsafe: {member.filename} is a link")
         for member in track(members, total=len(members), what=f"unpacking {archive.name}"):
             file.extract(member, room)
 
 
-def _refuse_name(archive: Path, name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-        raise DownloadError(f"{archive} is unsafe: {name!r} would be written outside its folder")
-
-
 def _move(source: Path, target: Path) -> None:
-    """A folder into its place by one rename, or, where there is one already, its content over that."""
+    """A folder into its place by one rename; where there is one already, its content over that."""
     if source.is_dir() and target.is_dir():
         for child in source.iterdir():
             _move(child, target / child.name)

@@ -31,8 +31,8 @@ import numpy as np
 from PIL import Image
 
 from mdlib.core.files import StoreError, digest_bytes
-from mdlib.data.dataset import Dataset
-from mdlib.data.images import image_size, read_image, read_label_map
+from mdlib.data.dataset import Dataset, Labels, NoLabels
+from mdlib.data.images import image_size, read_image, read_true_labels
 from mdlib.data.listing import some
 from mdlib.data.sample import VOID
 
@@ -43,17 +43,33 @@ LONGEST = 150  # bytes of an id: file systems end at 255, and artifacts add to i
 
 
 class FolderDataset(Dataset):
-    """The pictures of a folder, sorted by path. files: their paths below `folder`. skipped: {why:
-    paths}.
+    """The pictures of a folder, sorted by path.
 
-    classes is ("background",) without labels, and samples then carry an image alone; with them a
-    semantic map, but no instances. Raises FileNotFoundError where there is no folder or no picture
-    in it, ValueError for all else that does not fit.
+    Samples carry an image alone where there are no labels; with them a semantic map, but no
+    instances.
+
+    Attributes:
+        folder: of the pictures.
+        masks: the folder of the label maps; None where there are none.
+        files: paths of the pictures below `folder`, with "/".
+        skipped: {why: paths that are no pictures}.
+        classes: ("background",) where there are no labels.
     """
 
     name = "folder"
 
     def __init__(self, root: str | Path, split: str, count: int | None = None):
+        """Open a folder; what was skipped is printed.
+
+        Args:
+            root: as the head of this module tells.
+            split: "train".
+            count: only the first `count` pictures; None for all.
+
+        Raises:
+            FileNotFoundError: where there is no folder, or no picture in it.
+            ValueError: for all else that does not fit.
+        """
         if split not in SPLITS:
             raise ValueError(
                 f"unknown folder split {split!r}; a folder has the split {SPLITS[0]!r} alone"
@@ -74,9 +90,8 @@ class FolderDataset(Dataset):
                 )
             )
         if not self.files:
-            raise FileNotFoundError(
-                f"no picture in {self.folder}: known endings are {', '.join(sorted(picture_endings()))}"
-            )
+            endings = ", ".join(sorted(picture_endings()))
+            raise FileNotFoundError(f"no picture in {self.folder}: known endings are {endings}")
         if self.masks is not None:
             check_pairs(self.files, list_pictures(self.masks)[0], masks=self.masks)
         if count is not None and count > len(self.files):
@@ -88,45 +103,59 @@ class FolderDataset(Dataset):
         self.labels = "none" if self.masks is None else "maps"
 
     def file_name(self, i: int) -> str:
+        """The path of picture i: below the folder, or as it was given."""
         return self.files[i]
 
     def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of picture i, from its header."""
         return image_size(self.folder / self.files[i])
 
     def image(self, i: int) -> np.ndarray:
+        """Picture i, (H, W, 3) uint8 RGB."""
         return read_image(self.folder / self.files[i])
 
     def semantic(self, i: int) -> np.ndarray:
-        if self.masks is None:
-            return super().semantic(i)
+        """Class indices of picture i, (H, W) uint8; NoLabels in a folder without label maps."""
         path = self.mask_path(i)
-        return read_label_map(path, image_hw=self.size(i), num_classes=len(self.classes))
+        return read_true_labels(path, image_hw=self.size(i), num_classes=len(self.classes))
 
     def mask_path(self, index: int) -> Path:
-        """The label map of an image, in a folder that has some."""
+        """The label map of an image.
+
+        Raises:
+            NoLabels: in a folder without label maps.
+        """
+        if self.masks is None:
+            raise NoLabels(f"{self.name} has no semantic map of {self.ids[index]}")
         return self.masks / f"{without_ending(self.files[index])}.png"
 
 
 class PictureFiles(Dataset):
-    """Picture files anywhere, without labels. paths: one for each id."""
+    """Picture files anywhere, without labels."""
 
-    name, classes, labels = "pictures", ("background",), "none"
+    name = "pictures"
+    classes = ("background",)
+    labels: Labels = "none"
 
     def __init__(self, paths: list[Path], ids: list[str]):
+        """Take the files at `paths`, one for each id."""
         self.paths, self.ids = paths, tuple(ids)
 
     def file_name(self, i: int) -> str:
+        """The path of picture i: below the folder, or as it was given."""
         return str(self.paths[i])
 
     def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of picture i, from its header."""
         return image_size(self.paths[i])
 
     def image(self, i: int) -> np.ndarray:
+        """Picture i, (H, W, 3) uint8 RGB."""
         return read_image(self.paths[i])
 
 
 def open_pictures(paths: list[Path]) -> PictureFiles:
-    """Files as they are given, and folders with all pictures below them, as one data set.
+    """Open files as they are given, and folders with all pictures below them, as one data set.
 
     What is a picture, and its id, is as in `FolderDataset`.
 
@@ -149,9 +178,13 @@ def open_pictures(paths: list[Path]) -> PictureFiles:
 
 
 def find_labels(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """(folder of the images, folder of the label maps or None, classes).
+    """Look for label maps beside the pictures of a folder.
 
-    Raises ValueError for maps without names.
+    Returns:
+        Folder of the pictures, folder of the label maps or None, classes from "background".
+
+    Raises:
+        ValueError: for maps without names.
     """
     inside = root.parent if root.name == "images" and (root.parent / "masks").is_dir() else root
     masks, names = inside / "masks", inside / "classes.txt"
@@ -159,16 +192,18 @@ def find_labels(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
         return root, None, ("background",)
     if not names.is_file():
         raise ValueError(
-            f"{masks} holds label maps, but {names} is missing: one name a line. If it holds photos, rename it"
+            f"{masks} holds label maps, but {names} is missing: one name a line. "
+            "If it holds photos, rename it"
         )
     images = inside / "images"
     return images if images.is_dir() else inside, masks, read_classes(names)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """("background", names of the labels 1, 2, ...).
+    """Read the names of the labels 1, 2, ..., one a line; "background" is put before them.
 
-    Raises ValueError for no name, too many, or one given twice.
+    Raises:
+        ValueError: for no name, too many, or one given twice.
     """
     names = [
         line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
@@ -195,15 +230,24 @@ def picture_endings() -> set[str]:
 def list_pictures(
     folder: Path, *, masks: Path | None = None
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """(paths of all pictures below a folder, sorted, with "/"; {why: paths that were skipped}).
+    """List all pictures below a folder; no file is opened.
 
-    No file is opened.
+    A real folder is read before the links to it.
 
-    masks: a folder that is not looked into. A real folder is read before the links to it.
+    Args:
+        folder: where to look.
+        masks: a folder that is not looked into.
+
+    Returns:
+        Paths of the pictures below the folder, sorted, with "/"; and {why: paths that were
+        skipped}.
     """
-    endings, skipped = picture_endings(), {}
-    files, visited = [], {_identity(masks)} if masks else set()
-    waiting, links = deque([("", str(folder))]), deque()
+    endings = picture_endings()
+    files: list[str] = []
+    skipped: dict[str, list[str]] = {}
+    visited = {_identity(masks)} if masks else set()
+    waiting: deque[tuple[str, str]] = deque([("", str(folder))])  # path below folder, place
+    links: deque[tuple[str, str]] = deque()
     while waiting or links:
         prefix, place = (waiting or links).popleft()
         try:
@@ -228,7 +272,7 @@ def list_pictures(
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """ "folder", "file", or why it is neither."""
+    """Whether an entry is a "folder" or a "file", or why it is neither."""
     try:
         entry.name.encode()
         return "folder" if entry.is_dir() else "file" if entry.is_file() else "links lead nowhere"
@@ -239,19 +283,22 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
+    """What two paths to one folder have in common."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
 def without_ending(file: str) -> str:
+    """A path without the ending of its file name."""
     return os.path.splitext(file)[0]
 
 
 def make_ids(files: list[str], *, places: list[str] | None = None) -> list[str]:
-    """Ids of paths with "/", as the head of this module tells: no two are equal, and each may name
-    a file.
+    """Make an id of each path: no two are equal, and each may name a file.
 
-    places: what tells two files of one path apart; by default there are none.
+    Args:
+        files: paths with "/"; the ids are as the head of this module tells.
+        places: what tells two files of one path apart; None where all paths differ.
     """
     plain = [without_ending(file).replace("/", "__") for file in files]
     claims = Counter(name.casefold() for name in plain)
@@ -267,16 +314,19 @@ def make_ids(files: list[str], *, places: list[str] | None = None) -> list[str]:
 
 
 def check_pairs(images: list[str], maps: list[str], *, masks: Path) -> None:
-    """Every image has a label map and every label map an image, or ValueError."""
-    wanted, there = (
-        {without_ending(file) for file in images},
-        {without_ending(file) for file in maps if file.endswith(".png")},
-    )
-    if wanted - there:
-        raise ValueError(
-            f"{masks}: {len(wanted - there)} images have no label map: {some(sorted(wanted - there))} (.png)"
-        )
-    if there - wanted:
-        raise ValueError(
-            f"{masks}: {len(there - wanted)} label maps have no image: {some(sorted(there - wanted))}"
-        )
+    """Ask whether every image has a label map, and every label map an image.
+
+    Args:
+        images: their paths with "/".
+        maps: paths of the pictures among the label maps; PNG files alone count.
+        masks: the folder of the label maps, for the message.
+
+    Raises:
+        ValueError: where one lacks the other.
+    """
+    wanted = {without_ending(file) for file in images}
+    there = {without_ending(file) for file in maps if file.endswith(".png")}
+    if bare := sorted(wanted - there):
+        raise ValueError(f"{masks}: {len(bare)} images have no label map: {some(bare)} (.png)")
+    if strays := sorted(there - wanted):
+        raise ValueError(f"{masks}: {len(strays)} label maps have no image: {some(strays)}")

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mdlib.core.files import StoreError
+from mdlib.core.label_map import read_label_map
 from mdlib.data.sample import VOID
 
 MAX_PIXELS = 100_000_000
@@ -19,12 +21,20 @@ class ImageError(ValueError):
 
 
 def read_image(path: str | Path, *, min_side: int = 8) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of any picture file, upright by its EXIF tag, transparency on white.
+    """Read any picture file, upright by its EXIF tag, transparency on white.
 
-    Raises ImageError for a missing, empty, truncated, unknown, too small or absurdly large file.
+    Args:
+        path: the file.
+        min_side: pixels that its shorter side must have.
+
+    Returns:
+        (H, W, 3) uint8 RGB, writeable. Deep pictures are scaled to 8 bits: 16-bit ones by 1 / 257,
+        others from their own range.
+
+    Raises:
+        ImageError: for a missing, empty, truncated, unknown, too small or absurdly large file.
     """
-    image = _open(path)
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(_open(path))
     if min(image.size) < min_side:
         raise ImageError(
             f"{path}: {image.width} x {image.height} pixels, at least {min_side} a side are needed"
@@ -49,9 +59,10 @@ def read_image(path: str | Path, *, min_side: int = 8) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(H, W) of a picture file as `read_image` would give it, from its header alone.
+    """Read (H, W) of a picture as `read_image` would give it, from the file's header alone.
 
-    Raises ImageError.
+    Raises:
+        ImageError: for a file that is missing or no picture.
     """
     try:
         with Image.open(path) as image:
@@ -69,27 +80,40 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise ImageError(f"{path}: not a picture ({error})") from None
 
 
-def read_label_map(path: str | Path, *, image_hw: tuple[int, int], num_classes: int) -> np.ndarray:
-    """(H, W) uint8 labels of a palette or grey PNG: 0..num_classes - 1, and 255 for void.
+def read_true_labels(
+    path: str | Path, *, image_hw: tuple[int, int], num_classes: int
+) -> np.ndarray:
+    """Read a label map of a data set and check that it fits its image.
 
-    A palette PNG is read by index, never by colour. Raises ImageError for another size, a colour
-    picture, or values outside the range.
+    Args:
+        path: a palette or grey PNG; a palette is read by index, never by colour.
+        image_hw: (H, W) of the image in pixels.
+        num_classes: number of labels, the background included.
+
+    Returns:
+        (H, W) uint8: 0..num_classes - 1, and 255 for void.
+
+    Raises:
+        ImageError: for a file that `core.label_map.read_label_map` refuses, another size, or
+            values outside the range.
     """
-    image = _open(path)
-    if image.mode not in ("P", "L", "1"):
-        raise ImageError(f"{path}: a label map is a palette or grey PNG, this one is {image.mode}")
-    labels = np.asarray(image).astype(np.uint8)
+    try:
+        labels = read_label_map(path)
+    except StoreError as error:
+        raise ImageError(str(error)) from None
     if labels.shape != tuple(image_hw):
         raise ImageError(f"{path}: the label map is {labels.shape}, its image {tuple(image_hw)}")
     unknown = np.setdiff1d(np.unique(labels), [*range(num_classes), VOID])
     if unknown.size:
         raise ImageError(
-            f"{path}: unknown labels {unknown[:5].tolist()}; expected 0..{num_classes - 1} or {VOID}"
+            f"{path}: unknown labels {unknown[:5].tolist()}; "
+            f"expected 0..{num_classes - 1} or {VOID}"
         )
     return labels
 
 
 def _open(path: str | Path) -> Image.Image:
+    """A picture with its pixels decoded, or ImageError."""
     try:
         image = Image.open(path)
         if image.width * image.height > MAX_PIXELS:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 
 def read_list(path: Path) -> list[str]:
-    """The first word of each line of a text file, in its order.
+    """Read the first word of each line of a text file, in its order; empty lines are skipped.
 
-    Raises FileNotFoundError with the path.
+    Raises:
+        FileNotFoundError: with the path.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the list {path} is missing")
@@ -17,15 +18,14 @@ def read_list(path: Path) -> list[str]:
 
 
 def some(names: Iterable[str], *, limit: int = 5) -> str:
-    """The first names and how many more there are: "a, b, c and 12 more"."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (
-        f" and {len(names) - limit} more" if len(names) > limit else ""
-    )
+    """Name the first `limit` and how many more there are: "a, b, c and 12 more"."""
+    known = list(names)
+    more = f" and {len(known) - limit} more" if len(known) > limit else ""
+    return ", ".join(known[:limit]) + more
 
 
 def absent(paths: Iterable[Path]) -> list[Path]:
-    """Those of the paths that are no files.
+    """Find those of the paths that are no files.
 
     Each folder is listed once: thousands of single look-ups are slow on a network disk.
     """
@@ -42,10 +42,19 @@ def absent(paths: Iterable[Path]) -> list[Path]:
 
 
 def require(paths: list[Path], *, what: str) -> None:
-    """Raises FileNotFoundError with some of the absent files, if there are any."""
+    """Refuse a data set whose files are not all there.
+
+    Args:
+        paths: all its files.
+        what: the data set and its split, for the message.
+
+    Raises:
+        FileNotFoundError: with some of the absent files, if there are any.
+    """
     gone = absent(paths)
     if gone:
+        folders = some(sorted({str(path.parent) for path in gone}))
         raise FileNotFoundError(
-            f"{what}: {len(gone)} of {len(paths)} files are missing in {some(sorted({str(p.parent) for p in gone}))}: "
-            f"{some(p.name for p in gone)}. Was the data set copied or unpacked as a whole?"
+            f"{what}: {len(gone)} of {len(paths)} files are missing in {folders}: "
+            f"{some(path.name for path in gone)}. Was the data set copied or unpacked as a whole?"
         )

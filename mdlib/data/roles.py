@@ -14,16 +14,22 @@ from mdlib.data.scenes import StoredScenes
 
 
 def open_role(prepared: Path, role: str, *, first: int | None = None) -> Dataset:
-    """The images that play a role in a run, as notebook 00 wrote it into `prepared`/index.json;
-    first: no more than so many.
+    """Open the images that play a role in a run.
 
-    Raises StoreError where the run has no such role.
+    Args:
+        prepared: what notebook 00 wrote: index.json, and scenes_<role>.npz of a composed set.
+        role: "train", "dev", "val", or "support" where the run has such a set.
+        first: no more than so many images; None for all.
+
+    Raises:
+        StoreError: where the run has no such role.
     """
     index = read_json(prepared / "index.json")
     entries = index["splits"] | ({"support": index["support"]} if "support" in index else {})
     if role not in entries:
         raise StoreError(
-            f"this run has no {role} images, only {', '.join(entries)}: see {role}_split of 00_prepare_data"
+            f"this run has no {role} images, only {', '.join(entries)}: "
+            f"see {role}_split of 00_prepare_data"
         )
     # the support set is of another data set
     entry, scenes = {**index, **entries[role]}, prepared / f"scenes_{role}.npz"
@@ -36,8 +42,12 @@ def open_role(prepared: Path, role: str, *, first: int | None = None) -> Dataset
 
 
 def labelled_roles(prepared: Path) -> set[str]:
-    """The roles whose images have semantic maps and masks; a line names the others, because nothing
-    is scored there.
+    """List the roles whose images have semantic maps and masks.
+
+    A line is printed that names the others, because nothing is scored there.
+
+    Args:
+        prepared: what notebook 00 wrote.
     """
     kinds = {
         role: entry["labels"]
@@ -50,10 +60,15 @@ def labelled_roles(prepared: Path) -> set[str]:
 
 
 def some_pictures(dataset: Dataset, share: float, *, seed: int) -> Dataset:
-    """A random share of a data set's pictures, at least one, in their order. share in (0, 1]; else
-    ValueError.
+    """Draw a random share of a data set's pictures, at least one, in their order.
 
-    The same seed gives nested draws: what is among 1 % is among 10 %.
+    Args:
+        dataset: the whole.
+        share: of its pictures, in (0, 1].
+        seed: the same seed gives nested draws: what is among 1 % is among 10 %.
+
+    Raises:
+        ValueError: for a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")

@@ -9,34 +9,67 @@ from mdlib.core.mask import mask_to_box
 VOID = 255  # the label of pixels that never count
 
 
-@dataclass(frozen=True)
 class Instances:
-    """The objects of one image.
+    """The objects of one image, n in number.
 
-    masks (n, H, W) bool; labels (n,) int64 class indices from 1; names: n identities of the pasted
-    photographs, or () where a data set has none. Where only boxes are drawn (VOC's detection set),
-    masks is None and drawn_boxes (n, 4) holds them: a mask is never made up from a box. crowds (c,
-    H, W) bool: regions of objects that nobody counted (COCO's iscrowd), which are no objects here,
-    or None.
+    They are given by masks, or by drawn boxes where there are no masks (VOC's detection set): a
+    mask is never made up from a box.
+
+    Attributes:
+        labels: (n,) int64 class indices from 1.
+        names: n identities of the pasted photographs, or () where a data set has none.
+        has_masks: whether the objects have masks, and not drawn boxes alone.
+        crowds: (c, H, W) bool regions of objects that nobody counted (COCO's iscrowd), which are
+            no objects here; (0, H, W) where there are none, (0, 0, 0) beside drawn boxes.
     """
 
-    masks: np.ndarray | None
-    labels: np.ndarray
-    names: tuple[str, ...] = ()
-    drawn_boxes: np.ndarray | None = None
-    crowds: np.ndarray | None = None
+    def __init__(
+        self,
+        masks: np.ndarray | None,
+        labels: np.ndarray,
+        names: tuple[str, ...] = (),
+        *,
+        drawn_boxes: np.ndarray | None = None,
+        crowds: np.ndarray | None = None,
+    ):
+        """Collect the objects of one image.
 
-    def __post_init__(self):
-        if (self.masks is None) == (self.drawn_boxes is None):
+        Args:
+            masks: (n, H, W) bool, or None.
+            labels: (n,) int64 class indices from 1.
+            names: n identities, or ().
+            drawn_boxes: (n, 4) float64 as `boxes`, where masks is None.
+            crowds: (c, H, W) bool, or None for no crowd.
+
+        Raises:
+            ValueError: for both masks and drawn boxes, and for neither.
+        """
+        if (masks is None) == (drawn_boxes is None):
             raise ValueError(
                 "instances are given by masks, or by drawn boxes where there are no masks"
             )
+        self._masks, self._drawn_boxes = masks, drawn_boxes
+        self.labels, self.names, self.has_masks = labels, names, masks is not None
+        if crowds is None:
+            crowds = np.zeros((0, 0, 0) if masks is None else (0, *masks.shape[1:]), bool)
+        self.crowds = crowds
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(n, H, W) bool.
+
+        Raises:
+            ValueError: where the objects have drawn boxes alone.
+        """
+        if self._masks is None:
+            raise ValueError("these objects have boxes alone")
+        return self._masks
 
     @property
     def boxes(self) -> np.ndarray:
-        """(n, 4) float64 x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
-        if self.masks is None:
-            return self.drawn_boxes
+        """(n, 4) float64 x0, y0, x1, y1 in pixels, x1 and y1 exclusive; tight around a mask."""
+        if self._drawn_boxes is not None:
+            return self._drawn_boxes
         return np.array([mask_to_box(mask) for mask in self.masks], np.float64).reshape(-1, 4)
 
 
@@ -44,8 +77,14 @@ class Instances:
 class Sample:
     """One image and what is known of it.
 
-    image (H, W, 3) uint8 RGB; semantic (H, W) uint8, 0 background, 255 void, or None;
-    instances, or None where there are no labels.
+    Attributes:
+        id: of the image in its data set; it may name a file.
+        image: (H, W, 3) uint8 RGB.
+        semantic: (H, W) uint8 class indices, 0 background, 255 void; None where there is no map.
+        instances: the objects; None where they are not known.
+
+    Raises:
+        ValueError: for another shape or dtype, and for labels of another size than the image.
     """
 
     id: str
@@ -56,7 +95,8 @@ class Sample:
     def __post_init__(self):
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
             raise ValueError(
-                f"{self.id}: image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}"
+                f"{self.id}: image must be (H, W, 3) uint8, "
+                f"got {self.image.shape} {self.image.dtype}"
             )
         size = self.image.shape[:2]
         if self.semantic is not None and (
@@ -66,10 +106,10 @@ class Sample:
                 f"{self.id}: semantic map must be {size} uint8 as the image, "
                 f"got {self.semantic.shape} {self.semantic.dtype}"
             )
-        for masks in (
-            (self.instances.masks, self.instances.crowds) if self.instances is not None else ()
-        ):
-            if masks is not None and masks.shape[1:] != size:
+        if self.instances is None or not self.instances.has_masks:
+            return
+        for masks in (self.instances.masks, self.instances.crowds):
+            if masks.shape[1:] != size:
                 raise ValueError(
                     f"{self.id}: instance masks {masks.shape} do not fit the image {size}"
                 )

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """A file to fetch. gigabytes: about, to ask whether the disk has room; folder: what it fills
-    when it is unpacked, under the data set's root, or None for a file that is used as it is.
+    """A file to fetch.
+
+    Attributes:
+        file: its name below the data set's root.
+        urls: its addresses, in the order in which they are tried.
+        gigabytes: about; to ask whether the disk has room.
+        md5: its checksum, or None where none is known.
+        folder: what an archive fills when it is unpacked, below the data set's root; None for a
+            file that is used as it is.
     """
 
     file: str
@@ -22,6 +29,7 @@ class Source:
 
 
 def _voc(file: str, year: int, gigabytes: float, md5: str) -> Source:
+    """An archive of VOC at its publisher's and its mirror's addresses."""
     hosts = ("https://thor.robots.ox.ac.uk", "http://host.robots.ox.ac.uk")
     urls = (
         *(f"{host}/pascal/VOC/voc{year}/{file}" for host in hosts),
@@ -31,6 +39,7 @@ def _voc(file: str, year: int, gigabytes: float, md5: str) -> Source:
 
 
 def _coco(path: str, gigabytes: float, folder: str) -> Source:
+    """An archive of COCO at its publisher's addresses."""
     hosts = ("https://s3.amazonaws.com/images.cocodataset.org", "http://images.cocodataset.org")
     return Source(
         path.rpartition("/")[2], tuple(f"{host}/{path}" for host in hosts), gigabytes, None, folder
@@ -72,7 +81,8 @@ SOURCES = {
 _FLICKR = "The images come from Flickr, and their use must respect Flickr's terms of use."
 _VOC_TERMS = f"{_FLICKR} Terms and how to cite: http://host.robots.ox.ac.uk/pascal/VOC/"
 TERMS = {
-    "voc2012": f"PASCAL VOC 2012: {_VOC_TERMS}\nSBD: labels on VOC images, published without a licence; cite Hariharan et al., ICCV 2011.",
+    "voc2012": f"PASCAL VOC 2012: {_VOC_TERMS}\nSBD: labels on VOC images, published without a "
+    "licence; cite Hariharan et al., ICCV 2011.",
     "voc2007": f"PASCAL VOC 2007: {_VOC_TERMS}",
     "coco": f"COCO: the annotations are under CC BY 4.0. {_FLICKR} https://cocodataset.org/#termsofuse\n"
     "COCO20k: the list of images as the authors of LOST publish it (github.com/valeoai/LOST).",

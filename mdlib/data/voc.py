@@ -1,7 +1,8 @@
 """PASCAL VOC 2012 with the SBD labels, and PASCAL VOC 2007, as their publishers' archives unpack.
 
-    ROOT/VOCdevkit/VOC2012/{JPEGImages, SegmentationClass, SegmentationObject, Annotations, ImageSets}
-    ROOT/benchmark_RELEASE/dataset/{cls, inst, train.txt, val.txt}        (SBD; for trainaug and fit)
+    ROOT/VOCdevkit/VOC2012/{JPEGImages, SegmentationClass, SegmentationObject, Annotations,
+                            ImageSets}
+    ROOT/benchmark_RELEASE/dataset/{cls, inst, train.txt, val.txt}    (SBD; for trainaug and fit)
     ROOT/VOCdevkit/VOC2007/{JPEGImages, Annotations, ImageSets}
 
 ROOT may also be a VOCdevkit folder, or a VOC2012 or VOC2007 folder in one; SBD is then looked for
@@ -11,7 +12,8 @@ Splits of VOC 2012. Choices are made on dev, which is a part of VOC's train, nev
     train      1,464 images of ImageSets/Segmentation/train.txt
     val        1,449 images of val.txt
     instances  2,913 images: both, for mask AP
-    trainaug  10,582 images: train and all of SBD, less val [2]. A label map is VOC's where VOC has one, else SBD's (no void)
+    trainaug  10,582 images: train and all of SBD, less val [2]. A label map is VOC's where VOC has
+                             one, else SBD's (no void)
     dev          147 images: every tenth of train, by name
     fit       10,435 images: trainaug without dev, for whoever trains on labels and chooses on dev
     boxes     11,540 images of ImageSets/Main/trainval.txt, boxes alone: CorLoc
@@ -39,7 +41,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from mdlib.data.dataset import Dataset
-from mdlib.data.images import ImageError, image_size, read_image, read_label_map
+from mdlib.data.images import ImageError, image_size, read_image, read_true_labels
 from mdlib.data.listing import read_list, require
 from mdlib.data.sample import VOID, Instances, Sample
 
@@ -83,11 +85,7 @@ DEV_EVERY = 10
 
 
 class VocDataset(Dataset):
-    """One split of VOC 2012 or 2007; Sample.id is VOC's name of the image, such as 2007_000033.
-
-    Opening asks whether every file of the split is there (whole=False does not);
-    `checks.check_dataset` reads them.
-    """
+    """One split of VOC 2012 or 2007; Sample.id is VOC's name of the image, such as 2007_000033."""
 
     classes = CLASSES
 
@@ -100,6 +98,19 @@ class VocDataset(Dataset):
         year: int,
         whole: bool = True,
     ):
+        """Open a split.
+
+        Args:
+            root: as the head of this module tells.
+            split: one of COUNTS[year].
+            count: only the first `count` images; None for all.
+            year: 2012 or 2007.
+            whole: ask whether every file of the split is there; `checks.check_dataset` reads them.
+
+        Raises:
+            ValueError: for an unknown split, a broken list, or a count that is too large.
+            FileNotFoundError: where the data is missing.
+        """
         self.name, self.split = f"voc{year}", split
         self.folder, self.sbd = find_devkit(root, year), find_sbd(root)
         names = list_split(self.folder, self.sbd, split, year=year)
@@ -116,23 +127,27 @@ class VocDataset(Dataset):
             require(files, what=f"{self.name} {split}")
 
     def __getitem__(self, i: int) -> Sample:
+        """Image i with all its labels."""
         if self.labels == "boxes" or not 0 <= i < len(self):
             return super().__getitem__(i)
         semantic = self.semantic(i)  # read once, not again for the classes of the objects
         return Sample(self.ids[i], self.image(i), semantic, self._objects(i, semantic))
 
     def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of image i, from its header."""
         return image_size(self.image_path(self.ids[i]))
 
     def image(self, i: int) -> np.ndarray:
+        """Image i, (H, W, 3) uint8 RGB."""
         return read_image(self.image_path(self.ids[i]))
 
     def semantic(self, i: int) -> np.ndarray:
+        """Class indices of image i, (H, W) uint8; NoLabels where there are boxes alone."""
         if self.labels == "boxes":
             return super().semantic(i)
         path = self.label_paths(self.ids[i])[0]
         if path.suffix == ".png":
-            return read_label_map(path, image_hw=self.size(i), num_classes=len(CLASSES))
+            return read_true_labels(path, image_hw=self.size(i), num_classes=len(CLASSES))
         semantic = read_mat(path, "GTcls", self.size(i))
         if semantic.max() >= len(CLASSES):
             raise ImageError(
@@ -141,19 +156,22 @@ class VocDataset(Dataset):
         return semantic
 
     def instances(self, i: int) -> Instances:
+        """Objects of image i: with masks, or with drawn boxes where there are boxes alone."""
         if self.labels == "boxes":
             return read_boxes(self.label_paths(self.ids[i])[0], self.size(i))
         return self._objects(i, self.semantic(i))
 
     def _objects(self, i: int, semantic: np.ndarray) -> Instances:
-        path = self.label_paths(self.ids[i])[1]
+        """The objects of image i, their classes by its semantic map (H, W)."""
+        path, (height, width) = self.label_paths(self.ids[i])[1], semantic.shape
         if path.suffix == ".png":
-            objects = read_label_map(path, image_hw=semantic.shape, num_classes=VOID)
+            objects = read_true_labels(path, image_hw=(height, width), num_classes=VOID)
         else:
-            objects = read_mat(path, "GTinst", semantic.shape)
+            objects = read_mat(path, "GTinst", (height, width))
         return split_objects(semantic, objects, source=path)
 
     def image_path(self, name: str) -> Path:
+        """The file of an image."""
         return self.folder / "JPEGImages" / f"{name}.jpg"
 
     def label_paths(self, name: str) -> tuple[Path, ...]:
@@ -169,9 +187,14 @@ class VocDataset(Dataset):
 
 
 def find_devkit(root: str | Path, year: int) -> Path:
-    """The folder VOC<year>, for a root above it, a VOCdevkit, or that folder itself.
+    """Find the folder VOC<year>.
 
-    Raises FileNotFoundError.
+    Args:
+        root: a folder above it, a VOCdevkit, or that folder itself.
+        year: 2012 or 2007.
+
+    Raises:
+        FileNotFoundError: where there is none; it names the years that are there.
     """
     root, name = Path(root).absolute(), f"VOC{year}"
     for folder in (root / "VOCdevkit" / name, root / name, root):
@@ -188,13 +211,15 @@ def find_devkit(root: str | Path, year: int) -> Path:
     raise FileNotFoundError(
         f"no {name} at {root}: expected {root / 'VOCdevkit' / name}"
         + (f"; found another year: {', '.join(others)}" if others else "")
-        + f'. Fetch it with mdlib.data.download.fetch_dataset("voc{year}", root), or give the folder of a VOCdevkit'
+        + f'. Fetch it with mdlib.data.download.fetch_dataset("voc{year}", root), '
+        "or give the folder of a VOCdevkit"
     )
 
 
 def find_sbd(root: str | Path) -> Path:
-    """Where SBD lies or is expected: benchmark_RELEASE/dataset under root, or beside the VOCdevkit
-    that root is or is in.
+    """Find where SBD lies or is expected.
+
+    That is benchmark_RELEASE/dataset under root, or beside the VOCdevkit that root is or is in.
     """
     root = Path(root).absolute()
     places = [
@@ -204,13 +229,22 @@ def find_sbd(root: str | Path) -> Path:
 
 
 def segmentation_list(folder: Path, split: str) -> Path:
+    """The list of a split of the segmentation task, "train" or "val"."""
     return folder / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
 def list_split(folder: Path, sbd: Path, split: str, *, year: int) -> list[str]:
-    """Names of the images of a split, sorted.
+    """List the names of the images of a split, sorted.
 
-    Raises ValueError for an unknown split or names of another year.
+    Args:
+        folder: VOC<year>, see `find_devkit`.
+        sbd: see `find_sbd`; read for trainaug and fit alone.
+        split: one of COUNTS[year].
+        year: 2012 or 2007.
+
+    Raises:
+        ValueError: for an unknown split, or names of another year.
+        FileNotFoundError: for a list that is missing.
     """
     if split not in COUNTS[year]:
         raise ValueError(
@@ -233,11 +267,10 @@ def list_split(folder: Path, sbd: Path, split: str, *, year: int) -> list[str]:
             names = dev
         else:
             augmented = {*train, *read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")}
-            names = (
-                augmented
-                - set(read_list(segmentation_list(folder, "val")))
-                - (set(dev) if split == "fit" else set())
-            )
+            held_out = {*read_list(segmentation_list(folder, "val"))}
+            if split == "fit":
+                held_out.update(dev)
+            names = list(augmented - held_out)
     wrong = [name for name in names if not re.fullmatch(NAMES[year], name)]
     if wrong:
         raise ValueError(
@@ -247,15 +280,24 @@ def list_split(folder: Path, sbd: Path, split: str, *, year: int) -> list[str]:
 
 
 def read_boxes(path: Path, image_hw: tuple[int, int]) -> Instances:
-    """The drawn boxes of a VOC XML file, cut at the image. Raises ImageError."""
+    """Read the drawn boxes of a VOC XML file, cut at the image.
+
+    Args:
+        path: the file.
+        image_hw: (H, W) of the image.
+
+    Raises:
+        ImageError: for a file that is missing, broken, or holds an unknown class, and for a box
+            that is empty or outside the image.
+    """
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
-        labels = np.array([CLASSES.index(o.findtext("name").strip()) for o in objects], np.int64)
+        labels = np.array([CLASSES.index(_text(o, "name").strip()) for o in objects], np.int64)
         ends = [
-            [float(o.find("bndbox").findtext(end)) for end in ("xmin", "ymin", "xmax", "ymax")]
+            [float(_text(o, f"bndbox/{end}")) for end in ("xmin", "ymin", "xmax", "ymax")]
             for o in objects
         ]
-    except (ElementTree.ParseError, OSError, AttributeError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, OSError, ValueError) as error:
         raise ImageError(f"{path}: not an annotation of VOC ({error})") from None
     height, width = image_hw
     boxes = np.array(ends, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
@@ -267,9 +309,27 @@ def read_boxes(path: Path, image_hw: tuple[int, int]) -> Instances:
     return Instances(None, labels, drawn_boxes=boxes)
 
 
+def _text(element: ElementTree.Element, path: str) -> str:
+    """The text of the first element at a path, or ValueError."""
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"{path} is missing")
+    return text
+
+
 def read_mat(path: Path, key: str, image_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8: the field Segmentation of an SBD file; key is "GTcls" (classes) or "GTinst"
-    (objects). Raises ImageError.
+    """Read the field Segmentation of an SBD file.
+
+    Args:
+        path: the file.
+        key: "GTcls" for classes, "GTinst" for objects.
+        image_hw: (H, W) of the image.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ImageError: for a file that is missing, broken, or of another size than the image.
     """
     try:
         values = np.asarray(loadmat(path, variable_names=[key])[key]["Segmentation"][0, 0])
@@ -292,10 +352,17 @@ def read_mat(path: Path, key: str, image_hw: tuple[int, int]) -> np.ndarray:
 
 
 def split_objects(semantic: np.ndarray, objects: np.ndarray, *, source: Path) -> Instances:
-    """Masks of an object map (H, W) uint8: 1, 2, ... objects, 0 background, 255 void.
+    """Make masks of an object map.
 
-    An object's class is the one that most of its pixels have in the semantic map. Raises ImageError
-    where it has none.
+    An object's class is the one that most of its pixels have in the semantic map.
+
+    Args:
+        semantic: (H, W) uint8 class indices, 0 background, 255 void.
+        objects: (H, W) uint8: 1, 2, ... objects, 0 background, 255 void.
+        source: the file of the object map, for the message.
+
+    Raises:
+        ImageError: for an object that has no class.
     """
     masks, labels = [], []
     for value in np.setdiff1d(np.unique(objects), [0, VOID]):

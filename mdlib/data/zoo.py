@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mdlib.data.dataset import Dataset
+from mdlib.data.dataset import Dataset, Labels
 from mdlib.data.sample import Instances, Sample
 
 SIDE = 128  # pixels; scenes are square
@@ -42,19 +42,31 @@ LANDSCAPES = (
 
 @dataclass(frozen=True)
 class Cutout:
-    """One photograph with alpha. `split` is where it may stand: "train" cut-outs stand everywhere,
-    "dev" and "val" cut-outs in that split alone."""
+    """One photograph with alpha.
+
+    Attributes:
+        name: its file without the ending.
+        label: its class index, from 1.
+        split: where it may stand: "train" cut-outs stand everywhere, "dev" and "val" cut-outs in
+            that split alone.
+        image: RGBA.
+    """
 
     name: str
     label: int
     split: str
-    image: Image.Image  # RGBA
+    image: Image.Image
 
 
 @lru_cache(maxsize=2)
 def load_cutouts(root: Path) -> tuple[tuple[str, ...], tuple[Cutout, ...]]:
-    """(classes, cut-outs) of data/zoo. classes[0] is "background"; a cut-out's label indexes
-    classes.
+    """Read the classes and cut-outs of data/zoo; those of two roots are kept in memory.
+
+    Returns:
+        Classes, the first of them "background"; and cut-outs, whose labels index the classes.
+
+    Raises:
+        FileNotFoundError: where there is no zoo.
     """
     table = Path(root) / "cutouts.csv"
     if not table.is_file():
@@ -77,9 +89,16 @@ def load_cutouts(root: Path) -> tuple[tuple[str, ...], tuple[Cutout, ...]]:
 
 
 def paint_background(rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
-    """An invented landscape out of focus. Returns (side, side, 3) float32 RGB in 0-255.
+    """Paint an invented landscape out of focus.
 
-    Painted at half the resolution: nothing in it is sharp.
+    It is painted at half the resolution: nothing in it is sharp.
+
+    Args:
+        rng: chooses it.
+        side: of the picture in pixels.
+
+    Returns:
+        (side, side, 3) float32 RGB in 0-255.
     """
     full, side = side, side // 2
     upper, lower = (np.array(c, np.float32) for c in LANDSCAPES[rng.integers(len(LANDSCAPES))])
@@ -98,26 +117,26 @@ def paint_background(rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
         disc = 0.5 - 0.5 * np.tanh((np.hypot(yy - cy, xx - cx) - radius) / 0.024)
         canvas += disc[..., None] * (rng.normal(4, 14) + rng.normal(0, 5, 3)).astype(np.float32)
     bands = (Image.fromarray(np.ascontiguousarray(canvas[..., band])) for band in range(3))
-    return np.stack([np.asarray(band.resize((full, full), Image.BICUBIC)) for band in bands], -1)
+    cubic = Image.Resampling.BICUBIC
+    return np.stack([np.asarray(band.resize((full, full), cubic)) for band in bands], -1)
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int, side: int) -> np.ndarray:
+    """(side, side) float32, interpolated between cells x cells normal values."""
     coarse = Image.fromarray(rng.normal(size=(cells + 2, cells + 2)).astype(np.float32))
     inner = (0.5, 0.5, cells + 1.5, cells + 1.5)  # a margin, so that the border is not flat
-    return np.asarray(coarse.resize((side, side), Image.BICUBIC, box=inner))
+    return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC, box=inner))
 
 
 def _transform(cutout: Image.Image, *, longer: float, flip: bool, degrees: float) -> Image.Image:
-    """Flip, turn and scale a cut-out to `longer` pixels; alpha is premultiplied, so no fringe
-    appears.
-    """
-    image = cutout.transpose(Image.FLIP_LEFT_RIGHT) if flip else cutout
+    """Flip, turn and scale a cut-out to `longer` pixels; premultiplied alpha leaves no fringe."""
+    image = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cutout
     image = image.convert("RGBa")
-    image = image.rotate(degrees, Image.BICUBIC, expand=True)
+    image = image.rotate(degrees, Image.Resampling.BICUBIC, expand=True)
     image = image.crop(image.getbbox())
     scale = longer / max(image.size)
-    size = [max(2, round(s * scale)) for s in image.size]
-    return image.resize(size, Image.LANCZOS, reducing_gap=None)
+    size = max(2, round(image.width * scale)), max(2, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=None)
 
 
 def _paste(
@@ -138,16 +157,24 @@ def _paste(
 
 
 def _finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 of a canvas in 0-255, with the grain of a camera."""
     grain = 2.5 * rng.standard_normal(canvas.shape[:2], dtype=np.float32)  # one camera, one grain
     return np.clip(canvas + grain[..., None], 0, 255).astype(np.uint8)
 
 
-def compose_scene(cutouts: list[Cutout], rng: np.random.Generator, *, side: int = SIDE) -> tuple:
-    """A landscape with one to three animals, later ones in front.
+def compose_scene(
+    cutouts: list[Cutout], rng: np.random.Generator, *, side: int = SIDE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Compose a landscape with one to three animals, later ones in front.
 
-    cutouts: what may be pasted; a class is drawn evenly first, then one of its cut-outs.
-    Returns (image (side, side, 3) uint8, masks (n, side, side) bool of what is visible,
-    labels (n,) int64, names: n cut-out names). Masks do not overlap, none is empty.
+    Args:
+        cutouts: what may be pasted; a class is drawn evenly first, then one of its cut-outs.
+        rng: chooses all else.
+        side: of the picture in pixels.
+
+    Returns:
+        Image (side, side, 3) uint8; masks (n, side, side) bool of what is visible, which do not
+        overlap and of which none is empty; labels (n,) int64; names of the n cut-outs.
     """
     labels = sorted({c.label for c in cutouts})
     count = 1 + rng.choice(3, p=ANIMALS_PER_SCENE)
@@ -174,7 +201,9 @@ def compose_scene(cutouts: list[Cutout], rng: np.random.Generator, *, side: int 
             before = [m.sum() for m in masks]
             masks = [m & ~front for m in masks] + [front]
             chosen.append(cutout)
-            hidden = any(m.sum() < (1 - MAX_HIDDEN) * b for m, b in zip(masks, before))
+            hidden = any(
+                m.sum() < (1 - MAX_HIDDEN) * b for m, b in zip(masks[:-1], before, strict=True)
+            )
             kept = kept and not hidden and front.sum() >= max(MIN_VISIBLE * whole, 24)
         if kept:  # else start again: something is hidden behind another animal or the border
             return (
@@ -188,12 +217,18 @@ def compose_scene(cutouts: list[Cutout], rng: np.random.Generator, *, side: int 
 def compose_clip(
     cutouts: list[Cutout], rng: np.random.Generator, *, side: int = SIDE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two frames of a tracking shot: one subject, two places.
-
-    Returns two (side, side, 3) uint8 images.
+    """Compose two frames of a tracking shot: one subject, two places.
 
     A camera that follows a subject keeps the subject and changes everything else: time is the only
     supervision. Same flip, size +-15 %, turn +-12 degrees, moved by up to 20 % of the side.
+
+    Args:
+        cutouts: what may be pasted.
+        rng: chooses all else.
+        side: of the pictures in pixels.
+
+    Returns:
+        Two images (side, side, 3) uint8.
     """
     cutout = cutouts[rng.integers(len(cutouts))]
     longer, flip = rng.uniform(0.45, 0.95) * side, bool(rng.random() < 0.5)
@@ -221,9 +256,20 @@ class ZooDataset(Dataset):
     """
 
     name = "zoo (composited)"
-    labels = "masks"
+    labels: Labels = "masks"
 
     def __init__(self, root: str | Path, split: str, count: int | None = None):
+        """Open a split.
+
+        Args:
+            root: the repository's data/zoo.
+            split: one of SPLIT_SEEDS.
+            count: number of scenes; None for DEFAULT_COUNTS.
+
+        Raises:
+            ValueError: for an unknown split.
+            FileNotFoundError: where there is no zoo.
+        """
         if split not in SPLIT_SEEDS:
             raise ValueError(f"unknown zoo split {split!r}; expected one of {sorted(SPLIT_SEEDS)}")
         self.split = split
@@ -233,29 +279,38 @@ class ZooDataset(Dataset):
         self.cutouts = [c for c in everything if c.split in ("train", split)]
         self.seen = {c.name for c in everything if c.split == "train"}  # in the encoder's clips too
 
-    def __getitem__(self, i: int) -> Sample:
+    def _compose(self, i: int) -> tuple[np.ndarray, Instances]:
+        """Image and objects of scene i."""
         if not 0 <= i < len(self):
             raise IndexError(f"scene {i} of {len(self)}")
         rng = np.random.default_rng([SPLIT_SEEDS[self.split], i])
         image, masks, labels, names = compose_scene(self.cutouts, rng)
-        instances = Instances(masks, labels, names)
+        return image, Instances(masks, labels, names)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Scene i with all its labels."""
+        image, instances = self._compose(i)
         return Sample(self.ids[i], image, paint_exact(instances), instances)
 
     def size(self, i: int) -> tuple[int, int]:  # noqa: ARG002 - all scenes are of one size
+        """(H, W) of every scene."""
         return SIDE, SIDE
 
     def image(self, i: int) -> np.ndarray:
-        return self[i].image
+        """Scene i, (H, W, 3) uint8 RGB."""
+        return self._compose(i)[0]
 
     def semantic(self, i: int) -> np.ndarray:
-        return self[i].semantic
+        """Class indices of scene i, (H, W) uint8; no pixel is void."""
+        return paint_exact(self._compose(i)[1])
 
     def instances(self, i: int) -> Instances:
-        return self[i].instances
+        """Objects of scene i, with masks and the names of their cut-outs."""
+        return self._compose(i)[1]
 
 
 def paint_exact(instances: Instances) -> np.ndarray:
-    """The semantic map of objects that do not overlap, (H, W) uint8; no pixel is void."""
+    """Paint the semantic map of objects that do not overlap, (H, W) uint8; no pixel is void."""
     semantic = np.zeros(instances.masks.shape[1:], np.uint8)
     for mask, label in zip(instances.masks, instances.labels, strict=True):
         semantic[mask] = label
@@ -266,8 +321,10 @@ class ClipDataset:
     """Endless tracking shots of the train cut-outs: clip i is a pure function of (seed, i)."""
 
     def __init__(self, root: str | Path, *, seed: int):
+        """Read the cut-outs of `root`, the repository's data/zoo."""
         self.seed = seed
         self.cutouts = [c for c in load_cutouts(Path(root))[1] if c.split == "train"]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Two frames (SIDE, SIDE, 3) uint8 of clip `index`, see `compose_clip`."""
         return compose_clip(self.cutouts, np.random.default_rng([self.seed, index]))

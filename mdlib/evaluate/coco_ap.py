@@ -129,16 +129,14 @@ def _annotations(truths: Iterable[Instances], *, by_class: bool) -> dict:
     """The true objects as a COCO file; crowds of an unknown class are crowds of every class."""
     sizes, objects, crowds = [], [], []
     for i, true in enumerate(truths):
-        if true.masks is None:
+        if not true.has_masks:
             raise ValueError("these objects have boxes alone: masks cannot be judged by them")
         sizes.append(true.masks.shape[1:])
         objects += [
             _annotation(i, pixels) | {"category_id": int(label) if by_class else 1}
             for pixels, label in zip(true.masks, true.labels, strict=True)
         ]
-        crowds += [
-            _annotation(i, pixels) for pixels in (() if true.crowds is None else true.crowds)
-        ]
+        crowds += [_annotation(i, pixels) for pixels in true.crowds]
     categories = sorted({each["category_id"] for each in objects}) if by_class else [1]
     objects += [{**crowd, "category_id": c, "iscrowd": 1} for crowd in crowds for c in categories]
     return {

@@ -1,13 +1,13 @@
-"""Checkpoints of other makers: fetched by URL, read without running their code, and cut down to the
-network wanted.
+"""Checkpoints of other makers: fetched by URL, read without running code, cut to one network.
 
 torch.save writes pickles, and a pickle may run anything when it is read. Here `weights_only=True`
 lets tensors and plain values through and nothing else. This is the only module that reads what
-torch.save wrote; what this course writes is safetensors (see store).
+torch.save wrote; what this course writes is safetensors (`core.weights`).
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pooch
 import torch
@@ -19,22 +19,29 @@ CACHE = "maskdistill"  # a folder in the user's cache
 
 
 def read_checkpoint(
-    path: Path, *, networks: tuple[str, ...] = (), head: str | None = None
+    path: str | Path, *, networks: tuple[str, ...] = (), head: str | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of what torch.save wrote: a state dict, bare or under
-    "state_dict" or "model".
+    """Read the tensors of a safetensors file, or of what torch.save wrote.
 
-    networks: prefixes under which a training checkpoint may keep the wanted network beside others
-    ("module.encoder_q."). The first that is met is cut off and keys without it are left out, as are
-    then those that go on with `head` ("fc."): a projection head is no part of a body. Where none is
-    met, nothing is left out. Raises WeightsError for a file that is missing, broken, would run
-    code, or holds anything but tensors.
+    That is a state dict, bare or under "state_dict" or "model".
+
+    Args:
+        path: the file.
+        networks: prefixes under which a training checkpoint may keep the wanted network beside
+            others ("module.encoder_q."). The first that is met is cut off, and keys without it are
+            left out. Where none is met, nothing is left out.
+        head: what then goes on so ("fc.") is left out, too: a projection head is no part of a
+            body. None for no head.
+
+    Raises:
+        WeightsError: for a file that is missing, broken, would run code, or holds anything but
+            tensors.
     """
     if not _saved_by_torch(path):
         return read_weights(path)[0]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - of many kinds: it depends on the byte where a file breaks
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds: it depends on the byte where a file breaks
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise WeightsError(
                 f"{path} would run code on reading ({asked[1]}): refused, only tensors are read"
@@ -69,15 +76,23 @@ def read_checkpoint(
 
 
 def cached_checkpoint(url: str) -> Path:
-    """Where `fetch_checkpoint` keeps what it fetched from an address."""
+    """Tell where `fetch_checkpoint` keeps what it fetched from an address."""
     return Path(pooch.os_cache(CACHE)) / url.rsplit("/", 1)[-1]
 
 
 def fetch_checkpoint(url: str, *, md5: str = "") -> Path:
-    """A published checkpoint in the user's cache, downloaded if it is not there.
+    """Download a published checkpoint into the user's cache, if it is not there.
 
-    md5: the first digits of its digest, where its publisher names them. Raises WeightsError, which
-    says how to do without, if the download fails or is another file than the publisher's.
+    Args:
+        url: its address.
+        md5: the first digits of its digest, where its publisher names them.
+
+    Returns:
+        The file in the cache.
+
+    Raises:
+        WeightsError: if the download fails or is another file than the publisher's; it says how to
+            do without.
     """
     way_out = "download it by other means and give the file's path as `weights`"
     place = cached_checkpoint(url)
@@ -91,10 +106,8 @@ def fetch_checkpoint(url: str, *, md5: str = "") -> Path:
     return path
 
 
-def _saved_by_torch(path: Path) -> bool:
-    """Whether a file begins as torch.save's do: as a zip archive or, before torch 1.6, as a bare
-    pickle.
-    """
+def _saved_by_torch(path: str | Path) -> bool:
+    """Whether a file begins as torch.save's do: as a zip archive, or a pickle before torch 1.6."""
     if not Path(path).is_file():
         raise WeightsError(f"no weights at {path}")
     with open(path, "rb") as file:

@@ -1,39 +1,66 @@
 """A frozen self-supervised ViT: images in, tokens out.
 
-`load_encoder` knows "zoo", the course's own small ViT, and the published ones of encoder_hub, whose
+`load_encoder` knows "zoo", the course's own small ViT, and the published ones of `hub`, whose
 docstring has the table of their names. `Tokens` holds the last block's queries, keys and values
 beside the output tokens, exactly as the model's own attention uses them: a forward hook on
 `blocks[-1].attn.qkv` reads them, and where a rotation follows (DINOv3) it is done here as well.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, apply_rot_embed_cat
+from timm.layers import Attention, PatchEmbed, apply_rot_embed_cat
 from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mdlib.core.paths import ROOT
 from mdlib.core.weights import fit_weights, load_weights
-from mdlib.models.hub import PUBLISHED, load_published_vit
+from mdlib.models.hub import PUBLISHED, ViT, load_published_vit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ZOO_WEIGHTS = ROOT / "data" / "zoo" / "encoder.safetensors"
-ZOO_ARCHITECTURE = {"name": "zoo", "width": 144, "depth": 6, "heads": 3, "patch": 8}
+
+
+class ZooArchitecture(TypedDict):
+    """What the header of the zoo encoder's weights says; patch in pixels."""
+
+    name: str
+    width: int
+    depth: int
+    heads: int
+    patch: int
+
+
+ZOO_ARCHITECTURE: ZooArchitecture = {
+    "name": "zoo",
+    "width": 144,
+    "depth": 6,
+    "heads": 3,
+    "patch": 8,
+}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a ViT says of a batch of B images; N = h * w patches in row-major order, no prefix
-    tokens.
+    """What a ViT says of a batch of B images, all float32.
 
-    cls (B, D) and patches (B, N, D): after the final norm. cls_query (B, heads, d); queries, keys
-    and values (B, heads, N, d): last block, before softmax and scaling. All float32. grid_hw = (h,
-    w).
+    The N = h * w patches are in row-major order, without prefix tokens. Queries, keys and values
+    are the last block's, before softmax and scaling.
+
+    Attributes:
+        cls: (B, D) after the final norm.
+        patches: (B, N, D) after the final norm.
+        cls_query: (B, heads, d).
+        queries: (B, heads, N, d).
+        keys: (B, heads, N, d).
+        values: (B, heads, N, d).
+        grid_hw: (h, w) in patches.
     """
 
     cls: Tensor
@@ -46,27 +73,29 @@ class Tokens:
 
 
 class ConvStem(PatchEmbed):
-    """Patch embedding by three strided 3x3 convolutions instead of one 8x8: it trains much faster
-    at this size (Xiao et al., arXiv 2106.14881). Replicate padding, so that the border does not
-    look special.
+    """Patch embedding by three strided 3x3 convolutions instead of one 8x8.
+
+    It trains much faster at this size (Xiao et al., arXiv 2106.14881). Replicate padding, so that
+    the border does not look special.
     """
 
     def __init__(self, *, embed_dim: int, in_chans: int = 3, **kwargs):
+        """As timm builds it: `embed_dim` is the width of the tokens."""
         super().__init__(embed_dim=embed_dim, in_chans=in_chans, **kwargs)
-        layers, channels = [], in_chans
+        layers: list[nn.Module] = []
+        channels = in_chans
         for wider in (24, 48, 96):
             conv = nn.Conv2d(
                 channels, wider, 3, stride=2, padding=1, padding_mode="replicate", bias=False
             )
             layers += [conv, nn.BatchNorm2d(wider), nn.ReLU(inplace=True)]
             channels = wider
-        self.proj = nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1))
+        # in the place of the one convolution that PatchEmbed has
+        self.add_module("proj", nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1)))
 
 
 def build_zoo_vit() -> VisionTransformer:
-    """The demo's encoder with random weights: 6 blocks, width 144, 3 heads, patch 8; 1.6 M
-    parameters.
-    """
+    """Build the demo's encoder with random weights, 1.6 M parameters; see ZOO_ARCHITECTURE."""
     return VisionTransformer(
         img_size=64,
         patch_size=ZOO_ARCHITECTURE["patch"],
@@ -80,29 +109,48 @@ def build_zoo_vit() -> VisionTransformer:
 
 
 class Encoder:
-    """A frozen ViT of timm in eval mode. patch: side of a patch in pixels; width: dimension D of
-    its tokens.
+    """A frozen ViT of timm in eval mode.
 
     Pixels are normalised by the mean and std of the model's own configuration, ImageNet's where it
     has none.
+
+    Attributes:
+        model: the ViT.
+        name: as `load_encoder` knows it.
+        device: of the model and its tokens.
+        patch: side of a patch in pixels.
+        heads: of the last block's attention.
+        width: dimension D of its tokens.
     """
 
-    def __init__(self, model: nn.Module, *, name: str, device: str | torch.device):
+    model: ViT
+    patch: int
+
+    def __init__(self, model: ViT, *, name: str, device: str | torch.device):
+        """Freeze `model`, in place, and move it to `device`."""
         self.model = model.eval().requires_grad_(False).to(device)
         self.name, self.device = name, torch.device(device)
         self.patch = model.patch_embed.patch_size[0]
-        self.heads = model.blocks[-1].attn.num_heads
+        self.heads = last_attention(model).num_heads
         self.width = model.embed_dim
         config = getattr(model, "pretrained_cfg", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
         self._mean = torch.tensor(config["mean"], device=device).view(3, 1, 1)
         self._std = torch.tensor(config["std"], device=device).view(3, 1, 1)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB -> normalised float32, padded right and bottom to whole patches by
-        repeating the border.
+        """Normalise images and pad them to whole patches.
 
-        The reference pads with zeros: then a ViT takes the half-filled patches for an object, and
-        stage 1 makes a mask of them.
+        The border is repeated to the right and the bottom. The reference pads with zeros: then a
+        ViT takes the half-filled patches for an object, and stage 1 makes a mask of them.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB.
+
+        Returns:
+            (B, 3, H', W') float32 on the encoder's device.
+
+        Raises:
+            ValueError: for another shape or dtype.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -116,10 +164,16 @@ class Encoder:
     # backward
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tokens:
-        """(B, 3, H, W) uint8 RGB images of one size -> Tokens, on the encoder's device.
+        """Run the ViT on images of one size.
 
-        On a GPU the ViT runs in bfloat16. Masks hardly notice: on the zoo's dev they overlap those
-        of single precision with a mean IoU of 0.99, and are as good.
+        On a GPU it runs in bfloat16. Masks hardly notice: on the zoo's dev they overlap those of
+        single precision with a mean IoU of 0.99, and are as good.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB.
+
+        Returns:
+            Tokens on the encoder's device.
         """
         pixels = self.preprocess(images)
         grid_hw = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
@@ -141,22 +195,34 @@ class Encoder:
         )
 
 
+def last_attention(model: ViT) -> Attention | EvaAttention:
+    """Look up the attention of a ViT's last block."""
+    attention = model.blocks[-1].attn
+    if not isinstance(attention, Attention | EvaAttention):
+        raise TypeError(f"the last block has {type(attention).__name__}, expected an attention")
+    return attention
+
+
 @contextmanager
-def capture_qkv(model: nn.Module):
-    """Yields a list that holds, after a forward, the last block's q, k and v side by side (B, 1 +
-    N, 3 * D).
+def capture_qkv(model: ViT) -> Iterator[list[Tensor]]:
+    """Yield a list that each forward extends by the last block's q, k and v, as they are used.
+
+    They stand side by side, (B, T, 3 * D), with the T tokens of the model, prefix tokens first. The
+    hook is removed at the end.
     """
     captured: list[Tensor] = []
-    attention = model.blocks[-1].attn
+    attention = last_attention(model)
     if isinstance(attention, EvaAttention):  # it rotates what its qkv layer gives
         handle = attention.register_forward_pre_hook(
-            lambda module, args, options: captured.append(
-                _rotated_qkv(module, args[0], options["rope"])
+            lambda _, args, options: captured.append(
+                _rotated_qkv(attention, args[0], options["rope"])
             ),
             with_kwargs=True,
         )
     else:
-        handle = attention.qkv.register_forward_hook(lambda module, args, out: captured.append(out))
+        handle = attention.qkv.register_forward_hook(
+            lambda _module, _inputs, out: captured.append(out)
+        )
     try:
         yield captured
     finally:
@@ -164,15 +230,15 @@ def capture_qkv(model: nn.Module):
 
 
 def split_heads(qkv: Tensor, *, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T, 3 * D) -> queries, keys, values, each (B, heads, T, D / heads)."""
+    """Split (B, T, 3 * D) into queries, keys and values, each (B, heads, T, D / heads)."""
     batch, tokens, triple = qkv.shape
-    return qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    split = qkv.view(batch, tokens, 3, heads, triple // (3 * heads)).permute(2, 0, 3, 1, 4)
+    queries, keys, values = split.unbind(0)
+    return queries, keys, values
 
 
 def _rotated_qkv(attention: EvaAttention, tokens: Tensor, rope: Tensor) -> Tensor:
-    """What DINOv3's attention computes from its tokens (B, T, D): patches' queries and keys turned
-    by their position.
-    """
+    """(B, T, 3 * D) as DINOv3 uses it: the patches' queries and keys turned by their position."""
     q, k, v = split_heads(attention.qkv(tokens), heads=attention.num_heads)
     first = attention.num_prefix_tokens
 
@@ -184,21 +250,28 @@ def _rotated_qkv(attention: EvaAttention, tokens: Tensor, rope: Tensor) -> Tenso
     return torch.stack([rotate(q), rotate(k), v]).permute(1, 3, 0, 2, 4).flatten(2)
 
 
-def fold_key_mean(model: VisionTransformer, mean_key: Tensor) -> None:
-    """Move the keys' origin: subtract mean_key (heads, d) from the key bias of the last block, in
-    place.
+def fold_key_mean(model: ViT, mean_key: Tensor) -> None:
+    """Move the origin of the last block's keys by its key bias, in place.
 
-    Changes no output up to rounding, since softmax(q . (k + c)) = softmax(q . k). Raises ValueError
-    for an attention where that does not hold: without bias, with a norm on k, or with rotated k.
+    Changes no output up to rounding, since softmax(q . (k + c)) = softmax(q . k).
+
+    Args:
+        model: is changed in place.
+        mean_key: (heads, d), what is subtracted from every key.
+
+    Raises:
+        ValueError: for another shape, and for an attention where the identity does not hold:
+            without bias, with a norm on k, or with rotated k.
     """
-    attention = model.blocks[-1].attn
+    attention = last_attention(model)
     if getattr(attention.qkv, "bias", None) is None:
         raise ValueError("this attention has no qkv bias: centre the extracted keys instead")
     if not isinstance(getattr(attention, "k_norm", None), (nn.Identity, type(None))) or hasattr(
         attention, "rope"
     ):
         raise ValueError(
-            "this attention normalises or rotates its keys after the bias: centre the extracted keys"
+            "this attention normalises or rotates its keys after the bias: "
+            "centre the extracted keys"
         )
     expected = (attention.num_heads, model.embed_dim // attention.num_heads)
     if tuple(mean_key.shape) != expected:
@@ -211,12 +284,18 @@ def fold_key_mean(model: VisionTransformer, mean_key: Tensor) -> None:
 def load_encoder(
     name: str, *, weights: str | Path | None = None, device: str | torch.device
 ) -> Encoder:
-    """A frozen encoder by name: "zoo", or one of encoder_hub.PUBLISHED.
+    """Load a frozen encoder by name.
 
-    weights: a file (zoo: safetensors as pretrain writes them; others: see encoder_hub); None: the
-    embedded ones of "zoo", the published ones of others, fetched into the user's cache; "random":
-    none, as a baseline. Raises ValueError for an unknown name, and WeightsError for missing,
-    broken or unfitting weights.
+    Args:
+        name: "zoo", or one of hub.PUBLISHED.
+        weights: a file (zoo: safetensors as pretrain writes them; others: see `hub`); None: the
+            embedded ones of "zoo", the published ones of others, fetched into the user's cache;
+            "random": none, as a baseline.
+        device: of the encoder.
+
+    Raises:
+        ValueError: for an unknown name.
+        WeightsError: for missing, broken or unfitting weights.
     """
     if name in PUBLISHED:
         return Encoder(load_published_vit(name, weights=weights), name=name, device=device)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torchvision.models.detection import MaskRCNN
 
-from mdlib.core.colours import class_colours, overlay
+from mdlib.core.colours import WHITE, class_colours, overlay
 from mdlib.core.files import atomic
 from mdlib.core.label_map import write_label_map
 from mdlib.core.mask import Mask, write_masks
@@ -137,6 +137,6 @@ def _write_overlay(
     sure = [mask.pixels() for mask in masks if mask.score >= SURE]
     if sure:  # objects as outlines over the map
         flat = (painted * 255).round().astype(np.uint8)
-        painted = overlay(flat, np.stack(sure), colours=("white",), strength=0.0)
+        painted = overlay(flat, np.stack(sure), colours=(WHITE,), strength=0.0)
     with atomic(path) as temporary:
         Image.fromarray((painted * 255).round().astype(np.uint8)).save(temporary, format="PNG")

@@ -12,7 +12,7 @@ from mdlib.core.files import StoreError, write_json
 from mdlib.core.mask import mask_to_box
 from mdlib.data import Cached, Instances, NoLabels, Sample, Subset, open_dataset
 from mdlib.data.checks import check_sample, try_sample
-from mdlib.data.images import ImageError, image_size, read_image, read_label_map
+from mdlib.data.images import ImageError, image_size, read_image, read_true_labels
 from mdlib.data.roles import labelled_roles, open_role
 from mdlib.data.zoo import ClipDataset
 
@@ -179,7 +179,7 @@ def test_faults_are_named(sample):
 def test_a_picture_without_objects_passes(sample):
     nothing = Instances(np.zeros((0, 10, 12), bool), np.zeros(0, np.int64))
     assert check_sample(dataclasses.replace(sample, instances=nothing), num_classes=3) is None
-    assert nothing.boxes.shape == (0, 4)
+    assert nothing.boxes.shape == (0, 4) and nothing.crowds.shape == (0, 10, 12)
 
 
 def test_a_sample_refuses_shapes_and_types_that_do_not_fit(sample):
@@ -213,13 +213,13 @@ def test_objects_may_be_known_by_their_drawn_boxes_alone(sample):
     assert (
         check_sample(whole, num_classes=3) is None and check_sample(boxed(), num_classes=3) is None
     )
-    assert whole.instances.masks is None and whole.instances.boxes.tolist() == [
-        [0, 0, 12, 10],
-        [1.5, 2, 3, 4],
-    ]
+    assert not whole.instances.has_masks and not len(whole.instances.crowds)
+    assert whole.instances.boxes.tolist() == [[0, 0, 12, 10], [1.5, 2, 3, 4]]
+    with pytest.raises(ValueError, match="boxes alone"):
+        _ = whole.instances.masks
     for wrong in ([3, 3, 3, 5], [0, 0, 13, 10], [0, -1, 4, 4]):
         assert "a box is empty or leaves the image" in check_sample(boxed(wrong), num_classes=3)
-    fewer = dataclasses.replace(whole.instances, labels=np.ones(1, np.int64))
+    fewer = Instances(None, np.ones(1, np.int64), drawn_boxes=whole.instances.boxes)
     assert "1 labels for 2" in check_sample(
         dataclasses.replace(sample, instances=fewer), num_classes=3
     )
@@ -352,7 +352,7 @@ def test_label_maps_are_read_by_index(tmp_path, labels, palette):
     if palette:
         # all colours equal: read by colour, nothing would be left
         image.putpalette([7, 7, 7] * 256)
-    read = read_label_map(saved(tmp_path, image), image_hw=(10, 14), num_classes=3)
+    read = read_true_labels(saved(tmp_path, image), image_hw=(10, 14), num_classes=3)
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, labels)
 
@@ -360,15 +360,17 @@ def test_label_maps_are_read_by_index(tmp_path, labels, palette):
 def test_label_maps_that_do_not_fit_are_refused(tmp_path, labels):
     path = saved(tmp_path, Image.fromarray(labels), "map.png")
     with pytest.raises(ImageError, match=r"map.png.*\(10, 14\).*\(14, 10\)"):
-        read_label_map(path, image_hw=(14, 10), num_classes=3)
+        read_true_labels(path, image_hw=(14, 10), num_classes=3)
     with pytest.raises(ImageError, match=r"map.png.*unknown labels \[2\]"):
-        read_label_map(path, image_hw=(10, 14), num_classes=2)
+        read_true_labels(path, image_hw=(10, 14), num_classes=2)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
 def test_colour_and_deep_label_maps_are_refused(tmp_path, mode):
     with pytest.raises(ImageError, match="palette or grey"):
-        read_label_map(saved(tmp_path, Image.new(mode, (14, 10))), image_hw=(10, 14), num_classes=3)
+        read_true_labels(
+            saved(tmp_path, Image.new(mode, (14, 10))), image_hw=(10, 14), num_classes=3
+        )
 
 
 # ---------------------------------------------------------------- parts, and images kept

@@ -197,7 +197,7 @@ def test_boxes_are_what_torchvision_reads_counted_from_zero(kit):
             assert [CLASSES[label] for label in sample.instances.labels] == [
                 o["name"] for o in objects
             ]
-            assert sample.semantic is None and sample.instances.masks is None
+            assert sample.semantic is None and not sample.instances.has_masks
 
 
 def test_drawn_boxes_are_tight_around_the_scenes_objects(kit, zoo_root):
@@ -313,7 +313,7 @@ LABEL_FAULTS = {
     "palette or grey PNG, this one is RGB": spoil_rgb,
     r"\(30, 40\), its image": spoil_size,
     r"unknown labels \[21\]": spoil_value,
-    "not a whole picture": spoil_cut,
+    "not a whole PNG": spoil_cut,
 }
 
 

@@ -1,0 +1,41 @@
+"""Colours are matplotlib's to the bit, without matplotlib."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from mdlib.core import colours
+
+NAMES = ("BLUE", "ORANGE", "GREEN", "RED", "PURPLE", "SKY", "YELLOW", "WHITE")
+
+
+def test_no_drawing_library_is_loaded_with_the_module():
+    program = (
+        "import sys, mdlib.core.colours; print(*{'matplotlib', 'seaborn', 'PIL'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout.strip(), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_border_has_the_colour_that_matplotlib_gives(name):
+    colour = getattr(colours, name)
+    mask = np.zeros((5, 5), bool)
+    mask[1:4, 1:4] = True
+    for given in (colour, to_rgb(colour)):
+        painted = colours.overlay(np.zeros((5, 5, 3), np.uint8), mask[None], colours=(given,))
+        np.testing.assert_array_equal(painted[1, 1], to_rgb(colour))
+        np.testing.assert_array_equal(painted[2, 2], 0.5 * np.array(to_rgb(colour)))
+        assert not painted[~mask].any()
+
+
+def test_each_class_has_a_colour_of_its_own_and_void_is_white():
+    for count in (1, 2, 3, 21, 81):
+        found = colours.class_colours(count)
+        assert found.shape == (count, 3) and (found >= 0).all() and (found <= 1).all()
+        assert len(np.unique(found, axis=0)) == count
+    painted = colours.colour_map(np.array([[0, 2, 255]]), found)
+    np.testing.assert_array_equal(painted[0], [found[0], found[2], [1, 1, 1]])
