@@ -10,11 +10,76 @@ No N x N affinity is ever built: dot products are linear, so with K (N, D) all k
 G_diff = K (sum of the sources' keys). The cost is O(N D) instead of O(N^2 D).
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CENTERS = ("none", "mean", "balanced")  # where the keys' origin may lie, see `center_keys`
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """The settings of stage 1: which patches make a mask, and how many masks an image gets.
+
+    Attributes:
+        top_k: Share of the patches that are candidates, in (0, 1]; at least one is.
+        cls_heads: How many heads, from the first, are averaged for G_CLS.
+        mass: The reference's mass rule (`apply_mass`), in (0, 1], for keys as trained; or None.
+        center: Where the keys' origin is put (`center_keys`), one of CENTERS.
+        max_masks: How many masks an image has at most; 1 in the paper.
+        min_contrast: A mask with less `several_masks.contrast` is refused; None: never.
+        max_seam: A mask is cut in two where that costs less than this
+            (`several_masks.seed_part`); None: never.
+
+    Raises:
+        ValueError: A setting is outside its range, or `mass` is set for centred keys.
+    """
+
+    top_k: float
+    cls_heads: int
+    mass: float | None
+    center: str
+    max_masks: int = 1
+    min_contrast: float | None = None
+    max_seam: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_k <= 1:
+            raise ValueError(f"top_k must be in (0, 1], got {self.top_k}")
+        if self.cls_heads < 1:
+            raise ValueError(f"cls_heads must be 1 or more, got {self.cls_heads}")
+        if self.mass is not None and not 0 < self.mass <= 1:
+            raise ValueError(f"mass must be None or in (0, 1], got {self.mass}")
+        if self.center not in CENTERS:
+            raise ValueError(f"center must be one of {CENTERS}, got {self.center!r}")
+        if self.center != "none" and self.mass is not None:
+            raise ValueError(
+                "centred scores sum to about zero, so the mass rule means nothing: set mass to None"
+            )
+        if self.max_masks < 1:
+            raise ValueError(f"max_masks must be 1 or more, got {self.max_masks}")
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Self:
+        """The rule among other parameters.
+
+        Args:
+            parameters: Values by name, such as a notebook's `globals()` or the parameters of its
+                manifest. All seven names must be there; others are passed by.
+
+        Raises:
+            KeyError: A name is missing.
+            ValueError: A setting is wrong, see the class.
+        """
+        return cls(**{field.name: parameters[field.name] for field in fields(cls)})
+
+    def one_mask(self) -> Self:
+        """The same rule with the paper's one mask an image, never refused and never cut."""
+        return replace(self, max_masks=1, min_contrast=None, max_seam=None)
 
 
 def object_mask(
@@ -34,7 +99,8 @@ def object_mask(
     rule (`apply_mass`). Returns (..., h, w) bool: the 4-connected region of G_diff > 0 that holds
     the seed. It is never empty unless the seed's key is zero, so it cannot say "no object here".
     """
-    check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass)
+    MaskRule(top_k=top_k, cls_heads=cls_heads, mass=mass, center="none")
+    check_tokens(cls_query, keys, grid_hw, cls_heads)
     batch = keys.shape[:-3]
     cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
     keys = keys.reshape(-1, *keys.shape[-3:]).float()
@@ -181,19 +247,15 @@ def mask_to_pixels(
     return pixels[:, 0] > 0.5
 
 
-def check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass) -> None:
-    """ValueError for tokens or settings that `object_mask` cannot take."""
+def check_tokens(cls_query: Tensor, keys: Tensor, grid_hw: tuple[int, int], cls_heads: int) -> None:
+    """ValueError for tokens that do not fit each other or the grid, or have too few heads."""
     check_keys(keys, grid_hw)
     if cls_query.shape != keys.shape[:-2] + keys.shape[-1:]:
         raise ValueError(
             f"cls_query {tuple(cls_query.shape)} does not fit keys {tuple(keys.shape)}"
         )
-    if not 0 < top_k <= 1:
-        raise ValueError(f"top_k must be in (0, 1], got {top_k}")
-    if not 1 <= cls_heads <= keys.shape[-3]:
+    if cls_heads > keys.shape[-3]:
         raise ValueError(f"cls_heads must be in 1..{keys.shape[-3]}, got {cls_heads}")
-    if mass is not None and not 0 < mass <= 1:
-        raise ValueError(f"mass must be None or in (0, 1], got {mass}")
     if not torch.isfinite(cls_query).all():
         raise ValueError("queries are not finite: was the encoder run in too low a precision?")
 

@@ -18,6 +18,7 @@ from mdlib.core.progress import track
 from mdlib.data import Dataset
 from mdlib.evaluate import metrics, naming
 from mdlib.method import clusters, masks, proposals, pseudo_labels
+from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Encoder, Tokens
 
 AFFINITIES = ("keys", "queries", "values", "patches")
@@ -36,16 +37,25 @@ def image_tokens(dataset: Dataset, encoder: Encoder, *, input_side: int) -> list
     return [encoder.tokens(image) for image in track(resized, total=len(dataset), what="tokens")]
 
 
-def affinity_mask(
-    tokens: Tokens, *, affinity: str, top_k: float, cls_heads: int, mass: float | None, center: str
-) -> tuple[Tensor, Tensor]:
-    """Stage 1's one mask with other features in place of the keys in G_I: (B, h, w) bool and scores
-    (B,).
+def affinity_mask(tokens: Tokens, rule: MaskRule, *, affinity: str) -> tuple[Tensor, Tensor]:
+    """Stage 1's one mask with other features in place of the keys in G_I.
 
-    affinity: "keys" (the method), "queries" or "values" of the last block, or "patches", its output
-    tokens. CLS scores and candidates come from the keys whatever the features are; these are
-    centred as the keys are: by the mean of all patches, or half-way between those that CLS likes
-    and those that it does not.
+    CLS scores and candidates come from the keys whatever the features are. The features are centred
+    as the keys are: by the mean of all patches, or half-way between those that CLS likes and those
+    that it does not.
+
+    Args:
+        tokens: Of B images with a grid of h * w patches.
+        rule: The settings of stage 1; of them, those of one mask.
+        affinity: "keys" (the method), "queries" or "values" of the last block, or "patches", its
+            output tokens.
+
+    Returns:
+        masks: (B, h, w) bool.
+        scores: (B,) float32 in [0, 1], the share of the CLS token's attention inside.
+
+    Raises:
+        ValueError: `affinity` is none of AFFINITIES.
     """
     if affinity not in AFFINITIES:
         raise ValueError(f"affinity must be one of {AFFINITIES}, got {affinity!r}")
@@ -59,12 +69,12 @@ def affinity_mask(
     both = masks.center_keys(
         tokens.cls_query.repeat(1, 2, 1),
         torch.cat([tokens.keys, features], 1),
-        cls_heads=cls_heads,
-        center=center,
+        cls_heads=rule.cls_heads,
+        center=rule.center,
     )
     keys, features = both.split(heads, 1)
     candidates = masks.candidate_patches(
-        tokens.cls_query, keys, top_k=top_k, cls_heads=cls_heads, mass=mass
+        tokens.cls_query, keys, top_k=rule.top_k, cls_heads=rule.cls_heads, mass=rule.mass
     )
     g_diff, seed = masks.diffuse(features, candidates)
     found = masks.seed_component((g_diff > 0).view(-1, *tokens.grid_hw), seed)

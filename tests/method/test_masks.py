@@ -1,5 +1,7 @@
 """Object masks against an explicit N x N affinity, and what flips, shifts and ties must not change."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,34 @@ def test_centred_keys_do_not_see_a_shift_of_each_picture(center):
 def test_object_mask_refuses_wrong_settings(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         mask_of(*random_tokens(), **wrong)
+
+
+RULE = masks.MaskRule(top_k=0.4, cls_heads=2, mass=None, center="none")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"top_k": 0.0}, "top_k"),
+        ({"cls_heads": 0}, "cls_heads"),
+        ({"mass": 1.5}, "mass"),
+        ({"center": "median"}, "balanced"),
+        ({"max_masks": 0}, "max_masks"),
+        ({"center": "mean", "mass": 0.5}, "centred scores sum to about zero"),
+    ],
+)
+def test_a_rule_refuses_wrong_settings(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(RULE, **wrong)
+
+
+def test_a_rule_takes_its_own_names_and_misses_none():
+    own = {**vars(RULE), "max_masks": 3, "min_contrast": 0.1, "max_seam": 0.03}
+    rule = masks.MaskRule.of({**own, "input_side": 224, "np": np})
+    assert vars(rule) == own
+    assert rule.one_mask() == RULE
+    with pytest.raises(KeyError, match="max_seam"):
+        masks.MaskRule.of({name: own[name] for name in own if name != "max_seam"})
 
 
 def test_object_mask_refuses_tokens_that_are_not_finite_or_do_not_fit():

@@ -1,5 +1,6 @@
 """Stage 1 over a data set: one mask an image as in the paper, or several."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nbformat
@@ -13,10 +14,12 @@ from mdlib.core.paths import NOTEBOOKS
 from mdlib.core.progress import track
 from mdlib.data import Sample, open_dataset
 from mdlib.method import masks, proposals
+from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import load_encoder
 
-SETTINGS = {"top_k": 0.4, "cls_heads": 3, "mass": None, "center": "balanced"}
-RUN = {**SETTINGS, "input_side": 128, "batch_size": 4}
+ONE = MaskRule(top_k=0.4, cls_heads=3, mass=None, center="balanced")
+THREE = replace(ONE, max_masks=3)
+RUN = {"input_side": 128, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +33,22 @@ def encoder():
 
 
 def test_one_mask_an_image_is_object_mask_with_its_attention(scenes, encoder):
-    found = list(proposals.distill_masks(scenes, encoder, **RUN))
+    found = list(proposals.propose_masks(scenes, encoder, ONE, **RUN))
     assert [d["image_id"] for d in found] == scenes.ids()
     for i, record in enumerate(found):
         tokens = encoder.tokens(torch.from_numpy(scenes[i].image).permute(2, 0, 1)[None])
-        mask, score = proposals.mask_tokens(tokens, **SETTINGS)
-        pixels = masks.mask_to_pixels(mask, padded_hw=(128, 128), image_hw=(128, 128))[0].numpy()
+        mask, score = proposals.tokens_to_masks(tokens, ONE)
+        pixels = masks.mask_to_pixels(mask[:, 0], padded_hw=(128, 128), image_hw=(128, 128))[
+            0
+        ].numpy()
         # a batch is not bit-equal to an image alone
         assert (record["mask"] != pixels).mean() < 0.01
         assert record["score"] == pytest.approx(score.item(), abs=0.01)
 
 
 def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder):
-    one = list(proposals.distill_masks(scenes, encoder, **RUN))
-    found = list(proposals.distill_masks(scenes, encoder, **RUN, max_masks=3))
+    one = list(proposals.propose_masks(scenes, encoder, ONE, **RUN))
+    found = list(proposals.propose_masks(scenes, encoder, THREE, **RUN))
     assert [d["image_id"] for d in found] == sorted(d["image_id"] for d in found)
     for first in one:
         own = [d["mask"] for d in found if d["image_id"] == first["image_id"]]
@@ -53,14 +58,8 @@ def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder
 
 
 def test_an_image_may_have_no_mask_at_all(scenes, encoder):
-    assert not list(
-        proposals.distill_masks(scenes, encoder, **RUN, max_masks=3, min_contrast=100.0)
-    )
-
-
-def test_the_mass_rule_is_refused_for_centred_keys(scenes, encoder):
-    with pytest.raises(ValueError, match="mass"):
-        next(proposals.distill_masks(scenes, encoder, **RUN | {"mass": 0.5}))
+    strict = replace(THREE, min_contrast=100.0)
+    assert not list(proposals.propose_masks(scenes, encoder, strict, **RUN))
 
 
 # ---------------------------------------------------------------- batches
@@ -91,21 +90,20 @@ def assert_same(found, expected):
     assert all(np.array_equal(a["mask"], b["mask"]) for a, b in zip(found, expected))
 
 
-def by_neighbours(dataset, encoder, *, batch_size, input_side, **rule):
+def by_neighbours(dataset, encoder, rule, *, batch_size, input_side):
     """Of one size: batch after batch in the order of the data set, and nothing else."""
-    rule = dict(max_masks=1, min_contrast=None, max_seam=None) | rule
     for start in range(0, len(dataset), batch_size):
         batch = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        for own in proposals._distill_batch(batch, encoder, input_side=input_side, **rule):
+        for own in proposals._propose_batch(batch, encoder, rule, input_side=input_side):
             yield from own
 
 
-@pytest.mark.parametrize("several", [{}, {"max_masks": 3, "min_contrast": 0.08, "max_seam": 0.03}])
-def test_images_of_one_size_make_the_batches_they_always_made(several, scenes, encoder, request):
-    expected = list(by_neighbours(scenes, encoder, **RUN, **several))
-    assert_same(list(proposals.distill_masks(scenes, encoder, **RUN, **several)), expected)
+@pytest.mark.parametrize("rule", [ONE, replace(THREE, min_contrast=0.08, max_seam=0.03)])
+def test_images_of_one_size_make_the_batches_they_always_made(rule, scenes, encoder, request):
+    expected = list(by_neighbours(scenes, encoder, rule, **RUN))
+    assert_same(list(proposals.propose_masks(scenes, encoder, rule, **RUN)), expected)
     request.getfixturevalue("threaded")
-    assert_same(list(proposals.distill_masks(scenes, encoder, **RUN, **several)), expected)
+    assert_same(list(proposals.propose_masks(scenes, encoder, rule, **RUN)), expected)
 
 
 SIZES = [
@@ -127,11 +125,9 @@ def test_images_of_mixed_sizes_come_in_order_with_the_masks_they_have_alone(
 ):
     monkeypatch.setattr(proposals, "WINDOW", window)
     mixed = cut(scenes, SIZES)
-    found = list(proposals.distill_masks(mixed, encoder, **RUN | {"input_side": 64}, max_masks=3))
-    alone = list(
-        proposals.distill_masks(
-            mixed, encoder, **RUN | {"input_side": 64, "batch_size": 1}, max_masks=3
-        )
+    found, alone = (
+        list(proposals.propose_masks(mixed, encoder, THREE, input_side=64, batch_size=size))
+        for size in (4, 1)
     )
     assert (
         [d["image_id"] for d in found]
@@ -181,7 +177,7 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(
     pictures = cut(scenes, [(40, 40)] + [(48, 40)] * 60)
     most = 0
     for given, _ in enumerate(
-        proposals.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
+        proposals.propose_masks(pictures, encoder, ONE, **RUN | {"input_side": 40}), 1
     ):
         most = max(most, pictures.asked - given)
     # the window, a batch, and one that is read ahead
@@ -196,9 +192,13 @@ def test_the_notebook_writes_its_masks_without_their_pixels(scenes, encoder, tmp
 
     cells = nbformat.read(NOTEBOOKS / "01_distill_masks.ipynb", as_version=4).cells
     (whole,) = [cell.source for cell in cells if "write_masks(" in cell.source]
+
+    def propose(data, network, rule):
+        return proposals.propose_masks(data, network, rule, **RUN | {"batch_size": 2})
+
     kept = dict(
-        proposals=proposals, write_masks=write_masks, read_masks=read_masks, by_image=by_image, track=track, encoder=encoder, stage=SimpleNamespace(folder=tmp_path),
-        splits={"train": scenes, "dev": scenes}, paper={**RUN, "batch_size": 2}, several={},
+        write_masks=write_masks, read_masks=read_masks, by_image=by_image, track=track, encoder=encoder, stage=SimpleNamespace(folder=tmp_path),
+        splits={"train": scenes, "dev": scenes}, rule=ONE, propose=propose,
     )  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(mask_module, "decode_mask", refuse)
@@ -207,7 +207,7 @@ def test_the_notebook_writes_its_masks_without_their_pixels(scenes, encoder, tmp
     assert [[record["image_id"] for record in of_image] for of_image in found] == [
         [name] for name in scenes.ids()
     ]
-    expected = proposals.distill_masks(scenes, encoder, **RUN | {"batch_size": 2})
+    expected = propose(scenes, encoder, ONE)
     assert all(
         np.array_equal(of_image[0]["mask"], record["mask"])
         for of_image, record in zip(found, expected, strict=True)

@@ -12,9 +12,10 @@ from mdlib.core.mask import mask_to_box
 from mdlib.data import open_dataset
 from mdlib.evaluate import coco_ap, metrics
 from mdlib.method import clusters, proposals, pseudo_labels
+from mdlib.method.masks import MaskRule
 from mdlib.studies import ablations
 
-RULE = {"top_k": 0.4, "cls_heads": 2, "mass": None}
+RULE = MaskRule(top_k=0.4, cls_heads=2, mass=None, center="mean")
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,11 @@ def records(scenes):
 @pytest.mark.parametrize("center", ["none", "mean", "balanced"])
 def test_the_arm_with_keys_is_stage_1(tokens, center):
     for seen in tokens:
-        found, scores = ablations.affinity_mask(seen, affinity="keys", center=center, **RULE)
-        expected, expected_scores = proposals.mask_tokens(seen, center=center, **RULE)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(scores, expected_scores)
+        rule = replace(RULE, center=center)
+        found, scores = ablations.affinity_mask(seen, rule, affinity="keys")
+        expected, expected_scores = proposals.tokens_to_masks(seen, rule)
+        torch.testing.assert_close(found, expected[:, 0])
+        torch.testing.assert_close(scores, expected_scores[:, 0])
 
 
 @pytest.mark.parametrize("affinity", ablations.AFFINITIES)
@@ -56,7 +58,7 @@ def test_centred_features_are_blind_to_their_own_origin(tokens, affinity):
     moved = replace(seen, **{affinity: getattr(seen, affinity) + 3.0})
     for center in ("mean", "balanced"):
         before, after = (
-            ablations.affinity_mask(t, affinity=affinity, center=center, **RULE)[0]
+            ablations.affinity_mask(t, replace(RULE, center=center), affinity=affinity)[0]
             for t in (seen, moved)
         )
         assert (before != after).float().mean() < 0.02  # up to rounding of what lies at zero
@@ -64,26 +66,22 @@ def test_centred_features_are_blind_to_their_own_origin(tokens, affinity):
 
 def test_other_features_give_other_masks_and_an_unknown_one_is_refused(tokens):
     found = {
-        a: ablations.affinity_mask(tokens[0], affinity=a, center="mean", **RULE)[0]
-        for a in ablations.AFFINITIES
+        a: ablations.affinity_mask(tokens[0], RULE, affinity=a)[0] for a in ablations.AFFINITIES
     }
     assert all(not torch.equal(found["keys"], found[a]) for a in ("queries", "values", "patches"))
     with pytest.raises(ValueError, match="affinity"):
-        ablations.affinity_mask(tokens[0], affinity="query", center="mean", **RULE)
+        ablations.affinity_mask(tokens[0], RULE, affinity="query")
 
 
 def test_judged_masks_are_those_of_the_whole_stage(scenes, tokens, random_encoder):
-    settings = {**RULE, "center": "mean"}
     judged = ablations.judge_masks(
-        lambda seen: proposals.mask_tokens(seen, **settings),
+        lambda seen: proposals.tokens_to_masks(seen, RULE),
         tokens,
         scenes,
         input_side=64,
         patch=random_encoder.patch,
     )
-    whole = list(
-        proposals.distill_masks(scenes, random_encoder, input_side=64, batch_size=1, **settings)
-    )
+    whole = list(proposals.propose_masks(scenes, random_encoder, RULE, input_side=64, batch_size=1))
     expected = [
         metrics.best_overlap(d["mask"], scenes[i].instances.masks)[0] for i, d in enumerate(whole)
     ]
