@@ -15,10 +15,10 @@ from mdlib.method import normalized_cut
 from mdlib.method.masks import (
     MaskRule,
     candidate_patches,
-    center_keys,
-    check_tokens,
     cls_attention,
+    cls_scores,
     diffuse,
+    prepare_tokens,
     seed_component,
 )
 
@@ -51,22 +51,19 @@ def object_masks(
     Raises:
         ValueError: The tokens do not fit the grid or the rule, or are not finite.
     """
-    check_tokens(cls_query, keys, grid_hw, rule.cls_heads)
     batch = keys.shape[:-3]
-    cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
-    keys = keys.reshape(-1, *keys.shape[-3:]).float()
-    keys = center_keys(cls_query, keys, cls_heads=rule.cls_heads, center=rule.center)
-
-    candidates = candidate_patches(
-        cls_query, keys, top_k=rule.top_k, cls_heads=rule.cls_heads, mass=rule.mass
-    )
+    cls_query, keys = prepare_tokens(cls_query, keys, grid_hw=grid_hw, rule=rule)
+    scores = cls_scores(cls_query, keys, cls_heads=rule.cls_heads)
+    candidates = candidate_patches(scores, rule)
     taken = torch.zeros_like(keys[:, 0, :, 0], dtype=torch.bool)  # (B, N)
     floor = -math.inf if rule.min_contrast is None else rule.min_contrast
     found, contrasts = [], []
     for _ in range(rule.max_masks):
         left_first = taken.gather(1, candidates).int().sort(dim=1, stable=True).indices
         left = keys.masked_fill(taken[:, None, :, None], 0)
-        g_diff, seed = diffuse(left, candidates.gather(1, left_first))
+        ranked = candidates.gather(1, left_first)
+        seed = ranked[:, 0]
+        g_diff, _ = diffuse(left, ranked, seed)
         mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
         score = contrast(cls_query, keys, mask.flatten(1), ~taken)
         if rule.max_seam is not None:

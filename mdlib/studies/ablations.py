@@ -5,6 +5,7 @@ arm is judged image by image, so that `evidence` can pair it with another.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -73,11 +74,13 @@ def affinity_mask(tokens: Tokens, rule: MaskRule, *, affinity: str) -> tuple[Ten
         center=rule.center,
     )
     keys, features = both.split(heads, 1)
-    candidates = masks.candidate_patches(
-        tokens.cls_query, keys, top_k=rule.top_k, cls_heads=rule.cls_heads, mass=rule.mass
-    )
-    g_diff, seed = masks.diffuse(features, candidates)
-    found = masks.seed_component((g_diff > 0).view(-1, *tokens.grid_hw), seed)
+    found = masks.trace_mask(
+        tokens.cls_query,
+        keys,
+        grid_hw=tokens.grid_hw,
+        rule=replace(rule, center="none"),
+        features=features,
+    ).mask
     return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)
 
 
