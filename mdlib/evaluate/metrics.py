@@ -118,18 +118,37 @@ def merge_predictions(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     return merged
 
 
+def intersection_and_union(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    """Intersection and union of each class after naming, in pixels.
+
+    A pixel of an unmatched prediction is a false negative of its class and a false positive of
+    none; it is never counted as background.
+
+    Args:
+        confusion: (num_preds, C) counts, of an image or summed over images.
+        mapping: (num_preds,) the class of each prediction, -1 where it has none.
+
+    Returns:
+        (2, C) float64: intersections, then unions.
+    """
+    merged = merge_predictions(confusion, mapping)
+    hits = np.diagonal(merged[:-1])
+    return np.stack([hits, merged[:-1].sum(1) + merged.sum(0) - hits]).astype(np.float64)
+
+
+def areas_to_iou(areas: np.ndarray) -> np.ndarray:
+    """Intersections and unions (..., 2, C) -> IoU (..., C), NaN where a class has no union."""
+    hits, unions = areas[..., 0, :], areas[..., 1, :]
+    return np.divide(hits, unions, out=np.full(hits.shape, np.nan), where=unions > 0)
+
+
 def iou(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     """Intersection over union of each class after naming: (num_targets,) float64.
 
-    A pixel of an unmatched prediction is a false negative of its class and a false positive of
-    none; it is never counted as background. NaN where a class is absent from both truth and
-    prediction.
+    NaN where a class is absent from both truth and prediction. What an unmatched prediction counts
+    as: see `intersection_and_union`.
     """
-    merged = merge_predictions(confusion, mapping)
-    named = merged[:-1]
-    hits = np.diagonal(named).astype(np.float64)
-    union = named.sum(1) + merged.sum(0) - hits
-    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    return areas_to_iou(intersection_and_union(confusion, mapping))
 
 
 def mean_iou(confusion: np.ndarray, mapping: np.ndarray) -> float:
