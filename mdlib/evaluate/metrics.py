@@ -6,7 +6,7 @@ Everything streams: a confusion matrix is added up over images, so no data set i
 memory.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 if TYPE_CHECKING:  # for its name alone: whoever only counts need not wait for PyTorch
     from mdlib.data import Dataset
+    from mdlib.data.sample import Instances
 
 UNMATCHED = -1
 
@@ -197,17 +198,6 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
-def share_inside(masks: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """(n, H, W) bool, (c, H, W) bool -> (n, c) float64: the share of each mask that lies in each
-    region; 0 for an empty mask.
-    """
-    a, b = (
-        each.reshape(len(each), int(np.prod(each.shape[1:]))).astype(np.float64)
-        for each in (masks, regions)
-    )
-    return (a @ b.T) / a.sum(1)[:, None].clip(1)
-
-
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Boxes x0, y0, x1, y1 with exclusive ends: (n, 4), (m, 4) -> (n, m) float64."""
     a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
@@ -228,6 +218,16 @@ def best_overlap(mask: np.ndarray, instances: np.ndarray) -> tuple[float, int]:
         return 0.0, -1
     overlaps = mask_iou(mask[None], instances)[0]
     return float(overlaps.max()), int(overlaps.argmax())
+
+
+def top_iou(masks: Sequence[np.ndarray], instances: "Instances") -> float:
+    """IoU of an image's first mask with the object that it overlaps best; 0 without either.
+
+    Args:
+        masks: (H, W) bool masks of the image, of which the first is judged.
+        instances: Its true objects.
+    """
+    return best_overlap(masks[0], instances.masks)[0] if len(masks) else 0.0
 
 
 def corloc(boxes: list, truths: list) -> float:

@@ -1,7 +1,7 @@
 """What the choices of stages 1, 2 and 4 are worth: arms that need no training.
 
 Tokens, features and predictions are computed once; an arm is another rule on the same ones. Every
-arm is judged image by image, so that `evidence` can pair it with another.
+arm is judged image by image, so that `bootstrap` can pair it with another.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,10 +14,10 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from mdlib.core.mask import mask_to_box
+from mdlib.core.mask import MaskRecord, encode_mask, mask_to_box
 from mdlib.core.progress import track
 from mdlib.data import Dataset
-from mdlib.evaluate import metrics, naming
+from mdlib.evaluate import naming
 from mdlib.method import clusters, masks, proposals, pseudo_labels
 from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Encoder, Tokens
@@ -84,52 +84,48 @@ def affinity_mask(tokens: Tokens, rule: MaskRule, *, affinity: str) -> tuple[Ten
     return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)
 
 
-def judge_masks(
+def masks_by_rule(
     rule: Callable[[Tokens], tuple[Tensor, Tensor]],
     tokens: list[Tokens],
     dataset: Dataset,
     *,
     input_side: int,
     patch: int,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A rule on every image: scores (n,) and the IoU (n, m) of its n masks with the m true objects,
-    as metrics.mask_ap takes them.
+) -> list[list[MaskRecord]]:
+    """What a rule finds in each image, as stage 1 writes it.
 
-    rule: tokens of one image -> masks (1, h, w) or (1, n, h, w) bool and scores of as many; an
-    empty mask is none.
+    Args:
+        rule: Tokens of one image -> masks (1, h, w) or (1, n, h, w) bool and scores of as many; an
+            empty mask is none.
+        tokens: Of each image, see `image_tokens`.
+        dataset: The images.
+        input_side: Pixels of an image's shorter side when the encoder saw it.
+        patch: Pixels of a patch's side.
+
+    Returns:
+        The masks of each image, {"image_id", "mask" (H, W) bool, "score"}, in the rule's order.
     """
-    judged = []
+    found = []
     for i, seen in enumerate(tokens):
         sample = dataset[i]
-        found, scores = rule(seen)
-        grids = found.reshape(-1, *seen.grid_hw)
+        grids, scores = rule(seen)
+        grids = grids.reshape(-1, *seen.grid_hw)
         scale = input_side / min(sample.image.shape[:2])
         crop_hw = tuple(round(side * scale) for side in sample.image.shape[:2])
         padded_hw = tuple(cells * patch for cells in seen.grid_hw)
-        pixels = (
-            masks.mask_to_pixels(
-                grids, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=sample.image.shape[:2]
-            )
-            .cpu()
-            .numpy()
+        pixels = masks.mask_to_pixels(
+            grids, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=sample.image.shape[:2]
         )
-        there = pixels.any((1, 2))
-        judged.append(
-            (
-                scores.reshape(-1).cpu().numpy()[there],
-                metrics.mask_iou(pixels[there], sample.instances.masks),
-            )
+        found.append(
+            [
+                MaskRecord({"image_id": sample.id, "score": score}, encode_mask(mask))
+                for mask, score in zip(
+                    pixels.cpu().numpy(), scores.reshape(-1).tolist(), strict=True
+                )
+                if mask.any()
+            ]
         )
-    return judged
-
-
-def first_ious(judged: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(images,): the IoU of each image's first mask with the object that it overlaps best; 0
-    without either.
-    """
-    return np.array(
-        [overlaps[0].max(initial=0.0) if len(overlaps) else 0.0 for _, overlaps in judged]
-    )
+    return found
 
 
 # ---------------------------------------------------------------- stage 2

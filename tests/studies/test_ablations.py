@@ -10,7 +10,6 @@ import torch
 
 from mdlib.core.mask import mask_to_box
 from mdlib.data import open_dataset
-from mdlib.evaluate import coco_ap, metrics
 from mdlib.method import clusters, proposals, pseudo_labels
 from mdlib.method.masks import MaskRule
 from mdlib.studies import ablations
@@ -73,32 +72,31 @@ def test_other_features_give_other_masks_and_an_unknown_one_is_refused(tokens):
         ablations.affinity_mask(tokens[0], RULE, affinity="query")
 
 
-def test_judged_masks_are_those_of_the_whole_stage(scenes, tokens, random_encoder):
-    judged = ablations.judge_masks(
+def test_a_rule_s_masks_are_those_of_the_whole_stage(scenes, tokens, random_encoder):
+    found = ablations.masks_by_rule(
         lambda seen: proposals.tokens_to_masks(seen, RULE),
         tokens,
         scenes,
         input_side=64,
         patch=random_encoder.patch,
     )
-    whole = list(proposals.propose_masks(scenes, random_encoder, RULE, input_side=64, batch_size=1))
-    expected = [
-        metrics.best_overlap(d["mask"], scenes[i].instances.masks)[0] for i, d in enumerate(whole)
-    ]
-    np.testing.assert_allclose(ablations.first_ious(judged), expected)
-    np.testing.assert_allclose(
-        [scores[0] for scores, _ in judged], [d["score"] for d in whole], rtol=1e-5
-    )
+    whole = proposals.propose_masks(scenes, random_encoder, RULE, input_side=64, batch_size=1)
+    for records, expected in zip(found, whole, strict=True):
+        (record,) = records
+        assert record["image_id"] == expected["image_id"]
+        np.testing.assert_array_equal(record["mask"], expected["mask"])
+        assert record["score"] == pytest.approx(expected["score"], rel=1e-5)
 
 
-def test_a_rule_without_masks_is_judged_as_none(scenes, tokens, random_encoder):
-    nothing = ablations.judge_masks(
+def test_a_rule_without_masks_finds_none(scenes, tokens, random_encoder):
+    nothing = ablations.masks_by_rule(
         lambda seen: (torch.zeros(1, 2, *seen.grid_hw, dtype=torch.bool), torch.zeros(1, 2)),
-        tokens, scenes, input_side=64, patch=random_encoder.patch,
-    )  # fmt: skip
-    assert all(len(scores) == len(overlaps) == 0 for scores, overlaps in nothing)
-    assert ablations.first_ious(nothing).tolist() == [0, 0, 0]
-    assert coco_ap.mask_ap(nothing) == 0
+        tokens,
+        scenes,
+        input_side=64,
+        patch=random_encoder.patch,
+    )
+    assert nothing == [[], [], []]
 
 
 # ---------------------------------------------------------------- stage 2
