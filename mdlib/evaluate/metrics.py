@@ -173,17 +173,6 @@ def _pairwise_iou(counts: np.ndarray) -> np.ndarray:
     return np.divide(counts, union, out=np.zeros(counts.shape), where=union > 0)
 
 
-# ---------------------------------------------------------------- features
-
-
-def nearest_neighbour_accuracy(
-    gallery: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray
-) -> float:
-    """Share of queries (M, D) whose most similar gallery row (N, D), by cosine, has the same class."""
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (queries, gallery)]
-    return float((labels[(unit[0] @ unit[1].T).argmax(1)] == truth).mean())
-
-
 # ---------------------------------------------------------------- masks and boxes
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-from sklearn.neighbors import KNeighborsClassifier
 from torchvision.ops import box_iou as torchvision_box_iou
 
 from mdlib.data.sample import Instances
@@ -234,19 +233,6 @@ def test_majority_takes_the_most_frequent_class():
     # A tie goes to the lower class; a cluster that was never seen has no name; classes may repeat.
     np.testing.assert_array_equal(metrics.match_majority(counts), [1, 0, -1, 2])
     np.testing.assert_array_equal(metrics.match_majority(counts, pinned={3: 0}), [1, 0, -1, 0])
-
-
-# ---------------------------------------------------------------- features
-
-
-def test_nearest_neighbours_equal_scikit_learn(rng):
-    gallery, labels = rng.normal(size=(40, 6)), rng.integers(0, 4, 40)
-    queries, truth = rng.normal(size=(30, 6)) * 10, rng.integers(0, 4, 30)
-    judge = KNeighborsClassifier(1, metric="cosine").fit(gallery, labels)
-    assert metrics.nearest_neighbour_accuracy(gallery, labels, queries, truth) == judge.score(
-        queries, truth
-    )
-    assert metrics.nearest_neighbour_accuracy(gallery, labels, 5 * gallery, labels) == 1
 
 
 # ---------------------------------------------------------------- masks and boxes
