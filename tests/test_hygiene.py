@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from mdlib.method.masks import MaskRule
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(
@@ -99,6 +102,15 @@ def test_parameters_cell_is_flat(path):
         )
 
 
+SETTINGS = {"MaskRule": MaskRule}  # classes that pick their names out of globals()
+
+
+def taken_by_settings(tree: ast.AST) -> set[str]:
+    """The parameters that a cell reads by `MaskRule.of(globals())` and the like."""
+    calls = re.findall(r"(\w+)\.of\(globals\(\)\)", ast.unparse(tree))
+    return {field.name for name in calls for field in fields(SETTINGS[name])}
+
+
 @each_stage
 def test_every_parameter_is_used(path):
     index, source = parameters_cell(path)
@@ -110,6 +122,7 @@ def test_every_parameter_is_used(path):
         for n in ast.walk(tree)
         if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
     }
+    used |= set().union(*map(taken_by_settings, later))
     unread = names - used - {"run_dir"}  # open_stage reads run_dir
     assert not unread, f"never read: {sorted(unread)}"
 
