@@ -6,7 +6,7 @@ Stage 1 on 200, 2,000 and 20,000 images, each in a process of its own.
 
 Measured: the peak resident memory of the whole process, with Python and PyTorch in it and malloc
 set as for the runner's kernels, of what notebook 01 does: images of 375 x 500 pixels, every third
-upright and every fiftieth a little narrower, through `proposals.distill_masks`, `write_masks`,
+upright and every fiftieth a little narrower, through `proposals.propose_masks`, `write_masks`,
 `read_masks`, `Masks.by_image`. "dense" keeps the pixels of every mask instead.
 A stand-in takes the encoder's place: it averages colours over patches of 16 pixels, so that what is
 measured is what the stage keeps, not the network. Pictures are made as they are asked for;
@@ -30,13 +30,14 @@ from mdlib.core.mask import read_masks, write_masks
 from mdlib.core.paths import ROOT
 from mdlib.data import Dataset
 from mdlib.method import proposals
+from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Tokens
 from mdlib.run.pipeline import KERNEL_ENVIRONMENT
 from mdlib.run.stage import versions
 
 HEIGHT, WIDTH = 375, 500
 RUNS = [("rle", 200), ("rle", 2_000), ("rle", 20_000), ("dense", 200), ("dense", 2_000)]
-SETTINGS = dict(input_side=HEIGHT, batch_size=16, top_k=0.4, cls_heads=1, mass=None, center="none")
+RULE = MaskRule(top_k=0.4, cls_heads=1, mass=None, center="none")
 
 
 class Blobs(Dataset):
@@ -81,7 +82,7 @@ def distill_all(kept: str, count: int) -> int:
     """Run the stage once in this process; returns its peak resident memory in bytes."""
     torch.set_num_threads(1)
     data = Blobs(count)
-    masks = proposals.distill_masks(data, MeanColours(), **SETTINGS)
+    masks = proposals.propose_masks(data, MeanColours(), RULE, input_side=HEIGHT, batch_size=16)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "masks.json"
         if kept == "dense":

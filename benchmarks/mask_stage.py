@@ -2,7 +2,7 @@
 
     python benchmarks/mask_stage.py        writes benchmarks/results/mask_stage.json
 
-Timed: `Encoder.tokens` (forward), and `proposals.mask_tokens` with `masks.mask_to_pixels` (masks) on
+Timed: `Encoder.tokens` (forward), and `proposals.tokens_to_masks` with `masks.mask_to_pixels` on
 the same batch. Not timed: composing the pictures, run-length encoding, writing.
 """
 
@@ -29,15 +29,14 @@ def main() -> None:
     images = torch.from_numpy(np.stack([data.image(i) for i in range(BATCH)])).permute(0, 3, 1, 2)
     resized = proposals.resize_images(images, input_side=SIDE).to(device())
     encoder = load_encoder("zoo", device=device())
+    rule = masks.MaskRule(top_k=0.4, cls_heads=3, mass=None, center="balanced")
     forward, extra = [], []
     for _ in range(REPEATS):
         start = clock()
         tokens = encoder.tokens(resized)
         middle = clock()
-        found, _ = proposals.mask_tokens(
-            tokens, top_k=0.4, cls_heads=3, mass=None, center="balanced"
-        )
-        masks.mask_to_pixels(found, padded_hw=(SIDE, SIDE), image_hw=tuple(images.shape[-2:]))
+        found, _ = proposals.tokens_to_masks(tokens, rule)
+        masks.mask_to_pixels(found[:, 0], padded_hw=(SIDE, SIDE), image_hw=tuple(images.shape[-2:]))
         forward.append(middle - start)
         extra.append(clock() - middle)
     result = {

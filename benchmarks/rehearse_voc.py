@@ -40,6 +40,7 @@ from mdlib.data.images import image_size, read_image
 from mdlib.data.voc import CLASSES
 from mdlib.data.zoo import paint_exact
 from mdlib.method import clusters, crf, detector, proposals, pseudo_labels, segmenter
+from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import load_encoder
 from mdlib.run.preflight import images_of
 from mdlib.run.presets import load_preset, resolve
@@ -186,24 +187,13 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
 
     # 01: masks, and beside them what they cannot do without
     encoder = load_encoder(p1["encoder_name"], weights="random", device=device)
-    rule = {
-        key: p1[key]
-        for key in (
-            "input_side",
-            "batch_size",
-            "top_k",
-            "mass",
-            "center",
-            "max_masks",
-            "min_contrast",
-            "max_seam",
-        )
-    }
-    rule["cls_heads"] = min(p1["cls_heads"], encoder.heads)
+    rule = MaskRule.of({**p1, "cls_heads": min(p1["cls_heads"], encoder.heads)})
+    seen_as = {name: p1[name] for name in ("input_side", "batch_size")}
 
     def masks(images: int) -> None:
-        found = proposals.distill_masks(data.first(images), encoder, **rule)
-        write_masks(folder / "masks.json", found, images=data.first(images).sizes())
+        part = data.first(images)
+        found = proposals.propose_masks(part, encoder, rule, **seen_as)
+        write_masks(folder / "masks.json", found, images=part.sizes())
 
     unit = 2 if small else p1["batch_size"]
     go.stage("01 masks", masks, unit=unit, images=everything + support)

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from mdlib.core.paths import ROOT
 from mdlib.method.crf import CrfSettings
+from mdlib.method.masks import MaskRule
 from mdlib.method.segmenter import Augment
 from mdlib.training.loop import Recipe
 
@@ -103,7 +104,7 @@ def picked_by(node: ast.AST) -> set[str]:
         return set()
     if not node.args or ast.unparse(node.args[0]) != "globals()":
         return set()
-    kinds = {kind.__name__: kind for kind in (Recipe, Augment, CrfSettings)}
+    kinds = {kind.__name__: kind for kind in (MaskRule, Recipe, Augment, CrfSettings)}
     kind = kinds[ast.unparse(node.func).split(".")[-2]]
     fields = {field.name for field in dataclasses.fields(kind)}
     return fields - {keyword.arg for keyword in node.keywords}

@@ -14,12 +14,11 @@ survey data, 1988.
 2. Owen, The pigeonhole bootstrap, 2007.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mdlib.evaluate.metrics import merge_predictions
+from mdlib.evaluate.metrics import areas_to_iou
 
 LEVEL = 0.95  # share of the resamples inside an interval
 
@@ -49,8 +48,8 @@ def mean_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) 
 
 
 def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Effect:
-    """The mIoU of a minus that of b, from `iou_areas` of each image: (images, 2, C) or (seeds,
-    images, 2, C).
+    """The mIoU of a minus that of b, from `metrics.intersection_and_union` of each image:
+    (images, 2, C) or (seeds, images, 2, C).
 
     Areas are summed over the drawn images before they are divided, as mIoU is over a set; then the
     mean is taken over the classes that occur, and over the drawn seeds. Raises ValueError as
@@ -63,26 +62,13 @@ def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) 
 
 
 def miou(areas: np.ndarray) -> np.ndarray:
-    """The mIoU of a set from `iou_areas`: (images, 2, C) -> (), or (seeds, images, 2, C) ->
+    """The mIoU of a set from the areas of its images: (images, 2, C) -> (), with seeds too ->
     (seeds,).
     """
     areas = np.asarray(areas)
     return _mious(areas.reshape(-1, *areas.shape[-3:]), np.ones((1, areas.shape[-3]))).reshape(
         areas.shape[:-3]
     )
-
-
-def iou_areas(confusions: Iterable[np.ndarray], mapping: np.ndarray) -> np.ndarray:
-    """The confusion matrix (num_preds, C) of each image and their naming -> (images, 2, C):
-    intersection and union of each class.
-
-    Summed over images and divided they are `metrics.iou`, which says what an unmatched prediction
-    counts as.
-    """
-    # (images, C + 1, C)
-    merged = np.stack([merge_predictions(each, mapping) for each in confusions])
-    hits = np.diagonal(merged[:, :-1], axis1=1, axis2=2)
-    return np.stack([hits, merged[:, :-1].sum(2) + merged.sum(1) - hits], 1).astype(np.float64)
 
 
 def _paired(a: np.ndarray, b: np.ndarray, *, axes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,9 +105,8 @@ def _draws(size: tuple[int, int], *, resamples: int, seed: int) -> tuple[np.ndar
 
 def _mious(areas: np.ndarray, images: np.ndarray) -> np.ndarray:
     """(S, I, 2, C) areas and (R, I) shares -> (R, S) mIoU."""
-    hits, unions = np.einsum("ri,siac->arsc", images, areas, optimize=True)
-    shares = np.divide(hits, unions, out=np.full(hits.shape, np.nan), where=unions > 0)
-    return np.nanmean(shares, axis=-1)
+    drawn = np.einsum("ri,siac->rsac", images, areas, optimize=True)
+    return np.nanmean(areas_to_iou(drawn), axis=-1)
 
 
 def _effect(value: float, drawn: np.ndarray) -> Effect:

@@ -12,17 +12,13 @@ Sources: Lin et al., Microsoft COCO, arXiv 1405.0312; cocodataset.org, detection
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from mdlib.core.mask import Mask
 from mdlib.data.sample import Instances
-from mdlib.evaluate.metrics import UNMATCHED, box_iou
-
-if TYPE_CHECKING:  # for its name alone: whoever only counts need not wait for PyTorch
-    pass
+from mdlib.evaluate.metrics import UNMATCHED, best_overlap, box_iou
 
 # pixels, COCO's
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
@@ -94,26 +90,41 @@ def coco_scores(
 
 
 def single(
-    images: Sequence[Sequence[Mask]], truths: Iterable[Instances]
+    images: Sequence[Sequence[Mask]], truths: Iterable[Instances], *, overlap: str
 ) -> tuple[list[list[Mask]], Iterator[Instances]]:
-    """The "single" protocol: the most confident prediction of each image, and the one object whose
-    box it overlaps best.
+    """The "single" protocol: one prediction of each image against the object that it overlaps best.
 
     An image without a prediction keeps one object, its largest, which is missed; one without an
-    object keeps its prediction, which is a false alarm. Crowds are left out. The objects come one
-    image at a time.
+    object keeps its prediction, which is a false alarm. Crowds are left out.
+
+    Args:
+        images: The predictions of each image, as `coco_scores` takes them.
+        truths: The true objects of each image, looked at once and in order.
+        overlap: What is compared to choose the object: "box" (the paper) or "mask".
+
+    Returns:
+        images: The most confident prediction of each image.
+        truths: One object of each image; they come one image at a time.
+
+    Raises:
+        ValueError: `overlap` is neither.
     """
+    if overlap not in ("box", "mask"):
+        raise ValueError(f'overlap must be "box" or "mask", got {overlap!r}')
     best = [[max(masks, key=lambda mask: mask.score)] if masks else [] for masks in images]
-    return best, (_reduced(kept, true) for kept, true in zip(best, truths, strict=True))
+    pairs = zip(best, truths, strict=True)
+    return best, (_reduced(kept, true, overlap) for kept, true in pairs)
 
 
-def _reduced(kept: list[Mask], true: Instances) -> Instances:
+def _reduced(kept: list[Mask], true: Instances, overlap: str) -> Instances:
     if not len(true.labels):
         chosen = []
-    elif kept:
+    elif not kept:
+        chosen = [int(true.masks.sum((1, 2)).argmax())]
+    elif overlap == "box":
         chosen = [reduce_to_best_box(kept[0].box, true.boxes)]
     else:
-        chosen = [int(true.masks.sum((1, 2)).argmax())]
+        chosen = [best_overlap(kept[0].pixels(), true.masks)[1]]
     return Instances(masks=true.masks[chosen], labels=true.labels[chosen])
 
 
@@ -208,16 +219,6 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, positives: int) -> f
     return float(np.append(precision, 0.0)[np.minimum(where, len(hits))].mean())
 
 
-def mask_ap50_single(overlaps: np.ndarray, scores: np.ndarray) -> float:
-    """Mask AP50, class-agnostic, "single": one prediction an image against the one object that it
-    overlaps best.
-
-    overlaps (n,) IoU with that object; scores (n,) confidence. An image without a prediction:
-    overlap 0, score -inf.
-    """
-    return average_precision(scores, np.asarray(overlaps) >= 0.5, len(overlaps))
-
-
 def detection_hits(scores: np.ndarray, overlaps: np.ndarray, *, threshold: float) -> np.ndarray:
     """COCO's greedy matching in one image: scores (n,), overlaps (n, m) IoU with the true objects
     -> (n,) bool.
@@ -227,7 +228,11 @@ def detection_hits(scores: np.ndarray, overlaps: np.ndarray, *, threshold: float
     given. Raises ValueError where the shapes do not fit. Source: pycocotools, COCOeval.evaluateImg
     (no crowds).
     """
-    scores, overlaps = _scored(scores, overlaps)
+    scores, overlaps = np.asarray(scores, np.float64), np.asarray(overlaps, np.float64)
+    if scores.ndim != 1 or overlaps.ndim != 2 or len(scores) != len(overlaps):
+        raise ValueError(
+            f"expected scores (n,) and overlaps (n, m), got {scores.shape} and {overlaps.shape}"
+        )
     hits, free = np.zeros(len(scores), bool), np.ones(overlaps.shape[1], bool)
     for i in np.argsort(-scores, kind="stable"):
         allowed = np.flatnonzero(free & (overlaps[i] >= min(threshold, 1 - 1e-10)))
@@ -235,49 +240,3 @@ def detection_hits(scores: np.ndarray, overlaps: np.ndarray, *, threshold: float
             best = allowed[overlaps[i, allowed] == overlaps[i, allowed].max()][-1]
             hits[i], free[best] = True, False
     return hits
-
-
-def counted_detections(
-    scores: np.ndarray, overlaps: np.ndarray, crowds: np.ndarray | None = None, *, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and hits of those predictions of an image that count, best first: the 100 best, less
-    those forgiven.
-
-    crowds (n, c): the share of each prediction inside each crowd region. One that hits no object
-    but lies in a crowd by threshold or more is forgiven, as in COCO: it is neither right nor wrong.
-    For the rest see detection_hits.
-    """
-    scores, overlaps = _scored(scores, overlaps)
-    best = np.argsort(-scores, kind="stable")[:MAX_DETECTIONS]
-    hits = detection_hits(scores[best], overlaps[best], threshold=threshold)
-    if crowds is not None:
-        counts = hits | ~(np.asarray(crowds)[best] >= threshold).any(1)
-        best, hits = best[counts], hits[counts]
-    return scores[best], hits
-
-
-def mask_ap(images: Iterable[tuple], *, threshold: float = 0.5) -> float:
-    """COCO's AP at one IoU threshold over a data set, class-agnostic, objects of every size (the
-    "multi" protocol).
-
-    images: for each image scores (n,) and overlaps (n, m), the IoU of its n predictions with its m
-    true objects, and, where there are crowds, its share inside them (n, c) (see
-    counted_detections); give every image, also one without predictions (0, m) or objects (n, 0).
-    NaN without a true object; 0.0 without a prediction. Equal scores rank in the images' order.
-    """
-    all_scores, all_hits, positives = [np.zeros(0)], [np.zeros(0, bool)], 0
-    for image in images:
-        scores, hits = counted_detections(*image, threshold=threshold)
-        all_scores.append(scores)
-        all_hits.append(hits)
-        positives += np.shape(image[1])[1]
-    return average_precision(np.concatenate(all_scores), np.concatenate(all_hits), positives)
-
-
-def _scored(scores: np.ndarray, overlaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores, overlaps = np.asarray(scores, np.float64), np.asarray(overlaps, np.float64)
-    if scores.ndim != 1 or overlaps.ndim != 2 or len(scores) != len(overlaps):
-        raise ValueError(
-            f"expected scores (n,) and overlaps (n, m), got {scores.shape} and {overlaps.shape}"
-        )
-    return scores, overlaps

@@ -6,7 +6,7 @@ Everything streams: a confusion matrix is added up over images, so no data set i
 memory.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 if TYPE_CHECKING:  # for its name alone: whoever only counts need not wait for PyTorch
     from mdlib.data import Dataset
+    from mdlib.data.sample import Instances
 
 UNMATCHED = -1
 
@@ -118,18 +119,37 @@ def merge_predictions(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     return merged
 
 
+def intersection_and_union(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    """Intersection and union of each class after naming, in pixels.
+
+    A pixel of an unmatched prediction is a false negative of its class and a false positive of
+    none; it is never counted as background.
+
+    Args:
+        confusion: (num_preds, C) counts, of an image or summed over images.
+        mapping: (num_preds,) the class of each prediction, -1 where it has none.
+
+    Returns:
+        (2, C) float64: intersections, then unions.
+    """
+    merged = merge_predictions(confusion, mapping)
+    hits = np.diagonal(merged[:-1])
+    return np.stack([hits, merged[:-1].sum(1) + merged.sum(0) - hits]).astype(np.float64)
+
+
+def areas_to_iou(areas: np.ndarray) -> np.ndarray:
+    """Intersections and unions (..., 2, C) -> IoU (..., C), NaN where a class has no union."""
+    hits, unions = areas[..., 0, :], areas[..., 1, :]
+    return np.divide(hits, unions, out=np.full(hits.shape, np.nan), where=unions > 0)
+
+
 def iou(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     """Intersection over union of each class after naming: (num_targets,) float64.
 
-    A pixel of an unmatched prediction is a false negative of its class and a false positive of
-    none; it is never counted as background. NaN where a class is absent from both truth and
-    prediction.
+    NaN where a class is absent from both truth and prediction. What an unmatched prediction counts
+    as: see `intersection_and_union`.
     """
-    merged = merge_predictions(confusion, mapping)
-    named = merged[:-1]
-    hits = np.diagonal(named).astype(np.float64)
-    union = named.sum(1) + merged.sum(0) - hits
-    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    return areas_to_iou(intersection_and_union(confusion, mapping))
 
 
 def mean_iou(confusion: np.ndarray, mapping: np.ndarray) -> float:
@@ -153,17 +173,6 @@ def _pairwise_iou(counts: np.ndarray) -> np.ndarray:
     return np.divide(counts, union, out=np.zeros(counts.shape), where=union > 0)
 
 
-# ---------------------------------------------------------------- features
-
-
-def nearest_neighbour_accuracy(
-    gallery: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray
-) -> float:
-    """Share of queries (M, D) whose most similar gallery row (N, D), by cosine, has the same class."""
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (queries, gallery)]
-    return float((labels[(unit[0] @ unit[1].T).argmax(1)] == truth).mean())
-
-
 # ---------------------------------------------------------------- masks and boxes
 
 
@@ -176,17 +185,6 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     both = a @ b.T
     union = a.sum(1)[:, None] + b.sum(1)[None] - both
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
-
-
-def share_inside(masks: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """(n, H, W) bool, (c, H, W) bool -> (n, c) float64: the share of each mask that lies in each
-    region; 0 for an empty mask.
-    """
-    a, b = (
-        each.reshape(len(each), int(np.prod(each.shape[1:]))).astype(np.float64)
-        for each in (masks, regions)
-    )
-    return (a @ b.T) / a.sum(1)[:, None].clip(1)
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -209,6 +207,16 @@ def best_overlap(mask: np.ndarray, instances: np.ndarray) -> tuple[float, int]:
         return 0.0, -1
     overlaps = mask_iou(mask[None], instances)[0]
     return float(overlaps.max()), int(overlaps.argmax())
+
+
+def top_iou(masks: Sequence[np.ndarray], instances: "Instances") -> float:
+    """IoU of an image's first mask with the object that it overlaps best; 0 without either.
+
+    Args:
+        masks: (H, W) bool masks of the image, of which the first is judged.
+        instances: Its true objects.
+    """
+    return best_overlap(masks[0], instances.masks)[0] if len(masks) else 0.0
 
 
 def corloc(boxes: list, truths: list) -> float:

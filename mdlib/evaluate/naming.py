@@ -11,6 +11,7 @@ from itertools import groupby
 
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
 from mdlib.core.mask import Mask
 from mdlib.data import Dataset, Instances
@@ -86,14 +87,11 @@ def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
     clusters, classes = np.asarray(clusters), np.asarray(classes)
     if not len(clusters):
         raise ValueError("there is no mask to judge clusters by")
-    _, rows = np.unique(clusters, return_inverse=True)
-    _, columns = np.unique(classes, return_inverse=True)
-    counts = np.zeros((rows.max() + 1, columns.max() + 1), np.int64)
-    np.add.at(counts, (rows, columns), 1)
+    counts = contingency_matrix(classes, clusters)  # a row for each class, a column a cluster
     return {
         "nmi": float(normalized_mutual_info_score(classes, clusters)),
         "ari": float(adjusted_rand_score(classes, clusters)),
-        "purity": float(counts.max(1).sum() / len(clusters)),
+        "purity": float(counts.max(0).sum() / len(clusters)),
     }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
 from mdlib.core.mask import Mask
@@ -124,10 +125,10 @@ def fit_kmeans(
 
 
 def assign_clusters(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The nearest centre of each feature: (n, D), (k, D) -> (n,) int64.
+    """The nearest centre of each feature: (n, D), (k, D) -> (n,) int64, the first on a tie.
 
-    In float64: the difference of squares cancels.
+    In float64: the difference of squares cancels. n may be 0.
     """
-    features, centres = features.astype(np.float64), centres.astype(np.float64)
-    distance = (centres**2).sum(1)[None] - 2 * features @ centres.T
-    return distance.argmin(1).astype(np.int64)
+    if not len(features):
+        return np.zeros(0, np.int64)
+    return pairwise_distances_argmin(features.astype(np.float64), centres.astype(np.float64))

@@ -10,11 +10,58 @@ No N x N affinity is ever built: dot products are linear, so with K (N, D) all k
 G_diff = K (sum of the sources' keys). The cost is O(N D) instead of O(N^2 D).
 """
 
+from dataclasses import dataclass, replace
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdlib.core.settings import Settings
+
 CENTERS = ("none", "mean", "balanced")  # where the keys' origin may lie, see `center_keys`
+
+
+@dataclass(frozen=True)
+class MaskRule(Settings):
+    """The settings of stage 1: which patches make a mask, and how many masks an image gets.
+
+    Attributes:
+        top_k: Share of the patches that are candidates, in (0, 1]; at least one is.
+        cls_heads: How many heads, from the first, are averaged for G_CLS.
+        mass: The reference's mass rule (`apply_mass`), in (0, 1], for keys as trained; or None.
+        center: Where the keys' origin is put (`center_keys`), one of CENTERS.
+        max_masks: How many masks an image has at most; 1 in the paper.
+        min_contrast: A mask with less `several_masks.contrast` is refused; None: never.
+        max_seam: A mask is cut in two where that costs less than this
+            (`several_masks.seed_part`); None: never.
+
+    Raises:
+        ValueError: A setting is outside its range, or `mass` is set for centred keys.
+    """
+
+    top_k: float
+    cls_heads: int
+    mass: float | None
+    center: str
+    max_masks: int = 1
+    min_contrast: float | None = None
+    max_seam: float | None = None
+
+    def __post_init__(self) -> None:
+        self.check("top_k", 0 < self.top_k <= 1, "in (0, 1]")
+        self.check("cls_heads", self.cls_heads >= 1, "1 or more")
+        self.check("mass", self.mass is None or 0 < self.mass <= 1, "None or in (0, 1]")
+        self.check("center", self.center in CENTERS, f"one of {CENTERS}")
+        if self.center != "none" and self.mass is not None:
+            raise ValueError(
+                "centred scores sum to about zero, so the mass rule means nothing: set mass to None"
+            )
+        self.check("max_masks", self.max_masks >= 1, "1 or more")
+
+    def one_mask(self) -> Self:
+        """The same rule with the paper's one mask an image, never refused and never cut."""
+        return replace(self, max_masks=1, min_contrast=None, max_seam=None)
 
 
 def object_mask(
@@ -34,24 +81,68 @@ def object_mask(
     rule (`apply_mass`). Returns (..., h, w) bool: the 4-connected region of G_diff > 0 that holds
     the seed. It is never empty unless the seed's key is zero, so it cannot say "no object here".
     """
-    check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass)
+    rule = MaskRule(top_k=top_k, cls_heads=cls_heads, mass=mass, center="none")
+    return trace_mask(cls_query, keys, grid_hw=grid_hw, rule=rule).mask
+
+
+@dataclass(frozen=True)
+class MaskTrace:
+    """How stage 1 came to the mask of each image; P candidates among N patches.
+
+    Attributes:
+        scores: (..., N) float32, G_CLS.
+        candidates: (..., P) int64, row-major indices of patches, best first.
+        sources: (..., P) bool, the candidates that look like the seed.
+        g_diff: (..., N) float32.
+        mask: (..., h, w) bool.
+    """
+
+    scores: Tensor
+    candidates: Tensor
+    sources: Tensor
+    g_diff: Tensor
+    mask: Tensor
+
+
+def trace_mask(
+    cls_query: Tensor,
+    keys: Tensor,
+    *,
+    grid_hw: tuple[int, int],
+    rule: MaskRule,
+    features: Tensor | None = None,
+    seed: Tensor | None = None,
+) -> MaskTrace:
+    """One mask of each image with all that led to it: score, choose, diffuse, keep the component.
+
+    Args:
+        cls_query: (..., heads, d) float, the CLS token's queries.
+        keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
+        grid_hw: (h, w) of the grid of patches.
+        rule: The settings; of them, those of one mask.
+        features: (..., heads, N, d) float, centred: what G_I compares; None: the keys.
+        seed: (...) int64, the patch to start from; None: the best candidate.
+
+    Raises:
+        ValueError: The tokens do not fit the grid or the rule, or are not finite.
+    """
     batch = keys.shape[:-3]
-    cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
-    keys = keys.reshape(-1, *keys.shape[-3:]).float()
+    cls_query, keys = prepare_tokens(cls_query, keys, grid_hw=grid_hw, rule=rule)
+    compared = keys if features is None else features.reshape(-1, *features.shape[-3:]).float()
 
-    g_diff, seed = diffuse(
-        keys, candidate_patches(cls_query, keys, top_k=top_k, cls_heads=cls_heads, mass=mass)
-    )
+    scores = cls_scores(cls_query, keys, cls_heads=rule.cls_heads)
+    candidates = candidate_patches(scores, rule)
+    seed = candidates[:, 0] if seed is None else seed.reshape(-1)
+    g_diff, sources = diffuse(compared, candidates, seed)
     mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
-    return mask.view(*batch, *grid_hw)
+    parts = (scores, candidates, sources, g_diff, mask)
+    return MaskTrace(*(part.view(*batch, *part.shape[1:]) for part in parts))
 
 
-def candidate_patches(
-    cls_query: Tensor, keys: Tensor, *, top_k: float, cls_heads: int, mass: float | None
-) -> Tensor:
-    """P of each image, best first: (B, heads, d), (B, heads, N, d) -> (B, P) int64."""
-    scores = cls_scores(cls_query, keys, cls_heads=cls_heads)
-    return top_patches(scores if mass is None else apply_mass(scores, mass=mass), top_k=top_k)
+def candidate_patches(scores: Tensor, rule: MaskRule) -> Tensor:
+    """P of each image, best first: G_CLS (B, N) -> (B, P) int64."""
+    kept = scores if rule.mass is None else apply_mass(scores, mass=rule.mass)
+    return top_patches(kept, top_k=rule.top_k)
 
 
 def cls_scores(cls_query: Tensor, keys: Tensor, *, cls_heads: int) -> Tensor:
@@ -84,14 +175,24 @@ def top_patches(scores: Tensor, *, top_k: float) -> Tensor:
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-def diffuse(keys: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, heads, N, d), (B, P) best first -> G_diff (B, N) and the seed (B,) int64."""
+def diffuse(keys: Tensor, candidates: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+    """G_diff, the summed affinity to the candidates that look like the seed.
+
+    Args:
+        keys: (B, heads, N, d) float.
+        candidates: (B, P) int64, indices of patches.
+        seed: (B,) int64, an index of a patch.
+
+    Returns:
+        g_diff: (B, N) float.
+        sources: (B, P) bool, which candidates were summed.
+    """
     flat = keys.transpose(1, 2).flatten(2)  # (B, N, heads * d)
     chosen = flat.gather(1, candidates[..., None].expand(-1, -1, flat.shape[-1]))  # (B, P, D)
-    seed_affinity = torch.einsum("bpd,bd->bp", chosen, chosen[:, 0])  # G_I(s, p)
-    sources = (seed_affinity > 0).to(flat.dtype)
-    total = torch.einsum("bp,bpd->bd", sources, chosen)
-    return torch.einsum("bnd,bd->bn", flat, total), candidates[:, 0]
+    start = flat[torch.arange(len(flat), device=flat.device), seed]  # (B, D)
+    sources = torch.einsum("bpd,bd->bp", chosen, start) > 0  # G_I(s, p) > 0
+    total = torch.einsum("bp,bpd->bd", sources.to(flat.dtype), chosen)
+    return torch.einsum("bnd,bd->bn", flat, total), sources
 
 
 def seed_component(foreground: Tensor, seed: Tensor) -> Tensor:
@@ -181,28 +282,53 @@ def mask_to_pixels(
     return pixels[:, 0] > 0.5
 
 
-def check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass) -> None:
-    """ValueError for tokens or settings that `object_mask` cannot take."""
-    check_keys(keys, grid_hw)
+def prepare_tokens(
+    cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], rule: MaskRule
+) -> tuple[Tensor, Tensor]:
+    """Checked tokens as one batch in float32, the keys centred by the rule.
+
+    Args:
+        cls_query: (..., heads, d) float.
+        keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
+        grid_hw: (h, w) of the grid of patches.
+        rule: The settings.
+
+    Returns:
+        cls_query: (B, heads, d) float32.
+        keys: (B, heads, N, d) float32.
+
+    Raises:
+        ValueError: The tokens do not fit the grid or the rule, or are not finite.
+    """
+    _check_grid(keys, grid_hw)
     if cls_query.shape != keys.shape[:-2] + keys.shape[-1:]:
         raise ValueError(
             f"cls_query {tuple(cls_query.shape)} does not fit keys {tuple(keys.shape)}"
         )
-    if not 0 < top_k <= 1:
-        raise ValueError(f"top_k must be in (0, 1], got {top_k}")
-    if not 1 <= cls_heads <= keys.shape[-3]:
-        raise ValueError(f"cls_heads must be in 1..{keys.shape[-3]}, got {cls_heads}")
-    if mass is not None and not 0 < mass <= 1:
-        raise ValueError(f"mass must be None or in (0, 1], got {mass}")
-    if not torch.isfinite(cls_query).all():
-        raise ValueError("queries are not finite: was the encoder run in too low a precision?")
+    if rule.cls_heads > keys.shape[-3]:
+        raise ValueError(f"cls_heads must be in 1..{keys.shape[-3]}, got {rule.cls_heads}")
+    cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
+    keys = keys.reshape(-1, *keys.shape[-3:]).float()
+    keys = center_keys(cls_query, keys, cls_heads=rule.cls_heads, center=rule.center)
+    _check_finite(keys, "keys")  # after centring: there they are dense in memory, twice as fast
+    _check_finite(cls_query, "queries")
+    return cls_query, keys
 
 
 def check_keys(keys: Tensor, grid_hw: tuple[int, int]) -> None:
     """ValueError for keys that do not fill the grid, or are not finite."""
+    _check_grid(keys, grid_hw)
+    _check_finite(keys, "keys")
+
+
+def _check_grid(keys: Tensor, grid_hw: tuple[int, int]) -> None:
     if keys.ndim < 3 or keys.shape[-2] != grid_hw[0] * grid_hw[1]:
         raise ValueError(
-            f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, got {tuple(keys.shape)}"
+            f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, "
+            f"got {tuple(keys.shape)}"
         )
-    if not torch.isfinite(keys).all():
-        raise ValueError("keys are not finite: was the encoder run in too low a precision?")
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{what} are not finite: was the encoder run in too low a precision?")

@@ -7,53 +7,42 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mdlib.core.mask import Mask
 from mdlib.data import Dataset
 from mdlib.data.loading import load
 from mdlib.method import masks, several_masks
+from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Encoder, Tokens
 
 WINDOW = 100e6  # bytes of pictures among which batches are gathered: about 180 of VOC's
 
 
-def distill_masks(
-    dataset: Dataset,
-    encoder: Encoder,
-    *,
-    input_side: int,
-    batch_size: int,
-    top_k: float,
-    cls_heads: int,
-    mass: float | None,
-    center: str,
-    max_masks: int = 1,  # the last three: the paper's one mask an image, or objects.object_masks
-    min_contrast: float | None = None,
-    max_seam: float | None = None,
+def propose_masks(
+    dataset: Dataset, encoder: Encoder, rule: MaskRule, *, input_side: int, batch_size: int
 ) -> Iterator[Mask]:
-    """Yield the masks of each image of a data set, in order; images of one size share a batch, as
-    `batches_by_size` gathers them.
+    """Yield the masks of each image of a data set, in order.
 
-    A mask: {"image_id", "mask" (H, W) bool, "score" in [0, 1]: the share of the CLS token's
-    attention inside it}. input_side: images are resized so that their shorter side has this many
-    pixels. See masks.object_mask, masks.center_keys and objects.object_masks for the rest. Without
-    min_contrast every image has at least one mask; with it some have none.
+    Images of one size share a batch, as `batches_by_size` gathers them.
+
+    Args:
+        dataset: The images.
+        encoder: The frozen ViT.
+        rule: The settings of stage 1.
+        input_side: Pixels of the shorter side of an image when the encoder sees it.
+        batch_size: Images in a batch at most.
+
+    Yields:
+        Masks whose score is the share of the CLS token's attention inside, in [0, 1]. Without
+        `rule.min_contrast` every image has at least one mask; with it some have none.
     """
-    rule = dict(
-        top_k=top_k,
-        cls_heads=cls_heads,
-        mass=mass,
-        center=center,
-        max_masks=max_masks,
-        min_contrast=min_contrast,
-        max_seam=max_seam,
-    )
     found: dict[int, list[Mask]] = {}  # of images that wait for one before them
     following = 0
     images = load(dataset.image, range(len(dataset)), device=encoder.device)
     for batch in batches_by_size(images, batch_size=batch_size, window=WINDOW):
         named = {dataset.ids[i]: image for i, image in batch.items()}
-        found |= zip(batch, _distill_batch(named, encoder, input_side=input_side, **rule))
+        found |= zip(batch, _propose_batch(named, encoder, rule, input_side=input_side))
         while following in found:
             yield from found.pop(following)
             following += 1
@@ -94,8 +83,8 @@ def batches_by_size(
     yield from waiting.values()
 
 
-def _distill_batch(
-    batch: dict[str, np.ndarray], encoder: Encoder, *, input_side: int, **rule
+def _propose_batch(
+    batch: dict[str, np.ndarray], encoder: Encoder, rule: MaskRule, *, input_side: int
 ) -> list[list[Mask]]:
     """The masks of each of some images of one size, by id.
 
@@ -104,7 +93,7 @@ def _distill_batch(
     images = torch.from_numpy(np.stack(list(batch.values()))).to(encoder.device)
     images = images.permute(0, 3, 1, 2)
     resized = resize_images(images, input_side=input_side)
-    found, scores = several_tokens(encoder.tokens(resized), **rule)
+    found, scores = tokens_to_masks(encoder.tokens(resized), rule)
     image_hw, crop_hw = tuple(images.shape[-2:]), tuple(resized.shape[-2:])
     padded_hw = tuple(-(-side // encoder.patch) * encoder.patch for side in crop_hw)
     pixels = masks.mask_to_pixels(
@@ -115,7 +104,7 @@ def _distill_batch(
         [
             Mask.from_pixels(mask, image_id=image_id, score=score)
             for number, (mask, score) in enumerate(zip(own, its_scores))
-            if mask.any() or (number == 0 and rule["min_contrast"] is None)
+            if mask.any() or (number == 0 and rule.min_contrast is None)
         ]
         for image_id, own, its_scores in zip(batch, pixels, scores.tolist())
     ]
@@ -134,38 +123,21 @@ def resize_images(images: torch.Tensor, *, input_side: int) -> torch.Tensor:
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-def mask_tokens(
-    tokens: Tokens, *, top_k: float, cls_heads: int, mass: float | None, center: str
-) -> tuple:
-    """Tokens -> masks (B, h, w) bool and scores (B,): what stage 1 does after the ViT."""
-    keys = _centred_keys(tokens, cls_heads=cls_heads, mass=mass, center=center)
-    found = masks.object_mask(
-        tokens.cls_query, keys, grid_hw=tokens.grid_hw, top_k=top_k, cls_heads=cls_heads, mass=mass
-    )
-    return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)
+def tokens_to_masks(tokens: Tokens, rule: MaskRule) -> tuple[Tensor, Tensor]:
+    """What stage 1 does after the ViT.
 
+    Args:
+        tokens: Of B images with a grid of h * w patches.
+        rule: The settings of stage 1.
 
-def several_tokens(
-    tokens: Tokens, *, cls_heads: int, mass: float | None, center: str, **settings
-) -> tuple:
-    """Tokens -> masks (B, max_masks, h, w) bool and scores (B, max_masks). settings: the rest of
-    objects.object_masks'.
+    Returns:
+        masks: (B, max_masks, h, w) bool, found ones first, all False where there was none.
+        scores: (B, max_masks) float32 in [0, 1], the share of the CLS token's attention inside.
     """
-    keys = _centred_keys(tokens, cls_heads=cls_heads, mass=mass, center=center)
     found, _ = several_masks.object_masks(
-        tokens.cls_query, keys, grid_hw=tokens.grid_hw, cls_heads=cls_heads, mass=mass, **settings
+        tokens.cls_query, tokens.keys, grid_hw=tokens.grid_hw, rule=rule
     )
     shares = [
         masks.attention_inside(tokens.cls_query, tokens.keys, each) for each in found.unbind(1)
     ]
     return found, torch.stack(shares, 1)
-
-
-def _centred_keys(
-    tokens: Tokens, *, cls_heads: int, mass: float | None, center: str
-) -> torch.Tensor:
-    if center != "none" and mass is not None:
-        raise ValueError(
-            "centred scores sum to about zero, so the mass rule means nothing: set mass to None"
-        )
-    return masks.center_keys(tokens.cls_query, tokens.keys, cls_heads=cls_heads, center=center)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from mdlib.method import normalized_cut
 from mdlib.method.masks import (
+    MaskRule,
     candidate_patches,
-    check_tokens,
     cls_attention,
+    cls_scores,
     diffuse,
+    prepare_tokens,
     seed_component,
 )
 
@@ -27,57 +29,54 @@ LEAST_PART = 0.015  # share of the patches that a part has at least
 
 
 def object_masks(
-    cls_query: Tensor,
-    keys: Tensor,
-    *,
-    grid_hw: tuple[int, int],
-    top_k: float,
-    cls_heads: int,
-    mass: float | None,
-    max_masks: int,
-    min_contrast: float | None,
-    max_seam: float | None,
+    cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], rule: MaskRule
 ) -> tuple[Tensor, Tensor]:
-    """Up to max_masks object masks of each image, none of them overlapping: take the mask away,
-    seed again.
+    """Up to `rule.max_masks` object masks of each image: take the mask away, and seed again.
 
-    The first five as in `object_mask`. A patch that is taken has a zero key from then on, so that
-    it is neither seed nor source nor mask; the next seed is the best candidate that is left.
-    min_contrast: a mask with less `contrast` is refused, and its image is done; so an empty scene
-    has no mask at all. None: every mask is kept. max_seam: masks that are two objects side by side
-    are cut, see `seed_part`; None: never, as in the paper. Returns masks (..., max_masks, h, w)
-    bool, found ones first and all False where there was none, and their contrasts (..., max_masks)
-    float32, 0 where there was none. With max_masks 1 and None for the last two: `object_mask`.
+    A patch that is taken has a zero key from then on, so that it is neither seed nor source nor
+    mask; the next seed is the best candidate that is left. So no two masks overlap. A mask whose
+    contrast is below `rule.min_contrast` is refused, and its image is done: an empty scene has no
+    mask at all. A rule of one mask with keys as trained gives `masks.object_mask`.
+
+    Args:
+        cls_query: (..., heads, d) float, the CLS token's queries.
+        keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
+        grid_hw: (h, w) of the grid of patches.
+        rule: The settings.
+
+    Returns:
+        masks: (..., max_masks, h, w) bool, found ones first, all False where there was none.
+        contrasts: (..., max_masks) float32, see `contrast`; 0 where there was none.
+
+    Raises:
+        ValueError: The tokens do not fit the grid or the rule, or are not finite.
     """
-    check_tokens(cls_query, keys, grid_hw, top_k, cls_heads, mass)
-    if max_masks < 1:
-        raise ValueError(f"max_masks must be 1 or more, got {max_masks}")
     batch = keys.shape[:-3]
-    cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
-    keys = keys.reshape(-1, *keys.shape[-3:]).float()
-
-    candidates = candidate_patches(cls_query, keys, top_k=top_k, cls_heads=cls_heads, mass=mass)
+    cls_query, keys = prepare_tokens(cls_query, keys, grid_hw=grid_hw, rule=rule)
+    scores = cls_scores(cls_query, keys, cls_heads=rule.cls_heads)
+    candidates = candidate_patches(scores, rule)
     taken = torch.zeros_like(keys[:, 0, :, 0], dtype=torch.bool)  # (B, N)
-    floor = -math.inf if min_contrast is None else min_contrast
+    floor = -math.inf if rule.min_contrast is None else rule.min_contrast
     found, contrasts = [], []
-    for _ in range(max_masks):
+    for _ in range(rule.max_masks):
         left_first = taken.gather(1, candidates).int().sort(dim=1, stable=True).indices
         left = keys.masked_fill(taken[:, None, :, None], 0)
-        g_diff, seed = diffuse(left, candidates.gather(1, left_first))
+        ranked = candidates.gather(1, left_first)
+        seed = ranked[:, 0]
+        g_diff, _ = diffuse(left, ranked, seed)
         mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
         score = contrast(cls_query, keys, mask.flatten(1), ~taken)
-        if max_seam is not None:
+        if rule.max_seam is not None:
             for i in (score >= floor).nonzero()[:, 0]:  # what is refused whole is not worth a cut
-                mask[i] = seed_part(keys[i], mask[i], seed[i], max_seam=max_seam)
+                mask[i] = seed_part(keys[i], mask[i], seed[i], max_seam=rule.max_seam)
             score = contrast(cls_query, keys, mask.flatten(1), ~taken)
         # refused here, and the same again in the rounds to come
         mask = mask.flatten(1) & (score >= floor)[:, None]
         taken = taken | mask
         found.append(mask)
         contrasts.append(score * mask.any(1))
-    return torch.stack(found, 1).view(*batch, max_masks, *grid_hw), torch.stack(contrasts, 1).view(
-        *batch, max_masks
-    )
+    shape = (*batch, rule.max_masks)
+    return torch.stack(found, 1).view(*shape, *grid_hw), torch.stack(contrasts, 1).view(shape)
 
 
 def seed_part(keys: Tensor, mask: Tensor, seed: Tensor, *, max_seam: float) -> Tensor:

@@ -33,22 +33,24 @@ def patch_view(
     heads = slice(None) if head is None else slice(head, head + 1)
     query, keys = tokens.cls_query[:1, heads], tokens.keys[:1, heads]
     keys = masks.center_keys(query, keys, cls_heads=keys.shape[1], center=center)
-    scores = masks.cls_scores(query, keys, cls_heads=keys.shape[1])
-    candidates = masks.top_patches(scores, top_k=top_k)[0]
-    seed = candidates[0] if patch is None else torch.tensor(patch, device=candidates.device)
+    trace = masks.trace_mask(
+        query,
+        keys,
+        grid_hw=tokens.grid_hw,
+        rule=masks.MaskRule(top_k=top_k, cls_heads=keys.shape[1], mass=None, center="none"),
+        seed=None if patch is None else torch.tensor([patch], device=keys.device),
+    )
+    candidates = trace.candidates[0]
+    seed = candidates[0] if patch is None else patch
     flat = keys[0].transpose(0, 1).flatten(1)  # (N, D)
-    affinity = flat @ flat[seed]
-    sources = candidates[affinity[candidates] > 0]
-    g_diff = flat @ flat[sources].sum(0)
-    chosen = torch.zeros_like(affinity).index_fill_(0, candidates, 1.0).index_fill_(0, sources, 2.0)
-    chosen[seed] = 3.0
-    found = masks.seed_component((g_diff > 0).view(1, *tokens.grid_hw), seed[None])[0]
+    chosen = torch.zeros_like(trace.scores[0])
+    chosen[candidates], chosen[candidates[trace.sources[0]]], chosen[seed] = 1.0, 2.0, 3.0
     maps = {
-        "G_CLS": scores[0],
+        "G_CLS": trace.scores,
         "candidates": chosen,
-        "affinity": affinity,
-        "G_diff": g_diff,
-        "mask": found,
+        "affinity": flat @ flat[seed],
+        "G_diff": trace.g_diff,
+        "mask": trace.mask,
     }
     return {name: values.reshape(tokens.grid_hw).cpu().numpy() for name, values in maps.items()}
 

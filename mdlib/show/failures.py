@@ -69,7 +69,7 @@ def _poor(run: Outcome, i: int) -> Iterator[Failure]:
         return
     fits = []
     for mask in (found.pixels() for found in run.masks[i]):
-        meant = metrics.share_inside(true.masks, mask[None])[:, 0] > HALF
+        meant = _share_inside(true.masks, mask) > HALF
         meant[metrics.best_overlap(mask, true.masks)[1]] = True
         region = true.masks[meant].any(0)
         fits.append(
@@ -99,7 +99,7 @@ def _merged(run: Outcome, i: int) -> Iterator[Failure]:
     """01: a mask with more than half of two objects. measure: IoU with both together."""
     true = run.val.instances(i)
     for found in run.masks[i] if len(true.labels) > 1 else ():
-        held = metrics.share_inside(true.masks, found.pixels()[None])[:, 0]
+        held = _share_inside(true.masks, found.pixels())
         a, b = np.argsort(-held, kind="stable")[:2]
         iou = metrics.mask_iou(found.pixels()[None], (true.masks[a] | true.masks[b])[None]).item()
         if held[b] > HALF and iou > HALF:
@@ -224,6 +224,11 @@ def _failure(
     true = run.val.instances(i)
     truth = [Mark(mask, run.classes[label], "true") for mask, label in zip(true.masks, true.labels)]
     return Failure(float(measure), heading, words, run.val.image(i), said, truth)
+
+
+def _share_inside(masks: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """The share of each mask (n, H, W) bool that lies in a region (H, W): (n,), 0 for an empty one."""
+    return (masks & region).sum((1, 2)) / masks.sum((1, 2)).clip(1)
 
 
 def _regions(run: Outcome, labels: np.ndarray) -> list[Mark]:

@@ -5,6 +5,8 @@ Colours are from Wong's colour-blind-safe set; line and order say the same.
 Functions take arrays and return a matplotlib Figure; `Stage.figure` saves it.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -123,6 +125,29 @@ def image_table(
             image_row(ax, image, heading if line == 0 else "")
         axes[line, 0].set_ylabel(label, rotation=0, ha="right", va="center")
     return figure
+
+
+def cases(
+    values: Sequence[float] | np.ndarray,
+    count: int,
+    *,
+    labels: tuple[str, str, str] = ("best", "median", "worst"),
+) -> dict[str, list[int]]:
+    """Which images to show: the best, those around the median, and the worst.
+
+    Args:
+        values: (n,), the larger the better; what is NaN is left out.
+        count: Images of each kind; fewer where there are fewer.
+        labels: Names of the three kinds.
+
+    Returns:
+        Label -> indices into `values`, each list from good to bad, ties in the given order.
+    """
+    values = np.asarray(values, np.float64)
+    ranked = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]  # NaN comes last
+    start = max(0, len(ranked) // 2 - count // 2)
+    parts = (ranked[:count], ranked[start : start + count], ranked[max(0, len(ranked) - count) :])
+    return {label: part.tolist() for label, part in zip(labels, parts, strict=True)}
 
 
 def bars(

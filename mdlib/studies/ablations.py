@@ -1,10 +1,11 @@
 """What the choices of stages 1, 2 and 4 are worth: arms that need no training.
 
 Tokens, features and predictions are computed once; an arm is another rule on the same ones. Every
-arm is judged image by image, so that `evidence` can pair it with another.
+arm is judged image by image, so that `bootstrap` can pair it with another.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor
 from mdlib.core.mask import Mask
 from mdlib.core.progress import track
 from mdlib.data import Dataset
-from mdlib.evaluate import metrics, naming
+from mdlib.evaluate import naming
 from mdlib.method import clusters, masks, proposals, pseudo_labels
+from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Encoder, Tokens
 
 AFFINITIES = ("keys", "queries", "values", "patches")
@@ -36,16 +38,25 @@ def image_tokens(dataset: Dataset, encoder: Encoder, *, input_side: int) -> list
     return [encoder.tokens(image) for image in track(resized, total=len(dataset), what="tokens")]
 
 
-def affinity_mask(
-    tokens: Tokens, *, affinity: str, top_k: float, cls_heads: int, mass: float | None, center: str
-) -> tuple[Tensor, Tensor]:
-    """Stage 1's one mask with other features in place of the keys in G_I: (B, h, w) bool and scores
-    (B,).
+def affinity_mask(tokens: Tokens, rule: MaskRule, *, affinity: str) -> tuple[Tensor, Tensor]:
+    """Stage 1's one mask with other features in place of the keys in G_I.
 
-    affinity: "keys" (the method), "queries" or "values" of the last block, or "patches", its output
-    tokens. CLS scores and candidates come from the keys whatever the features are; these are
-    centred as the keys are: by the mean of all patches, or half-way between those that CLS likes
-    and those that it does not.
+    CLS scores and candidates come from the keys whatever the features are. The features are centred
+    as the keys are: by the mean of all patches, or half-way between those that CLS likes and those
+    that it does not.
+
+    Args:
+        tokens: Of B images with a grid of h * w patches.
+        rule: The settings of stage 1; of them, those of one mask.
+        affinity: "keys" (the method), "queries" or "values" of the last block, or "patches", its
+            output tokens.
+
+    Returns:
+        masks: (B, h, w) bool.
+        scores: (B,) float32 in [0, 1], the share of the CLS token's attention inside.
+
+    Raises:
+        ValueError: `affinity` is none of AFFINITIES.
     """
     if affinity not in AFFINITIES:
         raise ValueError(f"affinity must be one of {AFFINITIES}, got {affinity!r}")
@@ -59,64 +70,62 @@ def affinity_mask(
     both = masks.center_keys(
         tokens.cls_query.repeat(1, 2, 1),
         torch.cat([tokens.keys, features], 1),
-        cls_heads=cls_heads,
-        center=center,
+        cls_heads=rule.cls_heads,
+        center=rule.center,
     )
     keys, features = both.split(heads, 1)
-    candidates = masks.candidate_patches(
-        tokens.cls_query, keys, top_k=top_k, cls_heads=cls_heads, mass=mass
-    )
-    g_diff, seed = masks.diffuse(features, candidates)
-    found = masks.seed_component((g_diff > 0).view(-1, *tokens.grid_hw), seed)
+    found = masks.trace_mask(
+        tokens.cls_query,
+        keys,
+        grid_hw=tokens.grid_hw,
+        rule=replace(rule, center="none"),
+        features=features,
+    ).mask
     return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)
 
 
-def judge_masks(
+def masks_by_rule(
     rule: Callable[[Tokens], tuple[Tensor, Tensor]],
     tokens: list[Tokens],
     dataset: Dataset,
     *,
     input_side: int,
     patch: int,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A rule on every image: scores (n,) and the IoU (n, m) of its n masks with the m true objects,
-    as metrics.mask_ap takes them.
+) -> list[list[Mask]]:
+    """What a rule finds in each image, as stage 1 writes it.
 
-    rule: tokens of one image -> masks (1, h, w) or (1, n, h, w) bool and scores of as many; an
-    empty mask is none.
+    Args:
+        rule: Tokens of one image -> masks (1, h, w) or (1, n, h, w) bool and scores of as many; an
+            empty mask is none.
+        tokens: Of each image, see `image_tokens`.
+        dataset: The images.
+        input_side: Pixels of an image's shorter side when the encoder saw it.
+        patch: Pixels of a patch's side.
+
+    Returns:
+        The masks of each image, in the rule's order.
     """
-    judged = []
+    found = []
     for i, seen in enumerate(tokens):
-        sample = dataset[i]
-        found, scores = rule(seen)
-        grids = found.reshape(-1, *seen.grid_hw)
-        scale = input_side / min(sample.image.shape[:2])
-        crop_hw = tuple(round(side * scale) for side in sample.image.shape[:2])
+        image_hw = dataset.size(i)
+        grids, scores = rule(seen)
+        grids = grids.reshape(-1, *seen.grid_hw)
+        scale = input_side / min(image_hw)
+        crop_hw = tuple(round(side * scale) for side in image_hw)
         padded_hw = tuple(cells * patch for cells in seen.grid_hw)
-        pixels = (
-            masks.mask_to_pixels(
-                grids, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=sample.image.shape[:2]
-            )
-            .cpu()
-            .numpy()
+        pixels = masks.mask_to_pixels(
+            grids, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=image_hw
         )
-        there = pixels.any((1, 2))
-        judged.append(
-            (
-                scores.reshape(-1).cpu().numpy()[there],
-                metrics.mask_iou(pixels[there], sample.instances.masks),
-            )
+        found.append(
+            [
+                Mask.from_pixels(mask, image_id=dataset.ids[i], score=score)
+                for mask, score in zip(
+                    pixels.cpu().numpy(), scores.reshape(-1).tolist(), strict=True
+                )
+                if mask.any()
+            ]
         )
-    return judged
-
-
-def first_ious(judged: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(images,): the IoU of each image's first mask with the object that it overlaps best; 0
-    without either.
-    """
-    return np.array(
-        [overlaps[0].max(initial=0.0) if len(overlaps) else 0.0 for _, overlaps in judged]
-    )
+    return found
 
 
 # ---------------------------------------------------------------- stage 2

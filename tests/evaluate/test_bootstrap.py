@@ -5,7 +5,7 @@ import pytest
 
 from mdlib.core.files import read_json
 from mdlib.evaluate import bootstrap, metrics
-from mdlib.evaluate.bootstrap import Effect, iou_areas, mean_difference, miou_difference
+from mdlib.evaluate.bootstrap import Effect, mean_difference, miou_difference
 from mdlib.studies import claims
 from mdlib.studies.claims import claim
 
@@ -29,6 +29,11 @@ def confusions(rng):
 
 
 # ---------------------------------------------------------------- means
+
+
+def areas_of(confusions, mapping):
+    """Of each image: (images, 2, C)."""
+    return np.stack([metrics.intersection_and_union(each, mapping) for each in confusions])
 
 
 def test_a_constant_difference_has_an_interval_of_no_width(rng):
@@ -104,9 +109,9 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another(rng):
 
 def test_areas_summed_and_divided_are_the_iou_of_the_set(confusions):
     mapping = np.array([0, 1, 2, -1, 3])
-    hits, unions = iou_areas(confusions[0], mapping).sum(0)
+    hits, unions = areas_of(confusions[0], mapping).sum(0)
     np.testing.assert_allclose(hits / unions, metrics.iou(confusions[0].sum(0), mapping))
-    areas = np.stack([iou_areas(each, mapping) for each in confusions])
+    areas = np.stack([areas_of(each, mapping) for each in confusions])
     expected = [metrics.mean_iou(each.sum(0), mapping) for each in confusions]
     np.testing.assert_allclose(bootstrap.miou(areas), expected)
     assert bootstrap.miou(areas[0]) == pytest.approx(expected[0])
@@ -122,7 +127,7 @@ def test_miou_difference_equals_loops_over_resamples(confusions):
     mapping = np.array([0, 1, 2, 3, -1])
     # two "seeds"
     a, b = (
-        np.stack([iou_areas(half, mapping) for half in (each, each[::-1])]) for each in confusions
+        np.stack([areas_of(half, mapping) for half in (each, each[::-1])]) for each in confusions
     )
     seeds, images = bootstrap._draws((2, 12), resamples=50, seed=7)
     loops = [
@@ -136,7 +141,7 @@ def test_miou_difference_equals_loops_over_resamples(confusions):
 
 def test_the_effect_is_the_difference_of_the_two_reported_numbers(confusions):
     mapping = np.array([0, 1, 2, 3, -1])
-    a, b = (iou_areas(each, mapping) for each in confusions)
+    a, b = (areas_of(each, mapping) for each in confusions)
     expected = metrics.mean_iou(confusions[0].sum(0), mapping) - metrics.mean_iou(
         confusions[1].sum(0), mapping
     )
@@ -145,7 +150,7 @@ def test_the_effect_is_the_difference_of_the_two_reported_numbers(confusions):
 
 def test_a_class_that_no_image_has_counts_nowhere(confusions):
     mapping = np.array([0, 1, 2, 3, -1])
-    a, b = (iou_areas(each, mapping) for each in confusions)
+    a, b = (areas_of(each, mapping) for each in confusions)
     wider = [np.concatenate([each, np.zeros((12, 2, 1))], 2) for each in (a, b)]
     assert miou_difference(*wider, **OPTIONS) == miou_difference(a, b, **OPTIONS)
 
@@ -169,7 +174,7 @@ def test_arms_that_cannot_be_compared_are_refused(a, b, expected):
 
 
 def test_miou_of_one_image_has_no_interval(confusions):
-    areas = iou_areas(confusions[0][:1], np.array([0, 1, 2, 3, -1]))
+    areas = areas_of(confusions[0][:1], np.array([0, 1, 2, 3, -1]))
     with pytest.raises(ValueError, match="two images"):
         miou_difference(areas, areas, **OPTIONS)
 

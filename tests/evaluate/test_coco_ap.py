@@ -4,6 +4,7 @@ the "single" protocol.
 
 import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,13 +102,17 @@ def test_a_prediction_in_a_crowd_is_ignored():
 # ---------------------------------------------------------------- against pycocotools
 
 
-def random_case(rng, count=25):
+def random_case(rng, count=25, levels=100):
+    """Predictions near the objects, false alarms and crowds. levels: of the scores; few make ties."""
     images, truths = [], []
     for _ in range(count):
         corners = rng.integers(0, 70, (rng.integers(0, 4), 2))
         sides = rng.integers(8, 58, (len(corners), 2))
         masks = [box(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, sides)]
         true = truth(*masks, labels=rng.integers(1, 4, len(masks)).tolist())
+        if rng.random() < 0.3:
+            x, y = rng.integers(0, 90, 2)
+            true = replace(true, crowds=box(x, y, x + 40, y + 30)[None])
         near = [
             (np.roll(m, rng.integers(-5, 6, 2), (0, 1)), c)
             for m, c in zip(masks, true.labels)
@@ -119,7 +124,9 @@ def random_case(rng, count=25):
         images.append(
             [
                 said(
-                    m, round(rng.random(), 2), int(c if rng.random() < 0.8 else rng.integers(1, 4))
+                    m,
+                    rng.integers(levels) / levels,
+                    int(c if rng.random() < 0.8 else rng.integers(1, 4)),
                 )
                 for m, c in near
             ]
@@ -164,9 +171,9 @@ def pycocotools_stats(images, truths, *, by_class):
     return {name: value for name, value in zip(order, judge.stats) if value > -1}
 
 
-@pytest.mark.parametrize("names", [None, NAMES])
-def test_all_numbers_equal_pycocotools(rng, names):
-    images, truths = random_case(rng)
+@pytest.mark.parametrize(("names", "levels"), [(None, 100), (NAMES, 100), (None, 3)])
+def test_all_numbers_equal_pycocotools(rng, names, levels):
+    images, truths = random_case(rng, levels=levels)
     expected = pycocotools_stats(images, truths, by_class=names is not None)
     assert 0.05 < expected["AP"] < 0.95  # neither end, or the comparison says little
     assert coco_scores(images, truths, names=names).values == pytest.approx(expected, abs=1e-6)
@@ -174,18 +181,27 @@ def test_all_numbers_equal_pycocotools(rng, names):
 
 def test_ap50_equals_our_own(rng):
     images, truths = random_case(rng)
-    pairs = [
-        (
-            np.array([mask.score for mask in found]),
-            metrics.mask_iou(
-                np.stack([mask.pixels() for mask in found]) if found else A[None][:0], true.masks
-            ),
-        )
-        for found, true in zip(images, truths)
-    ]
+    truths = [replace(true, crowds=None) for true in truths]
+    scores, hits = [], []
+    for found, true in zip(images, truths, strict=True):
+        pixels = np.array([mask.pixels() for mask in found], bool).reshape(-1, *A.shape)
+        own = np.array([mask.score for mask in found])
+        scores.append(own)
+        overlaps = metrics.mask_iou(pixels, true.masks)
+        hits.append(coco_ap.detection_hits(own, overlaps, threshold=0.5))
+    objects = sum(len(true.labels) for true in truths)
+    expected = coco_ap.average_precision(np.concatenate(scores), np.concatenate(hits), objects)
     result = coco_scores(images, truths)
-    assert result.values["AP50"] == pytest.approx(coco_ap.mask_ap(pairs), abs=1e-6)
+    assert result.values["AP50"] == pytest.approx(expected, abs=1e-6)
     assert result.precision[0].mean() == pytest.approx(result.values["AP50"])
+
+
+def test_100_predictions_of_an_image_are_looked_at():
+    false = [said(box(x, 100, x + 1, 128), 0.9) for x in range(100)]
+    late = said(A, 0.1)
+    assert coco_scores([[*false, late]], [truth(A)], class_aware=False).values["AP50"] == 0
+    found = coco_scores([[*false[1:], late]], [truth(A)], class_aware=False)
+    assert found.values["AP50"] == pytest.approx(0.01)
 
 
 # ---------------------------------------------------------------- nothing there
@@ -214,9 +230,9 @@ def test_boxes_alone_and_lists_of_different_length_are_refused():
 # ---------------------------------------------------------------- protocols
 
 
-def one_each(images, truths):
+def one_each(images, truths, overlap="box"):
     """`single`, with its objects as a list."""
-    best, reduced = single(images, truths)
+    best, reduced = single(images, truths, overlap=overlap)
     return best, list(reduced)
 
 
@@ -224,6 +240,17 @@ def test_single_keeps_the_surest_prediction_and_the_object_that_its_box_overlaps
     images, truths = one_each([[said(A, 0.4), said(B, 0.9)]], [truth(A, B, labels=[1, 2])])
     assert [mask.score for mask in images[0]] == [0.9]
     assert truths[0].labels.tolist() == [2] and (truths[0].masks[0] == B).all()
+
+
+def test_single_may_choose_the_object_by_its_mask():
+    outline = box(0, 0, 64, 64)
+    outline[2:62, 2:62] = False  # a thin frame: a box that is best, and nearly no mask
+    inner = box(0, 0, 50, 50)
+    found, objects = [[said(box(0, 0, 60, 60), 0.9)]], [truth(outline, inner, labels=[1, 2])]
+    assert one_each(found, objects)[1][0].labels.tolist() == [1]
+    assert one_each(found, objects, "mask")[1][0].labels.tolist() == [2]
+    with pytest.raises(ValueError, match="overlap"):
+        one_each(found, objects, "area")
 
 
 def test_single_of_an_image_without_prediction_misses_its_largest_object():
@@ -249,7 +276,8 @@ def test_single_equals_the_library_s_own_form(rng):
     ]
     scores = np.array([r[0].score if r else -np.inf for r in one])
     values = coco_scores(one, reduced).values
-    assert values["AP50"] == pytest.approx(coco_ap.mask_ap50_single(overlaps, scores), abs=1e-6)
+    expected = coco_ap.average_precision(scores, np.array(overlaps) >= 0.5, len(kept))
+    assert values["AP50"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_clusters_without_a_name_predict_no_class():

@@ -7,12 +7,10 @@ import pytest
 import torch
 from fixtures import Samples
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from sklearn.neighbors import KNeighborsClassifier
 from torchvision.ops import box_iou as torchvision_box_iou
 
 from mdlib.data import Sample
+from mdlib.data.sample import Instances
 from mdlib.evaluate import coco_ap, metrics
 
 # ---------------------------------------------------------------- confusion and IoU
@@ -236,19 +234,6 @@ def test_majority_takes_the_most_frequent_class():
     np.testing.assert_array_equal(metrics.match_majority(counts, pinned={3: 0}), [1, 0, -1, 0])
 
 
-# ---------------------------------------------------------------- features
-
-
-def test_nearest_neighbours_equal_scikit_learn(rng):
-    gallery, labels = rng.normal(size=(40, 6)), rng.integers(0, 4, 40)
-    queries, truth = rng.normal(size=(30, 6)) * 10, rng.integers(0, 4, 30)
-    judge = KNeighborsClassifier(1, metric="cosine").fit(gallery, labels)
-    assert metrics.nearest_neighbour_accuracy(gallery, labels, queries, truth) == judge.score(
-        queries, truth
-    )
-    assert metrics.nearest_neighbour_accuracy(gallery, labels, 5 * gallery, labels) == 1
-
-
 # ---------------------------------------------------------------- masks and boxes
 
 
@@ -301,6 +286,16 @@ def test_best_overlap_names_the_instance():
     assert metrics.best_overlap(mask, instances[:0]) == (0.0, -1)
 
 
+def test_top_iou_looks_at_the_first_mask_alone(rng):
+    first, second, true = random_masks(rng, 3)
+    objects = Instances(masks=np.stack([second, true]), labels=np.array([1, 2]))
+    nothing = Instances(masks=true[None][:0], labels=np.zeros(0, np.int64))
+    expected = metrics.mask_iou(first[None], objects.masks).max()
+    assert 0 < metrics.top_iou([first, second], objects) == expected < 1
+    assert metrics.top_iou([], objects) == metrics.top_iou([first], nothing) == 0
+    assert metrics.top_iou([], nothing) == 0
+
+
 def test_corloc_counts_images_with_half_overlap():
     truth = np.array([[0, 0, 10, 10], [50, 50, 60, 60]], float)
     exactly_half, less = (0, 0, 10, 5), (0, 0, 10, 4.9)
@@ -314,58 +309,6 @@ def test_corloc_refuses_lists_of_different_length():
 
 
 # ---------------------------------------------------------------- average precision
-
-
-def coco_ap50(predictions, scores, truths):
-    """pycocotools on one true mask an image and at most one predicted mask (None: no prediction)."""
-    images = [{"id": i + 1, "height": 12, "width": 15} for i in range(len(truths))]
-    annotations = [
-        {
-            "id": i + 1,
-            "image_id": i + 1,
-            "category_id": 1,
-            "iscrowd": 0,
-            "area": float(t.sum()),
-            "segmentation": to_rle(t),
-        }
-        for i, t in enumerate(truths)
-    ]
-    found = [
-        {"image_id": i + 1, "category_id": 1, "score": float(s), "segmentation": to_rle(p)}
-        for i, (p, s) in enumerate(zip(predictions, scores))
-        if p is not None
-    ]
-    coco = COCO()
-    categories = [{"id": 1, "name": "object"}]
-    coco.dataset = {
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-        "info": {},
-    }
-    coco.createIndex()
-    judge = COCOeval(coco, coco.loadRes(found), "segm")
-    judge.params.iouThrs = np.array([0.5])
-    judge.evaluate()
-    judge.accumulate()
-    # threshold 0.5, all sizes, 100 detections
-    return judge.eval["precision"][0, :, 0, 0, -1].mean()
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_mask_ap50_single_equals_pycocotools(seed):
-    rng = np.random.default_rng(seed)
-    truths = random_masks(rng, 40)
-    predictions = [t if rng.random() < 0.3 else m for t, m in zip(truths, random_masks(rng, 40))]
-    predictions = [None if rng.random() < 0.2 else p for p in predictions]
-    scores = np.array([-np.inf if p is None else rng.random() for p in predictions])
-    overlaps = [
-        0.0 if p is None else metrics.best_overlap(p, t[None])[0]
-        for p, t in zip(predictions, truths)
-    ]
-    ours = coco_ap.mask_ap50_single(overlaps, scores)
-    assert 0.05 < ours < 0.95  # neither end, or the comparison says little
-    assert ours == pytest.approx(coco_ap50(predictions, scores, truths), abs=1e-9)
 
 
 def test_average_precision_closed_forms():
@@ -393,144 +336,7 @@ def test_average_precision_without_objects_is_nan():
     assert np.isnan(coco_ap.average_precision(np.array([0.5]), np.array([False]), 0))
 
 
-# ---------------------------------------------------------------- all predictions of an image
-
-
-def pycocotools_ap(images, threshold):
-    """pycocotools' class-agnostic mask AP at one threshold; images: (predictions (n, H, W), scores
-    (n,), truths (m, H, W)), and perhaps crowds (c, H, W).
-    """
-    listed, true, found = [], [], []
-    for number, (predictions, scores, truths, *crowds) in enumerate(images, 1):
-        listed.append({"id": number, "height": 12, "width": 15})
-        for t in truths:
-            shape = {"area": float(t.sum()), "iscrowd": 0, "segmentation": to_rle(t)}
-            true.append(
-                {"id": len(true) + 1, "image_id": number, "category_id": 1 + len(true) % 3, **shape}
-            )
-        for c in crowds[0] if crowds else ():
-            shape = {"area": float(c.sum()), "iscrowd": 1, "segmentation": to_rle(c)}
-            true.append({"id": len(true) + 1, "image_id": number, "category_id": 1, **shape})
-        for p, s in zip(predictions, scores):
-            # One category: pycocotools lists an image's predictions by category, which would
-            # reorder equal scores.
-            found.append(
-                {"image_id": number, "category_id": 1, "score": float(s), "segmentation": to_rle(p)}
-            )
-    coco = COCO()
-    coco.dataset = {
-        "images": listed,
-        "annotations": true,
-        "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)],
-        "info": {},
-    }
-    coco.createIndex()
-    judge = COCOeval(coco, coco.loadRes(found), "segm")
-    judge.params.useCats, judge.params.iouThrs = 0, np.array([threshold])
-    judge.evaluate()
-    judge.accumulate()
-    assert judge.params.maxDets[-1] == 100 and judge.params.areaRngLbl[0] == "all"
-    return judge.eval["precision"][0, :, 0, 0, -1].mean()
-
-
-def crowd(rng, *, truths, predictions, levels=None):
-    """One image: disjoint-ish true masks and predictions near them. levels: that many different
-    scores, so that they tie.
-    """
-    true = random_masks(rng, truths)
-    near = [
-        true[rng.integers(truths)] ^ (rng.random((12, 15)) < rng.choice([0, 0.02, 0.1]))
-        for _ in range(predictions * (truths > 0))
-    ]
-    found = np.array(
-        [n if rng.random() < 0.7 else m for n, m in zip(near, random_masks(rng, predictions))]
-        or random_masks(rng, predictions)
-    )
-    scores = (
-        rng.random(predictions) if levels is None else rng.integers(0, levels, predictions) / levels
-    )
-    return found.reshape(-1, 12, 15), scores, np.reshape(true, (-1, 12, 15))
-
-
-def ours_of(images, threshold):
-    return coco_ap.mask_ap(((s, metrics.mask_iou(p, t)) for p, s, t in images), threshold=threshold)
-
-
-@pytest.mark.parametrize("threshold", [0.5, 0.75])
-@pytest.mark.parametrize("levels", [None, 3])
-@pytest.mark.parametrize("seed", range(4))
-def test_mask_ap_equals_pycocotools(seed, levels, threshold):
-    rng = np.random.default_rng(seed)
-    sizes = [(0, 3), (2, 0), (0, 0), (1, 1)] + [tuple(rng.integers(0, 6, 2)) for _ in range(20)]
-    images = [crowd(rng, truths=m, predictions=n, levels=levels) for m, n in sizes]
-    ours = ours_of(images, threshold)
-    assert 0.05 < ours < 0.95  # neither end, or the comparison says little
-    assert ours == pytest.approx(pycocotools_ap(images, threshold), abs=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_mask_ap_forgives_what_lies_in_a_crowd_as_pycocotools_does(seed):
-    rng = np.random.default_rng(seed)
-    images = [
-        (*crowd(rng, truths=m, predictions=n), random_masks(rng, c))
-        for m, n, c in rng.integers(0, 5, (20, 3))
-    ]
-    for found, *_, regions in images:  # some predictions lie in a crowd, wholly or mostly
-        for region in regions[: len(found)]:
-            found[rng.integers(len(found))] = region & (rng.random((12, 15)) < 0.9)
-    pairs = [
-        (s, metrics.mask_iou(p, t), metrics.share_inside(p, np.reshape(c, (-1, 12, 15))))
-        for p, s, t, c in images
-    ]
-    ours = coco_ap.mask_ap(pairs)
-    assert ours == pytest.approx(pycocotools_ap(images, 0.5), abs=1e-9)
-    # without crowds these are false alarms
-    assert ours > ours_of([image[:3] for image in images], 0.5)
-
-
-def test_share_inside_a_region():
-    masks = np.zeros((2, 1, 4), bool)
-    masks[0, 0, :2] = True
-    assert metrics.share_inside(
-        masks, np.array([[[1, 0, 0, 0]], [[1, 1, 1, 0]]], bool)
-    ).tolist() == [[0.5, 1.0], [0.0, 0.0]]
-    assert metrics.share_inside(masks, np.zeros((0, 1, 4), bool)).shape == (2, 0)
-
-
-def test_mask_ap_looks_at_100_predictions_an_image(rng):
-    images = [crowd(rng, truths=5, predictions=130), crowd(rng, truths=3, predictions=4)]
-    images[0][1][:5] = -1 - np.arange(5)  # five perfect ones, ranked last
-    images[0][0][:5] = images[0][2]
-    images[0][0][5:] = rng.random((125, 12, 15)) < 0.05
-    assert ours_of(images, 0.5) == pytest.approx(pycocotools_ap(images, 0.5), abs=1e-9)
-    assert not coco_ap.mask_ap([(s, metrics.mask_iou(p, t)) for p, s, t in images[:1]])
-
-
-def test_mask_ap_without_predictions_is_zero():
-    # loadRes([]) crashes
-    assert (
-        coco_ap.mask_ap([(np.zeros(0), np.zeros((0, 3))), (np.zeros(0), np.zeros((0, 0)))]) == 0.0
-    )
-
-
-def test_mask_ap_without_objects_is_nan():
-    assert np.isnan(coco_ap.mask_ap([(np.array([0.5]), np.zeros((1, 0)))]))
-    assert np.isnan(coco_ap.mask_ap([]))
-
-
-def test_mask_ap_closed_forms():
-    perfect, missed = (np.array([0.9, 0.8]), np.eye(2)), (np.zeros(0), np.zeros((0, 2)))
-    assert coco_ap.mask_ap([perfect]) == 1
-    # half the objects, all right
-    assert coco_ap.mask_ap([perfect, missed]) == pytest.approx(51 / 101)
-    assert coco_ap.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))]) == pytest.approx(0.5)
-    assert coco_ap.mask_ap([(np.array([0.9, 0.8]), np.array([[0.0], [0.6]]))], threshold=0.7) == 0
-
-
-def test_mask_ap_of_one_prediction_an_image_equals_the_single_form(rng):
-    overlaps, scores = rng.random(30), rng.random(30)
-    several = coco_ap.mask_ap([([s], [[o]]) for s, o in zip(scores, overlaps)])
-    assert several == pytest.approx(coco_ap.mask_ap50_single(overlaps, scores))
+# ---------------------------------------------------------------- matching in one image
 
 
 def hits_spec(scores, overlaps, threshold):

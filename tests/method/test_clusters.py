@@ -187,7 +187,10 @@ def test_kmeans_refuses_features_that_are_not_finite():
 def test_assignment_equals_the_nearest_centre_by_loops(rng):
     features, centres = rng.normal(size=(40, 3)), rng.normal(size=(5, 3))
     nearest = [min(range(5), key=lambda c: ((f - centres[c]) ** 2).sum()) for f in features]
-    np.testing.assert_array_equal(clusters.assign_clusters(features, centres), nearest)
+    found = clusters.assign_clusters(features, centres)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, nearest)
+    assert clusters.assign_clusters(features[:0], centres).shape == (0,)
 
 
 def test_assignment_equals_what_kmeans_predicts(rng):

@@ -1,5 +1,7 @@
 """Object masks against an explicit N x N affinity, and what flips, shifts and ties must not change."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,69 @@ def test_object_mask_refuses_wrong_settings(wrong):
         mask_of(*random_tokens(), **wrong)
 
 
+RULE = masks.MaskRule(top_k=0.4, cls_heads=2, mass=None, center="none")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"top_k": 0.0}, "top_k"),
+        ({"cls_heads": 0}, "cls_heads"),
+        ({"mass": 1.5}, "mass"),
+        ({"center": "median"}, "balanced"),
+        ({"max_masks": 0}, "max_masks"),
+        ({"center": "mean", "mass": 0.5}, "centred scores sum to about zero"),
+    ],
+)
+def test_a_rule_refuses_wrong_settings(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(RULE, **wrong)
+
+
+def test_a_rule_takes_its_own_names_and_misses_none():
+    own = {**vars(RULE), "max_masks": 3, "min_contrast": 0.1, "max_seam": 0.03}
+    rule = masks.MaskRule.of({**own, "input_side": 224, "np": np})
+    assert vars(rule) == own
+    assert rule.one_mask() == RULE
+    with pytest.raises(KeyError, match="max_seam"):
+        masks.MaskRule.of({name: own[name] for name in own if name != "max_seam"})
+
+
+def test_a_trace_holds_the_steps_of_the_mask():
+    queries, keys = random_tokens(2, 3)
+    rule = masks.MaskRule(top_k=0.4, cls_heads=2, mass=None, center="balanced")
+    trace = masks.trace_mask(queries, keys, grid_hw=GRID, rule=rule)
+    for at in np.ndindex(2, 3):
+        moved = masks.center_keys(queries[at][None], keys[at][None], cls_heads=2, center="balanced")
+        flat = moved[0].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(
+            trace.scores[at], masks.cls_scores(queries[at][None], moved, cls_heads=2)[0]
+        )
+        best = trace.candidates[at]
+        assert best.tolist() == trace.scores[at].sort(descending=True).indices[:14].tolist()
+        assert torch.equal(trace.sources[at], flat[best] @ flat[best[0]] > 0)
+        torch.testing.assert_close(
+            trace.g_diff[at], flat @ flat[best[trace.sources[at]]].sum(0), rtol=1e-4, atol=1e-4
+        )
+        expected = masks.object_mask(
+            queries[at], moved[0], grid_hw=GRID, top_k=0.4, cls_heads=2, mass=None
+        )
+        assert torch.equal(trace.mask[at], expected)
+
+
+def test_a_trace_from_other_features_and_another_seed():
+    queries, keys = random_tokens(4)
+    features, seed = torch.randn_like(keys), torch.randint(0, PATCHES, (4,))
+    rule = masks.MaskRule(top_k=0.4, cls_heads=HEADS, mass=None, center="none")
+    own = masks.trace_mask(queries, keys, grid_hw=GRID, rule=rule)
+    other = masks.trace_mask(queries, keys, grid_hw=GRID, rule=rule, features=features, seed=seed)
+    assert torch.equal(other.candidates, own.candidates)
+    expected, sources = masks.diffuse(features, own.candidates, seed)
+    assert torch.equal(other.g_diff, expected) and torch.equal(other.sources, sources)
+    component = masks.seed_component((expected > 0).view(4, *GRID), seed)
+    assert torch.equal(other.mask, component) and component.any()
+
+
 def test_object_mask_refuses_tokens_that_are_not_finite_or_do_not_fit():
     queries, keys = random_tokens(2)
     with pytest.raises(ValueError, match="finite"):
@@ -202,13 +267,13 @@ def test_mass_keeps_the_scores_that_hold_the_upper_share():
 def test_diffusion_equals_the_sum_of_affinity_rows():
     keys = torch.randn(1, HEADS, PATCHES, DIM)
     candidates = torch.tensor([[4, 0, 17, 30]])
-    g_diff, seed = masks.diffuse(keys, candidates)
+    g_diff, sources = masks.diffuse(keys, candidates, torch.tensor([4]))
     flat = keys[0].transpose(0, 1).flatten(1)
     affinity = flat @ flat.T
     torch.testing.assert_close(
         g_diff[0], sum(affinity[p] for p in candidates[0] if affinity[4, p] > 0)
     )
-    assert seed.tolist() == [4]
+    assert sources[0].tolist() == [affinity[4, p].item() > 0 for p in candidates[0]]
 
 
 def test_seed_component_follows_a_path_longer_than_any_fixed_number_of_steps():

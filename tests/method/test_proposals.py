@@ -1,5 +1,7 @@
 """Stage 1 over a data set: one mask an image as in the paper, or several."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,12 @@ from fixtures import Samples
 from mdlib.core.mask import Mask, read_masks, write_masks
 from mdlib.data import Sample, open_dataset
 from mdlib.method import masks, proposals
+from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import load_encoder
 
-SETTINGS = {"top_k": 0.4, "cls_heads": 3, "mass": None, "center": "balanced"}
-RUN = {**SETTINGS, "input_side": 128, "batch_size": 4}
+ONE = MaskRule(top_k=0.4, cls_heads=3, mass=None, center="balanced")
+THREE = replace(ONE, max_masks=3)
+RUN = {"input_side": 128, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +29,20 @@ def encoder():
 
 
 def test_one_mask_an_image_is_object_mask_with_its_attention(scenes, encoder):
-    found = list(proposals.distill_masks(scenes, encoder, **RUN))
+    found = list(proposals.propose_masks(scenes, encoder, ONE, **RUN))
     assert tuple(mask.image_id for mask in found) == scenes.ids
     for i, mask in enumerate(found):
         tokens = encoder.tokens(torch.from_numpy(scenes[i].image).permute(2, 0, 1)[None])
-        expected, score = proposals.mask_tokens(tokens, **SETTINGS)
-        pixels = masks.mask_to_pixels(expected, padded_hw=(128, 128), image_hw=(128, 128))[0]
+        expected, score = proposals.tokens_to_masks(tokens, ONE)
+        pixels = masks.mask_to_pixels(expected[:, 0], padded_hw=(128, 128), image_hw=(128, 128))[0]
         # a batch is not bit-equal to an image alone
         assert (mask.pixels() != pixels.numpy()).mean() < 0.01
         assert mask.score == pytest.approx(score.item(), abs=0.01) and mask.cluster is None
 
 
 def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder):
-    one = list(proposals.distill_masks(scenes, encoder, **RUN))
-    found = list(proposals.distill_masks(scenes, encoder, **RUN, max_masks=3))
+    one = list(proposals.propose_masks(scenes, encoder, ONE, **RUN))
+    found = list(proposals.propose_masks(scenes, encoder, THREE, **RUN))
     ids = [mask.image_id for mask in found]
     assert ids == sorted(ids)
     for first in one:
@@ -49,14 +53,8 @@ def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder
 
 
 def test_an_image_may_have_no_mask_at_all(scenes, encoder):
-    assert not list(
-        proposals.distill_masks(scenes, encoder, **RUN, max_masks=3, min_contrast=100.0)
-    )
-
-
-def test_the_mass_rule_is_refused_for_centred_keys(scenes, encoder):
-    with pytest.raises(ValueError, match="mass"):
-        next(proposals.distill_masks(scenes, encoder, **RUN | {"mass": 0.5}))
+    strict = replace(THREE, min_contrast=100.0)
+    assert not list(proposals.propose_masks(scenes, encoder, strict, **RUN))
 
 
 # ---------------------------------------------------------------- batches
@@ -70,22 +68,21 @@ def cut(scenes, sizes):
     )
 
 
-def by_neighbours(dataset, encoder, *, batch_size, input_side, **rule):
+def by_neighbours(dataset, encoder, rule, *, batch_size, input_side):
     """Of one size: batch after batch in the order of the data set, and nothing else."""
-    rule = dict(max_masks=1, min_contrast=None, max_seam=None) | rule
     for start in range(0, len(dataset), batch_size):
         indices = range(start, min(start + batch_size, len(dataset)))
         batch = {dataset.ids[i]: dataset.image(i) for i in indices}
-        for own in proposals._distill_batch(batch, encoder, input_side=input_side, **rule):
+        for own in proposals._propose_batch(batch, encoder, rule, input_side=input_side):
             yield from own
 
 
-@pytest.mark.parametrize("several", [{}, {"max_masks": 3, "min_contrast": 0.08, "max_seam": 0.03}])
-def test_images_of_one_size_make_the_batches_they_always_made(several, scenes, encoder, request):
-    expected = list(by_neighbours(scenes, encoder, **RUN, **several))
-    assert list(proposals.distill_masks(scenes, encoder, **RUN, **several)) == expected
+@pytest.mark.parametrize("rule", [ONE, replace(THREE, min_contrast=0.08, max_seam=0.03)])
+def test_images_of_one_size_make_the_batches_they_always_made(rule, scenes, encoder, request):
+    expected = list(by_neighbours(scenes, encoder, rule, **RUN))
+    assert list(proposals.propose_masks(scenes, encoder, rule, **RUN)) == expected
     request.getfixturevalue("workers")
-    assert list(proposals.distill_masks(scenes, encoder, **RUN, **several)) == expected
+    assert list(proposals.propose_masks(scenes, encoder, rule, **RUN)) == expected
 
 
 SIZES = [
@@ -107,11 +104,9 @@ def test_images_of_mixed_sizes_come_in_order_with_the_masks_they_have_alone(
 ):
     monkeypatch.setattr(proposals, "WINDOW", window)
     mixed = cut(scenes, SIZES)
-    found = list(proposals.distill_masks(mixed, encoder, **RUN | {"input_side": 64}, max_masks=3))
-    alone = list(
-        proposals.distill_masks(
-            mixed, encoder, **RUN | {"input_side": 64, "batch_size": 1}, max_masks=3
-        )
+    found, alone = (
+        list(proposals.propose_masks(mixed, encoder, THREE, input_side=64, batch_size=size))
+        for size in (4, 1)
     )
     ids = [mask.image_id for mask in found]
     assert ids == [mask.image_id for mask in alone] == sorted(ids)
@@ -151,7 +146,7 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(scenes, encoder,
     pictures = cut(scenes, [(40, 40)] + [(48, 40)] * 60)
     most = 0
     for given, _ in enumerate(
-        proposals.distill_masks(pictures, encoder, **RUN | {"input_side": 40}), 1
+        proposals.propose_masks(pictures, encoder, ONE, **RUN | {"input_side": 40}), 1
     ):
         most = max(most, pictures.asked.total() - given)
     # the window and a batch
@@ -160,7 +155,7 @@ def test_pictures_and_masks_that_wait_are_bounded_by_the_window(scenes, encoder,
 
 def test_only_images_are_decoded_not_their_labels(scenes, encoder):
     labelled = Samples(scenes)
-    consumed = list(proposals.distill_masks(labelled, encoder, **RUN))
+    consumed = list(proposals.propose_masks(labelled, encoder, ONE, **RUN))
     assert len(consumed) == len(scenes)
     assert labelled.asked == {("image", i): 1 for i in range(len(scenes))}
 
@@ -171,11 +166,11 @@ def test_masks_are_written_and_read_without_their_pixels(scenes, encoder, tmp_pa
     def refuse(mask):
         raise AssertionError("a mask was decoded")
 
-    expected = list(proposals.distill_masks(scenes, encoder, **RUN))
+    expected = list(proposals.propose_masks(scenes, encoder, ONE, **RUN))
     path = tmp_path / "masks.json"
     with monkeypatch.context() as patch:
         patch.setattr(Mask, "pixels", refuse)
-        found = proposals.distill_masks(scenes, encoder, **RUN)
+        found = proposals.propose_masks(scenes, encoder, ONE, **RUN)
         written = write_masks(path, found, images=scenes.sizes())
         read = read_masks(path).by_image(scenes.ids)
     assert list(written) == [mask for of_image in read for mask in of_image] == expected

@@ -2,6 +2,8 @@
 refused.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,16 +42,10 @@ def scene(*blobs, noise=0.1, common=2.0):
 
 
 def masks_of(query, keys, **changed):
-    settings = {
-        "grid_hw": GRID,
-        "top_k": 0.4,
-        "cls_heads": HEADS,
-        "mass": None,
-        "max_masks": 3,
-        "min_contrast": 0.1,
-        "max_seam": None,
-    }
-    return several_masks.object_masks(query, keys, **settings | changed)
+    rule = masks.MaskRule(
+        top_k=0.4, cls_heads=HEADS, mass=None, center="none", max_masks=3, min_contrast=0.1
+    )
+    return several_masks.object_masks(query, keys, grid_hw=GRID, rule=replace(rule, **changed))
 
 
 def as_sets(found):
@@ -61,13 +57,11 @@ def as_sets(found):
 
 def test_one_mask_without_score_and_seams_is_object_mask():
     queries, keys = torch.randn(4, 2, HEADS, DIM), torch.randn(4, 2, HEADS, PATCHES, DIM) + 0.2
-    shared = {"grid_hw": GRID, "top_k": 0.3, "cls_heads": 2}
     for mass, q, k in ((None, queries, keys), (0.5, queries.abs(), keys.abs())):
-        found, contrasts = several_masks.object_masks(
-            q, k, **shared, mass=mass, max_masks=1, min_contrast=None, max_seam=None
-        )
+        settings = {"top_k": 0.3, "cls_heads": 2, "mass": mass}
+        found, contrasts = masks_of(q, k, **settings, max_masks=1, min_contrast=None)
         assert found.shape == (4, 2, 1, *GRID) and contrasts.shape == (4, 2, 1)
-        assert torch.equal(found[:, :, 0], masks.object_mask(q, k, **shared, mass=mass))
+        assert torch.equal(found[:, :, 0], masks.object_mask(q, k, grid_hw=GRID, **settings))
 
 
 def test_two_blobs_two_masks_and_no_third():
@@ -126,8 +120,7 @@ def test_an_empty_scene_has_no_mask(center):
         torch.zeros(8, HEADS, PATCHES, DIM),
         torch.ones(8, HEADS, PATCHES, DIM),
     ):
-        centred = masks.center_keys(queries, keys, cls_heads=HEADS, center=center)
-        found, contrasts = masks_of(queries, centred, max_seam=0.03, min_contrast=0.25)
+        found, contrasts = masks_of(queries, keys, center=center, max_seam=0.03, min_contrast=0.25)
         assert not found.any() and not contrasts.any()
 
 
@@ -138,10 +131,20 @@ def test_an_object_all_over_the_image_has_nothing_to_contrast_with():
     assert kept[0].all() and not kept[1:].any() and not contrasts.any()
 
 
-@pytest.mark.parametrize("wrong", [{"max_masks": 0}, {"top_k": 0.0}, {"cls_heads": 9}])
-def test_object_masks_refuses_wrong_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        masks_of(*scene(LEFT), **wrong)
+def test_keys_are_centred_by_the_rule():
+    query, keys = scene(LEFT, RIGHT)
+    shifted = keys + 3 * torch.randn(HEADS, 1, DIM)
+    for center in ("mean", "balanced"):
+        centred = masks.center_keys(query[None], keys[None], cls_heads=HEADS, center=center)[0]
+        for moved in (keys, shifted):
+            assert torch.equal(
+                masks_of(query, moved, center=center)[0], masks_of(query, centred)[0]
+            )
+
+
+def test_more_heads_than_there_are_are_refused():
+    with pytest.raises(ValueError, match="cls_heads"):
+        masks_of(*scene(LEFT), cls_heads=9)
 
 
 # ---------------------------------------------------------------- seams

@@ -9,6 +9,7 @@ import torch
 
 from mdlib.data import open_dataset
 from mdlib.method import clusters, crf, proposals, pseudo_labels
+from mdlib.method.masks import MaskRule
 from mdlib.show import explore
 
 
@@ -28,10 +29,9 @@ def tokens(random_encoder, pictures):
 @pytest.mark.parametrize("center", ["none", "balanced"])
 def test_without_a_choice_the_patch_view_is_stage_one(tokens, center):
     view = explore.patch_view(tokens, patch=None, head=None, top_k=0.4, center=center)
-    expected, _ = proposals.mask_tokens(
-        tokens, top_k=0.4, cls_heads=tokens.keys.shape[1], mass=None, center=center
-    )
-    np.testing.assert_array_equal(view["mask"], expected[0].numpy())
+    rule = MaskRule(top_k=0.4, cls_heads=tokens.keys.shape[1], mass=None, center=center)
+    expected, _ = proposals.tokens_to_masks(tokens, rule)
+    np.testing.assert_array_equal(view["mask"], expected[0, 0].numpy())
     assert {values.shape for values in view.values()} == {tokens.grid_hw}
     assert view["G_CLS"].argmax() == view["candidates"].argmax()
 

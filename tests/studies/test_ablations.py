@@ -10,11 +10,11 @@ import torch
 
 from mdlib.core.mask import Mask, mask_to_box
 from mdlib.data import open_dataset
-from mdlib.evaluate import coco_ap, metrics
 from mdlib.method import clusters, proposals, pseudo_labels
+from mdlib.method.masks import MaskRule
 from mdlib.studies import ablations
 
-RULE = {"top_k": 0.4, "cls_heads": 2, "mass": None}
+RULE = MaskRule(top_k=0.4, cls_heads=2, mass=None, center="mean")
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,11 @@ def found(scenes):
 @pytest.mark.parametrize("center", ["none", "mean", "balanced"])
 def test_the_arm_with_keys_is_stage_1(tokens, center):
     for seen in tokens:
-        found, scores = ablations.affinity_mask(seen, affinity="keys", center=center, **RULE)
-        expected, expected_scores = proposals.mask_tokens(seen, center=center, **RULE)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(scores, expected_scores)
+        rule = replace(RULE, center=center)
+        found, scores = ablations.affinity_mask(seen, rule, affinity="keys")
+        expected, expected_scores = proposals.tokens_to_masks(seen, rule)
+        torch.testing.assert_close(found, expected[:, 0])
+        torch.testing.assert_close(scores, expected_scores[:, 0])
 
 
 @pytest.mark.parametrize("affinity", ablations.AFFINITIES)
@@ -56,7 +57,7 @@ def test_centred_features_are_blind_to_their_own_origin(tokens, affinity):
     moved = replace(seen, **{affinity: getattr(seen, affinity) + 3.0})
     for center in ("mean", "balanced"):
         before, after = (
-            ablations.affinity_mask(t, affinity=affinity, center=center, **RULE)[0]
+            ablations.affinity_mask(t, replace(RULE, center=center), affinity=affinity)[0]
             for t in (seen, moved)
         )
         assert (before != after).float().mean() < 0.02  # up to rounding of what lies at zero
@@ -64,44 +65,37 @@ def test_centred_features_are_blind_to_their_own_origin(tokens, affinity):
 
 def test_other_features_give_other_masks_and_an_unknown_one_is_refused(tokens):
     found = {
-        a: ablations.affinity_mask(tokens[0], affinity=a, center="mean", **RULE)[0]
-        for a in ablations.AFFINITIES
+        a: ablations.affinity_mask(tokens[0], RULE, affinity=a)[0] for a in ablations.AFFINITIES
     }
     assert all(not torch.equal(found["keys"], found[a]) for a in ("queries", "values", "patches"))
     with pytest.raises(ValueError, match="affinity"):
-        ablations.affinity_mask(tokens[0], affinity="query", center="mean", **RULE)
+        ablations.affinity_mask(tokens[0], RULE, affinity="query")
 
 
-def test_judged_masks_are_those_of_the_whole_stage(scenes, tokens, random_encoder):
-    settings = {**RULE, "center": "mean"}
-    judged = ablations.judge_masks(
-        lambda seen: proposals.mask_tokens(seen, **settings),
+def test_a_rule_s_masks_are_those_of_the_whole_stage(scenes, tokens, random_encoder):
+    found = ablations.masks_by_rule(
+        lambda seen: proposals.tokens_to_masks(seen, RULE),
         tokens,
         scenes,
         input_side=64,
         patch=random_encoder.patch,
     )
-    whole = list(
-        proposals.distill_masks(scenes, random_encoder, input_side=64, batch_size=1, **settings)
-    )
-    expected = [
-        metrics.best_overlap(mask.pixels(), scenes[i].instances.masks)[0]
-        for i, mask in enumerate(whole)
-    ]
-    np.testing.assert_allclose(ablations.first_ious(judged), expected)
-    np.testing.assert_allclose(
-        [scores[0] for scores, _ in judged], [mask.score for mask in whole], rtol=1e-5
-    )
+    whole = proposals.propose_masks(scenes, random_encoder, RULE, input_side=64, batch_size=1)
+    for own, expected in zip(found, whole, strict=True):
+        (mask,) = own
+        assert mask.image_id == expected.image_id and mask.rle == expected.rle
+        assert mask.score == pytest.approx(expected.score, rel=1e-5)
 
 
-def test_a_rule_without_masks_is_judged_as_none(scenes, tokens, random_encoder):
-    nothing = ablations.judge_masks(
+def test_a_rule_without_masks_finds_none(scenes, tokens, random_encoder):
+    nothing = ablations.masks_by_rule(
         lambda seen: (torch.zeros(1, 2, *seen.grid_hw, dtype=torch.bool), torch.zeros(1, 2)),
-        tokens, scenes, input_side=64, patch=random_encoder.patch,
-    )  # fmt: skip
-    assert all(len(scores) == len(overlaps) == 0 for scores, overlaps in nothing)
-    assert ablations.first_ious(nothing).tolist() == [0, 0, 0]
-    assert coco_ap.mask_ap(nothing) == 0
+        tokens,
+        scenes,
+        input_side=64,
+        patch=random_encoder.patch,
+    )
+    assert nothing == [[], [], []]
 
 
 # ---------------------------------------------------------------- stage 2
