@@ -6,6 +6,7 @@ Functions take arrays and return a matplotlib Figure; `Stage.figure` saves it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -115,7 +116,7 @@ def _half_width(text: str, size: float) -> float:
     return 0.34 * size * len(text)
 
 
-def image_row(ax: Axes, image: np.ndarray, title: str = "", **kwargs: object) -> None:
+def image_row(ax: Axes, image: np.ndarray, title: str = "", **kwargs: Any) -> None:
     """Show one picture in one axis, without ticks and frame.
 
     Args:
