@@ -231,7 +231,7 @@ class RunArtifacts:
 
     def segmenter_folder(self) -> Path:
         """Where the run's last segmenter and its logits are: stage 6's if it trained one."""
-        refined = self._refined_folder()
+        refined = self._refined_folder
         if refined is not None and (refined / "segmenter.safetensors").is_file():
             return refined
         return self.folder("05")
@@ -270,12 +270,12 @@ class RunArtifacts:
 
     def crf(self) -> Mapping[str, float] | None:
         """The settings of the run's CRF, keywords of `dense_crf`, or None in a run without one."""
-        folder = self._refined_folder()
+        folder = self._refined_folder
         return None if folder is None else read_json(folder / "crf.json")["parameters"]
 
     def refined_maps(self, role: str) -> LabelMaps | None:
         """The label maps after the CRF, or None in a run without one."""
-        folder = self._refined_folder()
+        folder = self._refined_folder
         if folder is None or self.crf() is None:
             return None
         return LabelMaps(folder / role, self.dataset(role).ids)
@@ -306,6 +306,7 @@ class RunArtifacts:
         read_manifest(self.run_dir, name)
         return manifest_path(self.run_dir, name).parent
 
+    @cached_property
     def _refined_folder(self) -> Path | None:
         """Stage 6's folder, or None in a finished run without it."""
         return None if self._is_finished and not self.has("06") else self.folder("06")

@@ -163,7 +163,7 @@ def _poor(picture: Picture) -> Iterator[Failure]:
         return
     fits = []
     for mask in found:
-        meant = metrics.share_inside(objects.masks, mask[None])[:, 0] > HALF
+        meant = _share_inside(objects.masks, mask) > HALF
         meant[metrics.best_overlap(mask, objects.masks)[1]] = True
         region = np.any(objects.masks[meant], axis=0)
         iou = metrics.mask_iou(mask[None], region[None]).item()
@@ -193,7 +193,7 @@ def _merged(picture: Picture) -> Iterator[Failure]:
     if len(objects.labels) < 2:
         return
     for mask in picture.masks.pixels:
-        held = metrics.share_inside(objects.masks, mask[None])[:, 0]
+        held = _share_inside(objects.masks, mask)
         a, b = np.argsort(-held, kind="stable")[:2]
         both = objects.masks[a] | objects.masks[b]
         iou = metrics.mask_iou(mask[None], both[None]).item()
@@ -317,6 +317,11 @@ def find(run: Outcome) -> dict[str, Failure | None]:
         taken.add(clearest)
         found[kind] = max(rule(Picture(run, clearest)), key=lambda failure: failure.measure)
     return found
+
+
+def _share_inside(masks: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """(n,): the share of each mask (n, H, W) bool in a region (H, W); 0 for an empty mask."""
+    return (masks & region).sum((1, 2)) / masks.sum((1, 2)).clip(1)
 
 
 # ---------------------------------------------------------------- figure
