@@ -1,9 +1,8 @@
-"""Checks for the exercises: is a student's function right, and if not, on which small input does it
-differ?
+"""Checks for the exercises: is a student's function right, and if not, on which small input?
 
 Each `check_*` calls the function on small inputs, compares it with the library or with a slow
-version of the formula, and prints how many agree; `checking` says how. Its docstring says what the
-function is given and must return.
+version of the formula, and prints how many agree; `compare` says how. Its docstring says what the
+function is given and must return. A function that is not right raises `compare.Differs`.
 """
 
 from mdlib.exercises.beyond import (
@@ -28,8 +27,20 @@ from mdlib.exercises.chain import (
 )
 
 __all__ = [
-    "check_average_precision", "check_calibration_error", "check_class_iou", "check_crossed_means", "check_cut_cost",
-    "check_diffuse", "check_hardest_loss", "check_kmeans_step", "check_loss_without_twins", "check_mask_to_box",
-    "check_mean_field_step", "check_mirror_boxes", "check_object_agreement", "check_probe_gradient",
-    "check_resampled_gains", "check_run_lengths",
-]  # fmt: skip
+    "check_average_precision",
+    "check_calibration_error",
+    "check_class_iou",
+    "check_crossed_means",
+    "check_cut_cost",
+    "check_diffuse",
+    "check_hardest_loss",
+    "check_kmeans_step",
+    "check_loss_without_twins",
+    "check_mask_to_box",
+    "check_mean_field_step",
+    "check_mirror_boxes",
+    "check_object_agreement",
+    "check_probe_gradient",
+    "check_resampled_gains",
+    "check_run_lengths",
+]

@@ -1,5 +1,6 @@
-"""Checks for the exercises of notebooks 10 to 13, A1 and A2: comparisons, evidence, and what lies
-around the method.
+"""Checks for the exercises of notebooks 10 to 13, A1 and A2, which compare and use the method.
+
+`mdlib.exercises` says how a check works.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,12 @@ from mdlib.exercises.compare import compare
 
 
 def check_cut_cost(function: Callable) -> None:
-    """Notebook 10. function(weight (n, n) symmetric, part (n,) bool) -> the normalised cut's cost,
-    a float.
+    """Notebook 10: the cost of a normalised cut.
+
+    function(weight (n, n) symmetric, part (n,) bool) -> a float.
     """
 
-    def expected(weight, part):
+    def expected(weight: np.ndarray, part: np.ndarray) -> float:
         inside, outside, everyone = np.flatnonzero(part), np.flatnonzero(~part), range(len(part))
         between = sum(weight[p, q] for p in inside for q in outside)
         return sum(
@@ -40,9 +42,15 @@ def check_cut_cost(function: Callable) -> None:
 
 
 def check_resampled_gains(function: Callable) -> None:
-    """Notebook 11. function(a, b (images, 2, C) intersections and unions, drawn (R, m) picture
-    numbers) -> mIoU of a minus b (R,).
+    """Notebook 11: the difference in mIoU of resampled pictures.
+
+    function(a, b (images, 2, C) intersections and unions, drawn (R, m) picture numbers)
+    -> mIoU of a minus that of b (R,).
     """
+
+    def expected(a: np.ndarray, b: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        return np.array([bootstrap.miou(a[row]) - bootstrap.miou(b[row]) for row in drawn])
+
     # the last picture has no animal
     a = np.array([[[9, 3], [10, 4]], [[8, 0], [12, 2]], [[5, 0], [6, 0]]], float)
     b = np.array([[[8, 2], [10, 5]], [[9, 1], [10, 4]], [[3, 0], [6, 0]]], float)
@@ -51,16 +59,19 @@ def check_resampled_gains(function: Callable) -> None:
         "a picture drawn twice": {"a": a, "b": b, "drawn": np.array([[0, 1, 1], [2, 0, 2]])},
         "only the background is drawn": {"a": a, "b": b, "drawn": np.array([[2, 2]])},
     }
-    expected = lambda a, b, drawn: np.array(
-        [bootstrap.miou(a[row]) - bootstrap.miou(b[row]) for row in drawn]
+    compare(
+        function,
+        expected,
+        cases,
+        hint="Add the areas of the drawn pictures, then divide, then take the mean over the "
+        "classes that have a union.",
     )
-    hint = "Add the areas of the drawn pictures, then divide, then take the mean over the classes that have a union."
-    compare(function, expected, cases, hint=hint)
 
 
 def check_object_agreement(function: Callable) -> None:
-    """Notebook 12. function(named (H, W), target (H, W) with 255 void; 0 is background) -> share of
-    object pixels that are right.
+    """Notebook 12: the share of object pixels that are right.
+
+    function(named (H, W), target (H, W) with 255 void; 0 is background) -> a float.
     """
     cat = np.array([[0, 3, 3], [0, 3, 3]])
     cases = {
@@ -69,16 +80,23 @@ def check_object_agreement(function: Callable) -> None:
         "a void border": {"named": cat, "target": np.array([[0, 255, 3], [0, 255, 0]])},
         "nothing to see": {"named": np.zeros((2, 2), int), "target": np.zeros((2, 2), int)},
     }
-    hint = "Count the pixels that map or truth calls an object, without void; where there are none, all is right: 1."
-    compare(function, metrics.object_agreement, cases, hint=hint)
+    compare(
+        function,
+        metrics.object_agreement,
+        cases,
+        hint="Count the pixels that map or truth calls an object, without void; where there are "
+        "none, all is right: 1.",
+    )
 
 
 def check_crossed_means(function: Callable) -> None:
-    """Notebook 13. function(difference (S, n), seeds (R, s) and images (R, m), the numbers drawn)
-    -> mean of each resample (R,).
+    """Notebook 13: means over drawn seeds and drawn pictures.
+
+    function(difference (S, n), seeds (R, s) and images (R, m), the numbers drawn)
+    -> the mean of each resample (R,).
     """
 
-    def expected(difference, seeds, images):
+    def expected(difference: np.ndarray, seeds: np.ndarray, images: np.ndarray) -> np.ndarray:
         return np.array(
             [
                 np.mean([difference[s, i] for s in seeds[r] for i in images[r]])
@@ -108,11 +126,14 @@ def check_crossed_means(function: Callable) -> None:
 
 
 def check_loss_without_twins(function: Callable) -> None:
-    """Notebook A1. function(q (B, d), k (B, d), names, temperature) -> InfoNCE that does not push a
-    clip's twins away.
+    """Notebook A1: InfoNCE that does not push a clip's twins away.
+
+    function(q (B, d), k (B, d), names: B strings, temperature) -> scalar loss.
     """
 
-    def expected(q, k, names, temperature):
+    def expected(
+        q: torch.Tensor, k: torch.Tensor, names: list[str], temperature: float
+    ) -> torch.Tensor:
         losses = []
         for i in range(len(q)):
             kept = [j for j in range(len(k)) if j == i or names[j] != names[i]]
@@ -137,11 +158,12 @@ def check_loss_without_twins(function: Callable) -> None:
 
 
 def check_run_lengths(function: Callable) -> None:
-    """Notebook A2. function(mask (H, W) bool) -> COCO's run lengths, a list: empty, full, empty,
-    ..., column after column.
+    """Notebook A2: COCO's run lengths.
+
+    function(mask (H, W) bool) -> a list: empty, full, empty, ..., column after column.
     """
 
-    def expected(mask):
+    def expected(mask: np.ndarray) -> list[int]:
         runs = [(full, len(list(run))) for full, run in groupby(mask.T.ravel())]
         return [0] * bool(runs[0][0]) + [length for _, length in runs]
 
@@ -157,5 +179,6 @@ def check_run_lengths(function: Callable) -> None:
         function,
         expected,
         cases,
-        hint="Go down the first column, then the second; the first number counts empty pixels, also if there are 0.",
+        hint="Go down the first column, then the second; the first number counts empty pixels, "
+        "also if there are 0.",
     )

@@ -1,4 +1,7 @@
-"""Checks for the exercises of notebooks 00 to 09, the stages of the method and their metrics."""
+"""Checks for the exercises of notebooks 00 to 09, the stages of the method and their metrics.
+
+`mdlib.exercises` says how a check works.
+"""
 
 from collections.abc import Callable
 
@@ -13,7 +16,10 @@ from mdlib.method import masks, segmenter
 
 
 def check_mask_to_box(function: Callable) -> None:
-    """Notebook 00. function(mask (H, W) bool) -> (x0, y0, x1, y1), ends exclusive."""
+    """Notebook 00: the tight box around a mask.
+
+    function(mask (H, W) bool) -> (x0, y0, x1, y1) in pixels, ends exclusive.
+    """
     whole, dot, shape = np.ones((2, 3), bool), np.zeros((4, 5), bool), np.zeros((4, 5), bool)
     dot[3, 4] = True
     shape[1, 1:4], shape[2, 2] = True, True
@@ -31,7 +37,14 @@ def check_mask_to_box(function: Callable) -> None:
 
 
 def check_diffuse(function: Callable) -> None:
-    """Notebook 01. function(keys (N, D) float, candidates (P,) best first) -> G_diff (N,)."""
+    """Notebook 01: how similar each patch is to the seed and what looks like it.
+
+    function(keys (N, D) float, candidates (P,) int64, best first) -> G_diff (N,).
+    """
+
+    def expected(keys: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        return masks.diffuse(keys[None, None], candidates[None], candidates[:1])[0][0]
+
     line = torch.tensor([[2.0, 0.0], [1.0, 1.0], [-1.0, 0.5], [0.0, -1.0]])
     noise = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     cases = {
@@ -42,9 +55,6 @@ def check_diffuse(function: Callable) -> None:
         },
         "nine patches, four candidates": {"keys": noise, "candidates": torch.tensor([7, 0, 3, 4])},
     }
-    expected = lambda keys, candidates: masks.diffuse(
-        keys[None, None], candidates[None], candidates[:1]
-    )[0][0]
     compare(
         function,
         expected,
@@ -54,19 +64,20 @@ def check_diffuse(function: Callable) -> None:
 
 
 def check_kmeans_step(function: Callable) -> None:
-    """Notebook 02. function(z (n, D), centres (k, D)) -> the moved centres (k, D); an empty cluster
-    stays.
+    """Notebook 02: one step of k-means; an empty cluster stays where it is.
+
+    function(z (n, D), centres (k, D)) -> the moved centres (k, D).
     """
 
-    def expected(z, centres):
-        nearest = [
-            min(range(len(centres)), key=lambda j: ((point - centres[j]) ** 2).sum()) for point in z
-        ]
-        own = [
-            [point for point, j in zip(z, nearest) if j == wanted] for wanted in range(len(centres))
-        ]
+    def expected(z: np.ndarray, centres: np.ndarray) -> np.ndarray:
+        members: list[list[np.ndarray]] = [[] for _ in centres]
+        for point in z:
+            members[np.argmin([((point - centre) ** 2).sum() for centre in centres])].append(point)
         return np.array(
-            [np.mean(points, axis=0) if points else centre for points, centre in zip(own, centres)]
+            [
+                np.mean(points, axis=0) if points else centre
+                for points, centre in zip(members, centres, strict=True)
+            ]
         )
 
     rng = np.random.default_rng(0)
@@ -88,17 +99,18 @@ def check_kmeans_step(function: Callable) -> None:
 
 
 def check_mirror_boxes(function: Callable) -> None:
-    """Notebook 03. function(boxes (n, 4) x0, y0, x1, y1, width) -> the boxes in the mirrored
-    picture.
+    """Notebook 03: boxes in the mirrored picture.
+
+    function(boxes (n, 4) as x0, y0, x1, y1 in pixels, ends exclusive, width of the picture)
+    -> the mirrored boxes (n, 4).
     """
 
-    def expected(boxes, width):
+    def expected(boxes: np.ndarray, width: int) -> np.ndarray:
         pictures = np.zeros((len(boxes), 10, width), bool)
-        for picture, (x0, y0, x1, y1) in zip(pictures, boxes.astype(int)):
+        for picture, (x0, y0, x1, y1) in zip(pictures, boxes.astype(int), strict=True):
             picture[y0:y1, x0:x1] = True
-        return np.array([mask_to_box(picture[:, ::-1]) for picture in pictures], float).reshape(
-            -1, 4
-        )
+        mirrored = [mask_to_box(picture[:, ::-1]) for picture in pictures]
+        return np.array(mirrored, float).reshape(-1, 4)
 
     cases = {
         "a box at the left": {"boxes": np.array([[0.0, 1.0, 3.0, 5.0]]), "width": 8},
@@ -114,11 +126,13 @@ def check_mirror_boxes(function: Callable) -> None:
 
 
 def check_calibration_error(function: Callable) -> None:
-    """Notebook 04. function(scores (n,), right (n,) bool, bins) -> expected calibration error, a
-    float.
+    """Notebook 04: the expected calibration error.
+
+    function(scores (n,) in [0, 1], right (n,) bool, bins: how many of equal width)
+    -> a float.
     """
 
-    def expected(scores, right, bins):
+    def expected(scores: np.ndarray, right: np.ndarray, bins: int) -> float:
         error = 0.0
         for b in range(bins):
             inside = [
@@ -127,11 +141,8 @@ def check_calibration_error(function: Callable) -> None:
                 if b / bins <= s < (b + 1) / bins or (b == bins - 1 and s == 1)
             ]
             if inside:
-                error += (
-                    abs(np.mean(right[inside]) - np.mean(scores[inside]))
-                    * len(inside)
-                    / len(scores)
-                )
+                gap = abs(np.mean(right[inside]) - np.mean(scores[inside]))
+                error += gap * len(inside) / len(scores)
         return error
 
     cases = {
@@ -160,9 +171,15 @@ def check_calibration_error(function: Callable) -> None:
 
 
 def check_hardest_loss(function: Callable) -> None:
-    """Notebook 05. function(logits (B, C, H, W), labels (B, H, W) with 255 void, share) -> scalar
-    loss.
+    """Notebook 05: cross-entropy over the hardest pixels.
+
+    function(logits (B, C, H, W), labels (B, H, W) with 255 void, share in (0, 1])
+    -> scalar loss.
     """
+
+    def expected(logits: torch.Tensor, labels: torch.Tensor, share: float) -> torch.Tensor:
+        return segmenter.ohem_loss(logits, labels, share=share)
+
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 2, 2, generator=generator)
     labels = torch.tensor([[[0, 1], [2, 255]], [[1, 255], [0, 2]]])
@@ -172,7 +189,6 @@ def check_hardest_loss(function: Callable) -> None:
         "two void pixels": {"logits": logits, "labels": labels, "share": 0.5},
         "less than one pixel": {"logits": logits, "labels": labels, "share": 0.01},
     }
-    expected = lambda logits, labels, share: segmenter.ohem_loss(logits, labels, share=share)
     compare(
         function,
         expected,
@@ -182,17 +198,17 @@ def check_hardest_loss(function: Callable) -> None:
 
 
 def check_mean_field_step(function: Callable) -> None:
-    """Notebook 06. function(unary (N, C), kernel (N, N), q (N, C)) -> the next q (N, C), rows sum
-    to 1.
+    """Notebook 06: one step of mean field.
+
+    function(unary (N, C), kernel (N, N), q (N, C)) -> the next q (N, C), rows sum to 1.
     """
 
-    def expected(unary, kernel, q):
+    def expected(unary: np.ndarray, kernel: np.ndarray, q: np.ndarray) -> np.ndarray:
         out = np.zeros_like(q)
         for i in range(len(q)):
             for c in range(q.shape[1]):
-                out[i, c] = np.exp(
-                    -unary[i, c] + sum(kernel[i, j] * q[j, c] for j in range(len(q)))
-                )
+                neighbours = sum(kernel[i, j] * q[j, c] for j in range(len(q)))
+                out[i, c] = np.exp(-unary[i, c] + neighbours)
             out[i] /= out[i].sum()
         return out
 
@@ -221,8 +237,10 @@ def check_mean_field_step(function: Callable) -> None:
 
 
 def check_class_iou(function: Callable) -> None:
-    """Notebook 07. function(confusion (rows, C), names (rows,), -1 unnamed) -> IoU of each class
-    (C,), NaN if absent.
+    """Notebook 07: the IoU of each class.
+
+    function(confusion (rows, C), names (rows,) class of each row, -1 unnamed)
+    -> IoU (C,), NaN for a class that is absent.
     """
     one = np.array([[8, 1, 0], [1, 4, 0], [0, 2, 6]])
     cases = {
@@ -243,23 +261,35 @@ def check_class_iou(function: Callable) -> None:
 
 
 def check_probe_gradient(function: Callable) -> None:
-    """Notebook 08. function(features (n, D), weight (C, D), bias (C,), labels (n,)) -> dL/dW (C,
-    D), L the mean cross-entropy.
+    """Notebook 08: the gradient of a linear probe.
+
+    function(features (n, D), weight (C, D), bias (C,), labels (n,))
+    -> dL/dW (C, D), where L is the mean cross-entropy.
     """
 
-    def expected(features, weight, bias, labels):
+    def expected(
+        features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         weight = weight.clone().requires_grad_()
-        F.cross_entropy(features @ weight.T + bias, labels).backward()
-        return weight.grad
+        loss = F.cross_entropy(features @ weight.T + bias, labels)
+        return torch.autograd.grad(loss, weight)[0]
 
     draw = torch.Generator().manual_seed(3)
     weight, bias = torch.randn(3, 2, generator=draw), torch.randn(3, generator=draw)
     cases = {
-        "one cell": {"features": torch.tensor([[1.0, 2.0]]), "weight": weight, "bias": bias, "labels": torch.tensor([1])},
-        "five cells": {
-            "features": torch.randn(5, 2, generator=draw), "weight": weight, "bias": bias, "labels": torch.tensor([0, 2, 2, 1, 0]),
+        "one cell": {
+            "features": torch.tensor([[1.0, 2.0]]),
+            "weight": weight,
+            "bias": bias,
+            "labels": torch.tensor([1]),
         },
-    }  # fmt: skip
+        "five cells": {
+            "features": torch.randn(5, 2, generator=draw),
+            "weight": weight,
+            "bias": bias,
+            "labels": torch.tensor([0, 2, 2, 1, 0]),
+        },
+    }
     compare(
         function,
         expected,
@@ -269,7 +299,10 @@ def check_probe_gradient(function: Callable) -> None:
 
 
 def check_average_precision(function: Callable) -> None:
-    """Notebook 09. function(scores (n,), hits (n,) bool, positives) -> AP at 101 recalls."""
+    """Notebook 09: average precision.
+
+    function(scores (n,), hits (n,) bool, positives: number of objects) -> AP at 101 recalls.
+    """
     cases = {
         "all right": {
             "scores": np.array([0.9, 0.8]),
@@ -288,5 +321,10 @@ def check_average_precision(function: Callable) -> None:
         },
         "no prediction": {"scores": np.zeros(0), "hits": np.zeros(0, bool), "positives": 3},
     }
-    hint = "Sort by score, best first; at each recall take the best precision at that recall or a higher one, 0 beyond the last."
-    compare(function, coco_ap.average_precision, cases, hint=hint)
+    compare(
+        function,
+        coco_ap.average_precision,
+        cases,
+        hint="Sort by score, best first; at each recall take the best precision at that recall or "
+        "a higher one, 0 beyond the last.",
+    )

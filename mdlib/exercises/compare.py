@@ -1,35 +1,46 @@
-"""Compare a function with another on small inputs, and show the first on which it differs: for the
-exercises.
+"""Compare a function with another on small inputs, and show the first on which it differs.
 
 A function that still raises NotImplementedError is not written yet; that is printed and not raised,
 so that a notebook with open exercises runs through.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 
-class Differs(AssertionError):
+class Differs(AssertionError):  # noqa: N818
     """The function is not right.
 
     The message shows the small input, what was expected and what came.
     """
 
 
-def compare(function: Callable, expected: Callable, cases: dict[str, dict], *, hint: str) -> None:
-    """Call `function` as `expected` on every case {title: {argument: value}}; print the verdict or
-    raise Differs.
+def compare(
+    function: Callable, expected: Callable, cases: Mapping[str, Mapping[str, Any]], *, hint: str
+) -> None:
+    """Call a function on every case, and print how many agree with what was expected.
+
+    Numbers may differ by 1e-4 relative or 1e-5 absolute. The function must not change its input.
+
+    Args:
+        function: the student's; its arguments are passed by position.
+        expected: gives the right result for the same arguments.
+        cases: {title: {argument: value}}, each small enough to be read.
+        hint: the last line of the message.
+
+    Raises:
+        Differs: on the first case that is not right.
     """
     name = function.__name__
     for title, arguments in cases.items():
         given = copy.deepcopy(arguments)
         wanted = expected(*copy.deepcopy(arguments).values())
-        shown = f'{name} is not right yet. Small input "{title}":\n' + "\n".join(
-            f"  {k} = {_text(v)}" for k, v in arguments.items()
-        )
+        inputs = "\n".join(f"  {key} = {_text(value)}" for key, value in arguments.items())
+        shown = f'{name} is not right yet. Small input "{title}":\n{inputs}'
         try:
             got = function(*given.values())
         except NotImplementedError:
@@ -51,14 +62,12 @@ def compare(function: Callable, expected: Callable, cases: dict[str, dict], *, h
     print(f"{name}: right, {len(cases)} small inputs agree")
 
 
-def _difference(got, wanted) -> str | None:
+def _difference(got: object, wanted: object) -> str | None:
     """What is wrong with `got`, or None."""
     if got is None:
         return "it returned nothing: is the `return` there?"
     try:
-        got, wanted = (
-            np.asarray(x.detach() if isinstance(x, torch.Tensor) else x) for x in (got, wanted)
-        )
+        got, wanted = _array(got), _array(wanted)
         if got.shape != wanted.shape:
             return f"shape {got.shape}, expected {wanted.shape}"
         same = (
@@ -71,7 +80,12 @@ def _difference(got, wanted) -> str | None:
     return None if np.all(same) else f"{np.sum(~same)} of {same.size} values differ"
 
 
-def _text(value) -> str:
+def _array(value: object) -> np.ndarray:
+    """A tensor, number, sequence or text as an array."""
+    return np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
+def _text(value: object) -> str:
     """A small value for reading: arrays with three digits, masks as 0 and 1."""
     if isinstance(value, torch.Tensor):
         value = value.detach().numpy()

@@ -1,13 +1,19 @@
 """The read side of a run: what its stages wrote, by role and by name.
 
-A notebook reads through `stage.run`, where each access is recorded as an input of the stage;
-`predict`, the report, the slides and the gallery read a finished run with `RunArtifacts(run_dir)`.
+    run = stage.run  # in a notebook; elsewhere RunArtifacts(run_dir)
+    train = run.dataset("train")
+    masks = run.masks("train").by_image(train.ids)  # stage 1's masks of each image
+    k = run.clusters().k  # stage 2's
+
+In a notebook each stage that is read is recorded as an input of the notebook's own stage, and is
+run first where it has not run. `predict`, the slides and the site read a finished run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -42,6 +48,8 @@ STAGES = {
     "11": "11_ablate",
     "13": "13_test_claims",
 }
+# of the last round; of stage 5; the first one's twin that learned from true labels
+Network = Literal["segmenter", "first segmenter", "supervised"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,12 @@ class Clusters:
 
 
 class LabelMaps(Sequence[np.ndarray]):
-    """The label maps of a folder, (H, W) uint8 or uint16, each read when it is asked for."""
+    """The label maps of a folder, (H, W) uint8 or uint16, each read when it is asked for.
+
+    Attributes:
+        folder: holds ID.png for each image.
+        ids: of the images, in order.
+    """
 
     def __init__(self, folder: Path, ids: Sequence[str]):
         self.folder, self.ids = folder, tuple(ids)
@@ -76,14 +89,24 @@ class LabelMaps(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i):
+    @overload
+    def __getitem__(self, i: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, i: slice) -> "LabelMaps": ...
+    def __getitem__(self, i: int | slice) -> "np.ndarray | LabelMaps":
+        if isinstance(i, slice):
+            return LabelMaps(self.folder, self.ids[i])
         return read_label_map(self.folder / f"{self.ids[i]}.png")
 
 
 class RunArtifacts:
     """What the stages of a run wrote. Stages are named by their number, such as "01".
 
-    Each method raises StoreError where the stage that it reads has not run.
+    Nothing is read before it is asked for. Each method raises StoreError where the stage that it
+    reads has not run.
+
+    Attributes:
+        run_dir: the run's folder.
     """
 
     def __init__(self, run_dir: Path, *, folder_of: Callable[[str], Path] | None = None):
@@ -91,15 +114,13 @@ class RunArtifacts:
 
         Args:
             run_dir: the run's folder, such as reports/demo.
-            folder_of: full name of a stage -> its folder; `Stage.read` records what is read.
+            folder_of: full name of a stage -> its folder. A notebook gives `Stage.read`, which
+                records what is read and runs what has not run; None: the run is finished.
         """
         self.run_dir = run_dir
-        self._runs_what_lacks = folder_of is not None  # in a notebook, stages that have not run
+        self._is_finished = folder_of is None
         self._folder_of = folder_of or self._finished_folder
-
-    def _finished_folder(self, name: str) -> Path:
-        read_manifest(self.run_dir, name)  # says which notebook to run
-        return manifest_path(self.run_dir, name).parent
+        self._datasets: dict[str, Dataset] = {}  # by role, opened once
 
     def folder(self, stage: str) -> Path:
         """Where a stage wrote its artifacts."""
@@ -109,7 +130,7 @@ class RunArtifacts:
         """Whether a stage has run."""
         return manifest_path(self.run_dir, STAGES[stage]).is_file()
 
-    def settings(self, stage: str) -> Mapping:
+    def settings(self, stage: str) -> Mapping[str, Any]:
         """The parameters that a stage ran with."""
         return read_json(self.folder(stage) / "manifest.json")["parameters"]
 
@@ -120,7 +141,7 @@ class RunArtifacts:
     # ---------------------------------------------------------------- 00: data
 
     @cached_property
-    def index(self) -> Mapping:
+    def index(self) -> Mapping[str, Any]:
         """What stage 0 wrote about the data: data set, classes, and its splits by role."""
         return read_json(self.folder("00") / "index.json")
 
@@ -135,18 +156,25 @@ class RunArtifacts:
         return tuple(self.index["classes"])
 
     def dataset(self, role: str, *, first: int | None = None) -> Dataset:
-        """The images of a role; only the `first` of them where a number is given."""
-        return roles.open_role(self.folder("00"), role, first=first)
+        """The images of a role; only the `first` of them where a number is given.
+
+        Raises StoreError where the run has no such role.
+        """
+        if first is not None:
+            return roles.open_role(self.folder("00"), role, first=first)
+        if role not in self._datasets:
+            self._datasets[role] = roles.open_role(self.folder("00"), role)
+        return self._datasets[role]
 
     @property
     def has_support(self) -> bool:
-        """Whether a second data set's masks join those of train in k-means; its role is "support"."""
+        """Whether masks of a second data set, role "support", join those of train in k-means."""
         return "support" in self.index
 
     def labelled_roles(self) -> set[str]:
         """The roles whose images have semantic maps and instances with masks.
 
-        A line names the others, because nothing is scored there.
+        A line is printed that names the others, because nothing is scored there.
         """
         return roles.labelled_roles(self.folder("00"))
 
@@ -170,8 +198,8 @@ class RunArtifacts:
             classes=tuple(found["class_names"]),
             centres=read_array(folder / "centres.npy"),
             deviation=read_array(folder / "deviation.npy"),
-            cluster_to_class=np.array([0, *found["names"]]),
-            mask_classes=np.array(found["classes"]) if "classes" in found else None,
+            cluster_to_class=np.array([0, *found["names"]], np.int64),
+            mask_classes=np.array(found["classes"], np.int64) if "classes" in found else None,
         )
 
     def features(self) -> np.ndarray:
@@ -189,36 +217,37 @@ class RunArtifacts:
         return LabelMaps(self.folder("04") / "train", self.dataset("train").ids)
 
     def filtered_maps(self, role: str) -> Iterator[np.ndarray]:
-        """The detector's masks of a role, filtered as in stage 4, one (H, W) map an image."""
-        dataset, rule = self.dataset(role), self.settings("04")
-        for i, masks in enumerate(self.predictions(role).by_image(dataset.ids)):
-            yield pseudo_labels.filtered_map(
-                masks,
-                image_hw=dataset.size(i),
-                threshold=rule["threshold"],
-                overlap=rule["overlap"],
-            )
+        """The detector's masks of a role, filtered as in stage 4, one map an image.
+
+        Returns:
+            (H, W) uint16 maps, 0 background and 1 + cluster, each made when it is asked for.
+        """
+        dataset, settings = self.dataset(role), self.settings("04")
+        rule = {name: settings[name] for name in ("threshold", "overlap")}
+        return (
+            pseudo_labels.filtered_map(masks, image_hw=dataset.size(i), **rule)
+            for i, masks in enumerate(self.predictions(role).by_image(dataset.ids))
+        )
 
     # ---------------------------------------------------------------- 05, 06: maps
-
-    @cached_property
-    def _refined_folder(self) -> Path | None:
-        """Stage 6's folder, or None in a finished run without it."""
-        return self.folder("06") if self._runs_what_lacks or self.has("06") else None
 
     def segmenter_folder(self) -> Path:
         """Where the run's last segmenter and its logits are: stage 6's if it trained one."""
         refined = self._refined_folder
-        own = refined is not None and (refined / "segmenter.safetensors").is_file()
-        return refined if own else self.folder("05")
+        if refined is not None and (refined / "segmenter.safetensors").is_file():
+            return refined
+        return self.folder("05")
 
-    def logits(self, role: str, network: str = "segmenter") -> np.ndarray:
-        """Logits at stride 8 of each image of a role, (images, outputs, h, w) float16.
+    def logits(self, role: str, network: Network = "segmenter") -> np.ndarray:
+        """Logits at stride 8 of each image of a role.
 
         Args:
             role: "dev" or "val"; "train" where val has no labels.
             network: "segmenter" of the last round, or one of stage 5: "first segmenter",
                 "supervised" (its twin on true labels).
+
+        Returns:
+            (images, outputs, h, w) float16.
         """
         folder = self.segmenter_folder() if network == "segmenter" else self.folder("05")
         return read_array(folder / f"{network.removeprefix('first ')}_{role}.npy")
@@ -228,12 +257,24 @@ class RunArtifacts:
         folder = self.folder("05")
         return tuple(r for r in self.roles if (folder / f"segmenter_{r}.npy").is_file())
 
-    def predicted_maps(self, role: str, network: str = "segmenter") -> Iterator[np.ndarray]:
-        """The label map of each image of a role before the CRF; for the arguments see `logits`."""
+    def predicted_maps(self, role: str, network: Network = "segmenter") -> Iterator[np.ndarray]:
+        """The label map of each image of a role before the CRF; for the arguments see `logits`.
+
+        Returns:
+            (H, W) uint8 maps, each made when it is asked for: 0 background and 1 + cluster, or
+            class indices of the network "supervised".
+        """
         dataset = self.dataset(role)
-        for i, logits in enumerate(self.logits(role, network)):
-            values = torch.from_numpy(logits.astype(np.float32))
-            yield label_map(values, image_hw=dataset.size(i))
+        return (
+            label_map(torch.from_numpy(one.astype(np.float32)), image_hw=dataset.size(i))
+            for i, one in enumerate(self.logits(role, network))
+        )
+
+    def crf(self) -> CrfSettings | None:
+        """The settings of the run's CRF, or None in a run without one."""
+        folder = self._refined_folder
+        found = None if folder is None else read_json(folder / "crf.json")["parameters"]
+        return None if found is None else CrfSettings.of(found)
 
     def refined_maps(self, role: str) -> LabelMaps | None:
         """The label maps after the CRF, or None in a run without one."""
@@ -242,30 +283,37 @@ class RunArtifacts:
             return None
         return LabelMaps(folder / role, self.dataset(role).ids)
 
-    def crf(self) -> Mapping | None:
-        """The settings of the run's CRF, or None in a run without one."""
-        folder = self._refined_folder
-        found = None if folder is None else read_json(folder / "crf.json")["parameters"]
-        return None if found is None else CrfSettings.of(found)
-
     # ---------------------------------------------------------------- networks
 
     def encoder(self, stage: str) -> Encoder:
-        """The frozen ViT of stage 1 ("01": masks) or 2 ("02": clusters), with its weights."""
-        made = self.settings(stage)
-        weights = made["weights"]
+        """The frozen ViT of stage "01" (masks) or "02" (clusters), with its weights."""
+        settings = self.settings(stage)
+        weights = settings["weights"]
         file = weights if weights in (None, "random") else ROOT / weights
-        return load_encoder(made["encoder_name"], weights=file, device=device())
+        return load_encoder(settings["encoder_name"], weights=file, device=device())
 
     def detector(self) -> MaskRCNN:
         """Stage 3's Mask R-CNN, in eval mode."""
         return load_detector(self.folder("03") / "detector.safetensors", device=device())
 
     def segmenter(self, *, cache: FeatureCache | None = None) -> tuple[Segmenter, int]:
-        """The run's last DeepLab in eval mode, and the side in pixels at which it sees a picture.
+        """The run's last DeepLab in eval mode, and the side in pixels at which it sees an image.
 
-        cache: where a frozen body keeps what it says of each picture.
+        Args:
+            cache: where a frozen body keeps what it says of each picture.
         """
         path = self.segmenter_folder() / "segmenter.safetensors"
         side = read_weights(path)[1]["architecture"]["side"]
         return load_segmenter(path, device=device(), cache=cache), side
+
+    # ---------------------------------------------------------------- helpers
+
+    def _finished_folder(self, name: str) -> Path:
+        """Where a stage of a finished run wrote; an error says which notebook to run."""
+        read_manifest(self.run_dir, name)
+        return manifest_path(self.run_dir, name).parent
+
+    @cached_property
+    def _refined_folder(self) -> Path | None:
+        """Stage 6's folder, or None in a finished run without it."""
+        return None if self._is_finished and not self.has("06") else self.folder("06")

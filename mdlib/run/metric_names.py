@@ -1,5 +1,7 @@
-"""What each metric means: MEANINGS, {name in metrics.json: a line for the tables}, in the order of
-the tables.
+"""What each metric means, in one line for the tables.
+
+MEANINGS is {name in metrics.json: meaning}, in the order of the tables. Metrics that come in
+families, such as one for each rule and measure, are put together below.
 """
 
 MEANINGS = {
@@ -8,16 +10,27 @@ MEANINGS = {
     "masks_per_image": "stage 1: masks an image, train",
     "mask_iou_centre_box": "the same for a centred box (a baseline)",
     "mask_iou_random_encoder": "the same with random weights, first 100 val images (a baseline)",
-    "mask_ap50": "stage 1: mask AP50 on val, class-agnostic, one mask an image, against the object that this mask overlaps best",
+    "mask_ap50": (
+        "stage 1: mask AP50 on val, class-agnostic, one mask an image, against the object that "
+        "this mask overlaps best"
+    ),
     "corloc": "stage 1: share of val images whose box has IoU >= 0.5 with a true one",
-    "encoder_knn_seen": "1-NN class accuracy of the CLS token on val scenes of one animal, seen in pretraining",
+    "encoder_knn_seen": (
+        "1-NN class accuracy of the CLS token on val scenes of one animal, seen in pretraining"
+    ),
     "encoder_knn_unseen": "the same for animals the encoder never saw",
     "cluster_accuracy": "stage 2: share of train masks in a cluster named as their class",
-    "cluster_accuracy_one_to_one": "the same with as many clusters as classes, named one-to-one (the paper's k)",
+    "cluster_accuracy_one_to_one": (
+        "the same with as many clusters as classes, named one-to-one (the paper's k)"
+    ),
     "cluster_accuracy_shuffled": "the same after shuffling the clusters (a baseline)",
     "cluster_nmi": "stage 2: normalised mutual information of clusters and classes, train",
-    "cluster_silhouette": "A2: mean silhouette of the train masks in their clusters; needs no label",
-    "detector_mask_iou": "stage 3: IoU of the detector's most confident mask, mean over train images",
+    "cluster_silhouette": (
+        "A2: mean silhouette of the train masks in their clusters; needs no label"
+    ),
+    "detector_mask_iou": (
+        "stage 3: IoU of the detector's most confident mask, mean over train images"
+    ),
     "detector_mask_iou_val": "the same over val images",
     "detector_empty_images": "stage 3: share of train images without a prediction",
     "pseudo_miou_unfiltered": "mIoU of the clustered masks themselves, train",
@@ -29,82 +42,154 @@ MEANINGS = {
     "miou_clustering_dev": "stage 5: mIoU of DeepLab, dev; clusters named on train by mask counts",
     "miou_supervised_dev": "SUPERVISED: the same network and schedule on true labels, dev",
     "crf_gain_dev": "stage 6: what the CRF adds to DeepLab's mIoU, dev",
-    "miou_clustering": "mIoU of DeepLab, val; clusters named on train by mask counts (the paper's protocol)",
+    "miou_clustering": (
+        "mIoU of DeepLab, val; clusters named on train by mask counts (the paper's protocol)"
+    ),
     "miou_clustering_crf": "the same with the CRF",
-    "miou_clustering_valmatch": "mIoU of DeepLab, val; one cluster a class, named on val by pixel IoU (most peers' protocol)",
+    "miou_clustering_valmatch": (
+        "mIoU of DeepLab, val; one cluster a class, named on val by pixel IoU (most peers' "
+        "protocol)"
+    ),
     "miou_clustering_valmatch_crf": "the same with the CRF",
     "miou_linear": "SUPERVISED: linear probe on the frozen segmenter, val",
     "miou_linear_crf": "SUPERVISED: the same with the CRF",
-    "miou_supervised": "SUPERVISED: the same network and schedule on true labels, val (the ceiling)",
-    "mask_rcnn_ap50_single": "mask AP50 of the detector on val, class-agnostic, one prediction an image",
+    "miou_supervised": (
+        "SUPERVISED: the same network and schedule on true labels, val (the ceiling)"
+    ),
+    "mask_rcnn_ap50_single": (
+        "mask AP50 of the detector on val, class-agnostic, one prediction an image"
+    ),
     "mask_rcnn_ap50_multi": "mask AP50 of the detector on val, class-agnostic, all predictions",
     "mask_ap50_multi": "mask AP50 of stage 1 on val against all objects",
-    "mask_rcnn_corloc": "share of val images whose most confident detection has box IoU >= 0.5 with a true one",
-    "masks_miou_clustering": "mIoU of the clustered masks, val; clusters named on train by mask counts",
-    "masks_miou_clustering_valmatch": "the same; clusters named on val by pixel IoU (most peers' protocol)",
-    "masks_miou_shuffled": "mIoU on val after shuffling the clusters, names as on train (a baseline)",
+    "mask_rcnn_corloc": (
+        "share of val images whose most confident detection has box IoU >= 0.5 with a true one"
+    ),
+    "masks_miou_clustering": (
+        "mIoU of the clustered masks, val; clusters named on train by mask counts"
+    ),
+    "masks_miou_clustering_valmatch": (
+        "the same; clusters named on val by pixel IoU (most peers' protocol)"
+    ),
+    "masks_miou_shuffled": (
+        "mIoU on val after shuffling the clusters, names as on train (a baseline)"
+    ),
     "masks_miou_background": "mIoU of predicting background everywhere, val (a baseline)",
-    "miou_clustering_one_to_one": "mIoU of DeepLab, val; clusters named one-to-one on train by mask counts (the paper's matching at its own k)",
-    "miou_clustering_majority_val": "mIoU of DeepLab, val; every cluster named on val by its pixels' majority",
+    "miou_clustering_one_to_one": (
+        "mIoU of DeepLab, val; clusters named one-to-one on train by mask counts (the paper's "
+        "matching at its own k)"
+    ),
+    "miou_clustering_majority_val": (
+        "mIoU of DeepLab, val; every cluster named on val by its pixels' majority"
+    ),
     "classes_without_cluster": "number of classes that no cluster is named after",
     "cluster_nmi_val": "normalised mutual information of clusters and classes, val masks",
     "cluster_ari_val": "adjusted Rand index of clusters and classes, val masks (0 is chance)",
-    "cluster_purity_val": "share of val masks in their cluster's most frequent class (grows with k)",
+    "cluster_purity_val": (
+        "share of val masks in their cluster's most frequent class (grows with k)"
+    ),
     "masks_miou_clustering_std": "spread of masks_miou_clustering over seeds of k-means",
-    "masks_miou_clustering_valmatch_std": "spread of masks_miou_clustering_valmatch over seeds of k-means",
+    "masks_miou_clustering_valmatch_std": (
+        "spread of masks_miou_clustering_valmatch over seeds of k-means"
+    ),
 }
+
+# 09: COCO's measures of the detector's masks
+RULES = ("single", "multi")  # one prediction an image; all of them
 COCO_MEASURES = {
-    "ap": "mask AP, mean over IoU 0.50 to 0.95", "ap75": "mask AP at IoU 0.75", "ar1": "recall with one answer an image, mean over IoU 0.50 to 0.95",
-    "ar10": "the same with 10", "ar100": "the same with 100",
-    **{f"{m}_{size}": f"mask {m.upper()} of {size} objects, COCO's sizes in pixels" for m in ("ap", "ar") for size in ("small", "medium", "large")},
-}  # fmt: skip
+    "ap": "mask AP, mean over IoU 0.50 to 0.95",
+    "ap75": "mask AP at IoU 0.75",
+    "ar1": "recall with one answer an image, mean over IoU 0.50 to 0.95",
+    "ar10": "the same with 10",
+    "ar100": "the same with 100",
+    "ap_small": "mask AP of small objects, COCO's sizes in pixels",
+    "ap_medium": "mask AP of medium objects, COCO's sizes in pixels",
+    "ap_large": "mask AP of large objects, COCO's sizes in pixels",
+    "ar_small": "mask AR of small objects, COCO's sizes in pixels",
+    "ar_medium": "mask AR of medium objects, COCO's sizes in pixels",
+    "ar_large": "mask AR of large objects, COCO's sizes in pixels",
+}
 MEANINGS |= {
     f"mask_rcnn_{measure}_{rule}": f"detector on val, class-agnostic, {rule}: {meaning}"
-    for rule in ("single", "multi")
+    for rule in RULES
     for measure, meaning in COCO_MEASURES.items()
 }
+
+# 13: segmenters that learned from other labels
 LESSONS = {
-    "clustered_masks": "stage 2's masks", "detector_everything": "all of the detector's masks",
-    "detector_at_random": "as many of the detector's masks at random", "detector_filtered": "stage 4's maps",
-    "one_mask": "the same from one mask an image", "another_round": "its own maps after the CRF",
-}  # fmt: skip
+    "clustered_masks": "stage 2's masks",
+    "detector_everything": "all of the detector's masks",
+    "detector_at_random": "as many of the detector's masks at random",
+    "detector_filtered": "stage 4's maps",
+    "one_mask": "the same from one mask an image",
+    "another_round": "its own maps after the CRF",
+}
 MEANINGS |= {
-    f"lessons_{arm}": f"mIoU on val of a segmenter taught by {what}, mean over seeds"
-    for arm, what in LESSONS.items()
+    f"lessons_{arm}": f"mIoU on val of a segmenter taught by {labels}, mean over seeds"
+    for arm, labels in LESSONS.items()
 }
 MEANINGS |= {f"lessons_{arm}_std": "its spread over seeds" for arm in LESSONS}
 MEANINGS |= {
-    f"ohem_share_{s:g}_gain_dev": f"mIoU on dev with the hardest {s:.0%} of the pixels, minus that with the run's share"
-    for s in (0.2, 1.0)
+    f"ohem_share_{share:g}_gain_dev": (
+        f"mIoU on dev with the hardest {share:.0%} of the pixels, minus that with the run's share"
+    )
+    for share in (0.2, 1.0)
 }
+
+# 08: linear probes
+FEATURES = {"deeplab": "DeepLab's features", "vit": "the encoder's tokens"}
 MEANINGS |= {
-    f"probe_{what}_{share}{suffix}": f"SUPERVISED: linear probe on {name}, {share} % of the labels, val{text}"
-    for what, name in (("deeplab", "DeepLab's features"), ("vit", "the encoder's tokens"))
+    f"probe_{key}_{share}{suffix}": (
+        f"SUPERVISED: linear probe on {features}, {share} % of the labels, val{text}"
+    )
+    for key, features in FEATURES.items()
     for share in (1, 10, 100)
     for suffix, text in (("", ""), ("_crf", ", with the CRF"))
 }
+
+# 11: ablations
 MEANINGS |= {
-    "ablation_filter_minus_all": "mIoU of the filter's label maps minus that of all predictions, train",
-    "ablation_filter_minus_random": "mIoU of the filter's label maps minus that of as many predictions at random, train",
-    **{
-        f"ablation_origin_{c}": f"mask IoU of one mask on dev, keys' origin: {c}"
-        for c in ("none", "mean", "balanced")
-    },
+    "ablation_filter_minus_all": (
+        "mIoU of the filter's label maps minus that of all predictions, train"
+    ),
+    "ablation_filter_minus_random": (
+        "mIoU of the filter's label maps minus that of as many predictions at random, train"
+    ),
 }
 MEANINGS |= {
-    f"mask_rcnn_ap50_{rule}_named": f"detector on val, {rule}: mask AP50, mean over classes; clusters named on train"
-    for rule in ("single", "multi")
+    f"ablation_origin_{origin}": f"mask IoU of one mask on dev, keys' origin: {origin}"
+    for origin in ("none", "mean", "balanced")
 }
+
+# 09: the detector's masks, class by class
+MEANINGS |= {
+    f"mask_rcnn_ap50_{rule}_named": (
+        f"detector on val, {rule}: mask AP50, mean over classes; clusters named on train"
+    )
+    for rule in RULES
+}
+
+# 10: other priors
 PRIORS = {
-    "maskdistill": "MaskDistill, one mask", "several": "MaskDistill, several masks", "geodesic": "geodesic saliency",
-    "tokencut": "TokenCut", "maskcut": "MaskCut", "lost": "LOST", "attention": "attention threshold",
-    "frequency_tuned": "frequency-tuned saliency", "centre_box": "centred box", "whole_image": "whole image",
-}  # fmt: skip
+    "maskdistill": "MaskDistill, one mask",
+    "several": "MaskDistill, several masks",
+    "geodesic": "geodesic saliency",
+    "tokencut": "TokenCut",
+    "maskcut": "MaskCut",
+    "lost": "LOST",
+    "attention": "attention threshold",
+    "frequency_tuned": "frequency-tuned saliency",
+    "centre_box": "centred box",
+    "whole_image": "whole image",
+}
 PRIOR_MEASURES = {
-    "mask_iou": "mask IoU", "corloc": "CorLoc", "ap50": "mask AP50, first mask", "ap50_multi": "mask AP50, multi",
+    "mask_iou": "mask IoU",
+    "corloc": "CorLoc",
+    "ap50": "mask AP50, first mask",
+    "ap50_multi": "mask AP50, multi",
     "gain_low": "mask IoU of MaskDistill minus this, lower end of the 95 % interval",
-    "gain_high": "the same, upper end", "empty_refused": "share of empty scenes without a mask",
-}  # fmt: skip
+    "gain_high": "the same, upper end",
+    "empty_refused": "share of empty scenes without a mask",
+}
 MEANINGS |= {
     f"prior_{prior}_{measure}": f"{name} on the first val images: {meaning}"
     for prior, name in PRIORS.items()

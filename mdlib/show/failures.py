@@ -1,21 +1,27 @@
-"""What goes wrong, and in which stage: the clearest case of each kind of failure that a run has on
-val, for slides.
+"""The clearest case of each kind of failure that a run has on val, for slides.
 
 A rule yields the failures of one kind in one picture, each with a measure; the one with the largest
-measure is shown. Nothing is chosen by hand, and no picture stands there twice.
+measure is shown. Nothing is chosen by hand, and no picture is shown twice. The headings name the
+stage in which it goes wrong.
 """
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypedDict
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.ndimage import binary_opening
 
 from mdlib.core.colours import ORANGE, SKY
+from mdlib.core.mask import Mask
+from mdlib.data import Instances
 from mdlib.evaluate import metrics
+from mdlib.method import pseudo_labels
 from mdlib.show import figures
 from mdlib.show.outcome import Outcome
 from mdlib.show.slides import SLIDE
@@ -24,7 +30,17 @@ HALF = 0.5  # IoU from which on a mask counts as right, as in COCO
 THIN = 0.06  # of the picture's shorter side: a part narrower than this is thin
 LEAST = 0.01  # share of an object that must be lost to be seen
 COLUMNS = 3
-LOOKS = {
+
+
+class Look(TypedDict, total=False):
+    """How a mark is drawn: keywords of `figures.outline`."""
+
+    colour: str
+    strength: float
+    dashed: bool
+
+
+LOOKS: dict[str, Look] = {
     "found": {"colour": ORANGE},
     "true": {"colour": SKY},
     "dropped": {"dashed": True},
@@ -34,8 +50,12 @@ LOOKS = {
 
 @dataclass(frozen=True)
 class Mark:
-    """A region (H, W) bool of the picture and what is written into it; how it looks: a key of
-    LOOKS.
+    """A region of a picture that is drawn over it.
+
+    Attributes:
+        mask: (H, W) bool.
+        text: what is written into it.
+        look: a key of LOOKS.
     """
 
     mask: np.ndarray
@@ -45,8 +65,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture where something went wrong. measure: the larger, the clearer; words: the cause,
-    with its numbers.
+    """A picture in which something went wrong.
+
+    Attributes:
+        measure: the larger, the clearer.
+        heading: number of the stage, and the kind.
+        words: the cause, with its numbers.
+        image: (H, W, 3) uint8 RGB.
+        said: what the stage says.
+        true: the objects.
     """
 
     measure: float
@@ -57,144 +84,203 @@ class Failure:
     true: list[Mark]
 
 
+@dataclass(frozen=True)
+class FoundMasks:
+    """The decoded masks of one picture.
+
+    Attributes:
+        pixels: (n, H, W) bool.
+        clusters: (n,) int64.
+        scores: (n,) float64.
+    """
+
+    pixels: np.ndarray
+    clusters: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def decode(cls, masks: list[Mask], image_hw: tuple[int, int]) -> "FoundMasks":
+        """The masks of a picture of (H, W) pixels; each has a cluster."""
+        return cls(*pseudo_labels.stack_masks(masks, image_hw))
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int, float]]:
+        """(pixels, cluster, score) of each mask."""
+        return zip(self.pixels, self.clusters.tolist(), self.scores.tolist(), strict=True)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A val picture of a run, as the rules see it: each part is decoded once, when it is needed.
+
+    Attributes:
+        run: what the stages of the run say of val.
+        index: of the picture in val.
+    """
+
+    run: Outcome
+    index: int
+
+    @cached_property
+    def objects(self) -> Instances:
+        """The true objects."""
+        return self.run.val.instances(self.index)
+
+    @cached_property
+    def masks(self) -> FoundMasks:
+        """Stage 1's masks."""
+        return FoundMasks.decode(self.run.masks[self.index], self.run.val.size(self.index))
+
+    @cached_property
+    def predictions(self) -> FoundMasks:
+        """The detector's masks."""
+        return FoundMasks.decode(self.run.predictions[self.index], self.run.val.size(self.index))
+
+    def class_of(self, cluster: int) -> int:
+        """The class that a cluster is named after; -1 without one."""
+        return int(self.run.cluster_to_class[1 + cluster])
+
+    def failure(self, measure: float, heading: str, words: str, said: list[Mark]) -> Failure:
+        """A failure in this picture; for the arguments see `Failure`."""
+        true = [
+            Mark(mask, self.run.classes[label], "true")
+            for mask, label in zip(self.objects.masks, self.objects.labels, strict=True)
+        ]
+        image = self.run.val.image(self.index)
+        return Failure(float(measure), heading, words, image, said, true)
+
+    def regions(self, labels: np.ndarray) -> list[Mark]:
+        """A mark for each class in a (H, W) map of classes."""
+        return [Mark(labels == c, self.run.classes[c]) for c in np.setdiff1d(labels, [0])]
+
+
 # ---------------------------------------------------------------- rules
 
 
-def _poor(run: Outcome, i: int) -> Iterator[Failure]:
-    """01: even the best mask fits neither an object nor those that are mostly inside it. measure: 1
-    - IoU.
-    """
-    true = run.val.instances(i)
-    if not run.masks[i] or not len(true.labels):
+def _poor(picture: Picture) -> Iterator[Failure]:
+    """01: even the best mask fits no object, nor those mostly inside it together; by 1 - IoU."""
+    objects, found = picture.objects, picture.masks.pixels
+    if not len(found) or not len(objects.labels):
         return
     fits = []
-    for mask in (found.pixels() for found in run.masks[i]):
-        meant = _share_inside(true.masks, mask) > HALF
-        meant[metrics.best_overlap(mask, true.masks)[1]] = True
-        region = true.masks[meant].any(0)
-        fits.append(
-            (
-                metrics.mask_iou(mask[None], region[None]).item(),
-                (mask & region).sum() / region.sum(),
-                (mask & ~region).sum() / mask.sum(),
-            )
-        )
+    for mask in found:
+        meant = _share_inside(objects.masks, mask) > HALF
+        meant[metrics.best_overlap(mask, objects.masks)[1]] = True
+        region = np.any(objects.masks[meant], axis=0)
+        iou = metrics.mask_iou(mask[None], region[None]).item()
+        held = (mask & region).sum() / region.sum()
+        fits.append((iou, held, (mask & ~region).sum() / mask.sum()))
     iou, held, outside = max(fits)
-    if iou < HALF:
-        heading, words = (
-            "01  a mask of a part",
-            f"The best mask holds {held:.0%} of its object (IoU {iou:.2f}): to the keys, the rest is something else.",
+    if iou >= HALF:
+        return
+    if outside > HALF:
+        heading = "01  a mask off the object"
+        words = (
+            f"{outside:.0%} of the best mask is off the object (IoU {iou:.2f}): "
+            "to the keys, that is object, too."
         )
-        if outside > HALF:
-            heading, words = (
-                "01  a mask off the object",
-                f"{outside:.0%} of the best mask is off the object (IoU {iou:.2f}): to the keys, that is object, too.",
-            )
-        yield _failure(
-            run, i, 1 - iou, heading, words, [Mark(found.pixels()) for found in run.masks[i]]
+    else:
+        heading = "01  a mask of a part"
+        words = (
+            f"The best mask holds {held:.0%} of its object (IoU {iou:.2f}): "
+            "to the keys, the rest is something else."
         )
+    yield picture.failure(1 - iou, heading, words, [Mark(mask) for mask in found])
 
 
-def _merged(run: Outcome, i: int) -> Iterator[Failure]:
-    """01: a mask with more than half of two objects. measure: IoU with both together."""
-    true = run.val.instances(i)
-    for found in run.masks[i] if len(true.labels) > 1 else ():
-        held = _share_inside(true.masks, found.pixels())
+def _merged(picture: Picture) -> Iterator[Failure]:
+    """01: a mask with more than half of two objects; by its IoU with both together."""
+    objects, classes = picture.objects, picture.run.classes
+    if len(objects.labels) < 2:
+        return
+    for mask in picture.masks.pixels:
+        held = _share_inside(objects.masks, mask)
         a, b = np.argsort(-held, kind="stable")[:2]
-        iou = metrics.mask_iou(found.pixels()[None], (true.masks[a] | true.masks[b])[None]).item()
+        both = objects.masks[a] | objects.masks[b]
+        iou = metrics.mask_iou(mask[None], both[None]).item()
         if held[b] > HALF and iou > HALF:
-            first, second = run.classes[true.labels[a]], run.classes[true.labels[b]]
-            words = f"One mask holds {held[a]:.0%} of the {first}, {held[b]:.0%} of the {second}: their keys agree, and no seam was cut."
-            yield _failure(run, i, iou, "01  two in one mask", words, [Mark(found.pixels())])
-
-
-def _misnamed(run: Outcome, i: int) -> Iterator[Failure]:
-    """02: a mask that fits its object, in a cluster of another name. measure: IoU."""
-    true = run.val.instances(i)
-    for found in run.masks[i]:
-        (iou, which), name = (
-            metrics.best_overlap(found.pixels(), true.masks),
-            run.cluster_to_class[1 + found.cluster],
-        )
-        if iou >= HALF and name > 0 and name != true.labels[which]:
-            words = f"The {run.classes[true.labels[which]]}'s mask is good (IoU {iou:.2f}), but nearest to cluster {found.cluster}, named {run.classes[name]}."
-            yield _failure(
-                run, i, iou, "02  a wrong name", words, [Mark(found.pixels(), run.classes[name])]
+            first, second = classes[objects.labels[a]], classes[objects.labels[b]]
+            words = (
+                f"One mask holds {held[a]:.0%} of the {first}, {held[b]:.0%} of the {second}: "
+                "their keys agree, and no seam was cut."
             )
+            yield picture.failure(iou, "01  two in one mask", words, [Mark(mask)])
 
 
-def _sure(run: Outcome, i: int) -> Iterator[Failure]:
-    """03: a prediction that the filter believes and that fits no object. measure: its score."""
-    for found in run.predictions[i]:
-        iou, _ = metrics.best_overlap(found.pixels(), run.val.instances(i).masks)
-        if iou < HALF and found.score >= run.filter_rule["threshold"]:
-            name = run.cluster_to_class[1 + found.cluster]
-            said = run.classes[name] if name > 0 else f"cluster {found.cluster}"
-            words = f"Score {found.score:.2f}, but no object fits (best IoU {iou:.2f}): the masks it learned from have such errors."
-            yield _failure(
-                run, i, found.score, "03  sure and wrong", words, [Mark(found.pixels(), said)]
+def _misnamed(picture: Picture) -> Iterator[Failure]:
+    """02: a mask that fits its object, in a cluster named after another class; by IoU."""
+    objects, classes = picture.objects, picture.run.classes
+    for mask, cluster, _ in picture.masks:
+        iou, which = metrics.best_overlap(mask, objects.masks)
+        named = picture.class_of(cluster)
+        if iou >= HALF and named > 0 and named != objects.labels[which]:
+            words = (
+                f"The {classes[objects.labels[which]]}'s mask is good (IoU {iou:.2f}), "
+                f"but nearest to cluster {cluster}, named {classes[named]}."
             )
+            marks = [Mark(mask, classes[named])]
+            yield picture.failure(iou, "02  a wrong name", words, marks)
 
 
-def _dropped(run: Outcome, i: int) -> Iterator[Failure]:
-    """04: a right prediction that the filter leaves out, and most of its object with it. measure:
-    IoU.
-    """
-    true, kept, threshold = (
-        run.val.instances(i),
-        run.named(run.filtered(i)),
-        run.filter_rule["threshold"],
+def _sure(picture: Picture) -> Iterator[Failure]:
+    """03: a prediction that the filter believes and that fits no object; by its score."""
+    threshold = picture.run.filter_rule["threshold"]
+    for mask, cluster, score in picture.predictions:
+        iou, _ = metrics.best_overlap(mask, picture.objects.masks)
+        if iou < HALF and score >= threshold:
+            named = picture.class_of(cluster)
+            name = picture.run.classes[named] if named > 0 else f"cluster {cluster}"
+            words = (
+                f"Score {score:.2f}, but no object fits (best IoU {iou:.2f}): "
+                "the masks it learned from have such errors."
+            )
+            yield picture.failure(score, "03  sure and wrong", words, [Mark(mask, name)])
+
+
+def _dropped(picture: Picture) -> Iterator[Failure]:
+    """04: a right prediction that the filter drops, with most of its object; by IoU."""
+    objects, found, rule = picture.objects, picture.predictions, picture.run.filter_rule
+    kept = picture.run.named(
+        pseudo_labels.label_map(found.pixels, found.clusters, found.scores, **rule)
     )
-    for found in run.predictions[i]:
-        iou, which = metrics.best_overlap(found.pixels(), true.masks)
-        label = true.labels[which] if iou >= HALF else -1
+    for mask, cluster, score in found:
+        iou, which = metrics.best_overlap(mask, objects.masks)
+        label = objects.labels[which] if iou >= HALF else -1
         if (
-            label == run.cluster_to_class[1 + found.cluster]
-            and (kept == label)[true.masks[which]].mean() < HALF
+            label == picture.class_of(cluster)
+            and (kept == label)[objects.masks[which]].mean() < HALF
         ):
-            why = (
-                f"its score, {found.score:.2f}, is below {threshold:g}"
-                if found.score < threshold
-                else "another mask overlaps it"
+            why = "another mask overlaps it"
+            if score < rule["threshold"]:
+                why = f"its score, {score:.2f}, is below {rule['threshold']:g}"
+            words = (
+                f"The {picture.run.classes[label]} was found (IoU {iou:.2f}) and left out: {why}."
             )
-            words = f"The {run.classes[label]} was found (IoU {iou:.2f}) and left out: {why}."
-            yield _failure(
-                run,
-                i,
-                iou,
-                "04  a true object dropped",
-                words,
-                [*_regions(run, kept), Mark(found.pixels(), "dropped", "dropped")],
-            )
+            marks = [*picture.regions(kept), Mark(mask, "dropped", "dropped")]
+            yield picture.failure(iou, "04  a true object dropped", words, marks)
 
 
-def _smoothed(run: Outcome, i: int) -> Iterator[Failure]:
-    """06: an object that stays, with thin parts that were right before the CRF and are not after
-    it. measure: their share of it.
-    """
-    true, refined = run.val.instances(i), run.refined(i)
+def _smoothed(picture: Picture) -> Iterator[Failure]:
+    """06: an object stays and loses thin parts that were right before the CRF; by their share."""
+    run, objects, refined = picture.run, picture.objects, picture.run.refined(picture.index)
     if refined is None:
         return
-    before, after = run.named(run.final(i)), run.named(refined)
-    for mask, label in zip(true.masks, true.labels):
-        thin = mask & ~binary_opening(
-            mask, np.ones((3, 3)), iterations=max(1, round(THIN / 2 * min(mask.shape)))
-        )
+    before, after = run.named(run.final(picture.index)), run.named(refined)
+    for mask, label in zip(objects.masks, objects.labels, strict=True):
+        width = max(1, round(THIN / 2 * min(mask.shape)))
+        thin = mask & ~binary_opening(mask, np.ones((3, 3)), iterations=width)
         had = thin & (before == label)
         lost = had & (after != label)
         if lost.sum() > LEAST * mask.sum() and (after == label)[mask & ~thin].mean() > HALF:
-            words = f"{lost.sum() / had.sum():.0%} of the {run.classes[label]}'s thin parts go (black): few pixels lose against many neighbours."
-            yield _failure(
-                run,
-                i,
-                lost.sum() / mask.sum(),
-                "06  a thin part smoothed away",
-                words,
-                [*_regions(run, after), Mark(lost, "", "lost")],
+            words = (
+                f"{lost.sum() / had.sum():.0%} of the {run.classes[label]}'s thin parts go "
+                "(black): few pixels lose against many neighbours."
             )
+            marks = [*picture.regions(after), Mark(lost, "", "lost")]
+            share = lost.sum() / mask.sum()
+            yield picture.failure(share, "06  a thin part smoothed away", words, marks)
 
 
-RULES: dict[str, Callable[[Outcome, int], Iterator[Failure]]] = {
+RULES: dict[str, Callable[[Picture], Iterator[Failure]]] = {
     "a poor mask": _poor,
     "two in one mask": _merged,
     "a wrong name": _misnamed,
@@ -205,44 +291,52 @@ RULES: dict[str, Callable[[Outcome, int], Iterator[Failure]]] = {
 
 
 def find(run: Outcome) -> dict[str, Failure | None]:
-    """The clearest failure of each kind in RULES; None where val has none in a picture that is not
-    taken yet.
+    """The clearest failure of each kind.
+
+    The kinds choose one after the other, in the order of RULES, and a picture is shown once. Only
+    the measures are kept on the way; the failures that were chosen are then made again.
+
+    Returns:
+        {kind: failure}; None where val has none in a picture that is still free.
     """
-    found, taken = {}, set()
+    measures: dict[str, dict[int, float]] = {kind: {} for kind in RULES}
+    for i in range(len(run.val)):
+        picture = Picture(run, i)
+        for kind, rule in RULES.items():
+            cases = [failure.measure for failure in rule(picture)]
+            if cases:
+                measures[kind][i] = max(cases)
+    found: dict[str, Failure | None] = {}
+    taken: set[int] = set()
     for kind, rule in RULES.items():
-        cases = (
-            (failure, i) for i in range(len(run.val)) if i not in taken for failure in rule(run, i)
-        )
-        found[kind], where = max(cases, key=lambda case: case[0].measure, default=(None, None))
-        taken.add(where)
+        free = [i for i in measures[kind] if i not in taken]
+        if not free:
+            found[kind] = None
+            continue
+        clearest = max(free, key=measures[kind].__getitem__)
+        taken.add(clearest)
+        found[kind] = max(rule(Picture(run, clearest)), key=lambda failure: failure.measure)
     return found
 
 
-def _failure(
-    run: Outcome, i: int, measure: float, heading: str, words: str, said: list[Mark]
-) -> Failure:
-    true = run.val.instances(i)
-    truth = [Mark(mask, run.classes[label], "true") for mask, label in zip(true.masks, true.labels)]
-    return Failure(float(measure), heading, words, run.val.image(i), said, truth)
-
-
 def _share_inside(masks: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """The share of each mask (n, H, W) bool that lies in a region (H, W): (n,), 0 for an empty one."""
+    """(n,): the share of each mask (n, H, W) bool in a region (H, W); 0 for an empty mask."""
     return (masks & region).sum((1, 2)) / masks.sum((1, 2)).clip(1)
-
-
-def _regions(run: Outcome, labels: np.ndarray) -> list[Mark]:
-    return [Mark(labels == c, run.classes[c]) for c in np.setdiff1d(labels, [0])]
 
 
 # ---------------------------------------------------------------- figure
 
 
-def failures_figure(found: dict[str, Failure | None]) -> Figure:
-    """A block for each failure: the picture, what the stage said, the truth; a heading above, the
-    cause below.
+def failures_figure(found: Mapping[str, Failure | None]) -> Figure:
+    """A block for each failure: the picture, what the stage says, the truth.
 
-    Raises ValueError where there is no failure at all.
+    The heading stands above a block, the cause below it.
+
+    Args:
+        found: {kind: failure, or None where the run has none}.
+
+    Raises:
+        ValueError: where there is no failure at all.
     """
     shown = [failure for failure in found.values() if failure]
     if not shown:
@@ -259,46 +353,58 @@ def failures_figure(found: dict[str, Failure | None]) -> Figure:
         wspace=0.07,
         hspace=0.85,
     )
-    for block, failure in zip(blocks, shown):
-        axes = [figure.add_subplot(cell) for cell in block.subgridspec(1, 3, wspace=0.05)]
-        for ax, title, marks in zip(
-            axes, ("picture", "the stage says", "true"), ([], failure.said, failure.true)
-        ):
-            ax.imshow(failure.image, interpolation="none")  # the SVG holds its own pixels
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.set_title(title, fontsize=11, loc="left", pad=3)
-            for mark in marks:
-                figures.outline(ax, mark.mask, **LOOKS[mark.look])
-            for mark in marks:  # above all borders
-                figures.write_inside(ax, mark.mask, mark.text, size=10)
-        axes[0].annotate(
-            failure.heading,
-            (0, 1),
-            xytext=(0, 20),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=15,
-            fontweight="bold",
-        )
-        words = textwrap.fill(failure.words, 47)
-        axes[0].annotate(
-            words,
-            (0, 0),
-            xytext=(0, -6),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="top",
-            fontsize=12,
-        )
+    for number, failure in enumerate(shown):
+        block = blocks[divmod(number, COLUMNS)].subgridspec(1, 3, wspace=0.05)
+        axes = [figure.add_subplot(block[0, column]) for column in range(3)]
+        _draw(axes[0], failure.image, [], title="picture")
+        _draw(axes[1], failure.image, failure.said, title="the stage says")
+        _draw(axes[2], failure.image, failure.true, title="true")
+        _annotate(axes[0], failure)
     none = [kind for kind, failure in found.items() if failure is None]
     if none:
         figure.text(0.005, 0, f"Not found in this run: {', '.join(none)}.", fontsize=12, va="top")
     return figure
 
 
-def describe(found: dict[str, Failure | None]) -> str:
+def describe(found: Mapping[str, Failure | None]) -> str:
     """The figure in words, for those who do not see it."""
     shown = [f"{failure.heading}. {failure.words}" for failure in found.values() if failure]
     none = "".join(f" Not found: {kind}." for kind, failure in found.items() if failure is None)
-    return f"{len(shown)} failures of a run, each as picture, what the stage says, and truth. {' '.join(shown)}{none}"
+    return (
+        f"{len(shown)} failures of a run, each as picture, what the stage says, and truth. "
+        f"{' '.join(shown)}{none}"
+    )
+
+
+def _draw(ax: Axes, image: np.ndarray, marks: list[Mark], *, title: str) -> None:
+    """A picture with marks over it."""
+    ax.imshow(image, interpolation="none")  # the SVG holds its own pixels
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(title, fontsize=11, loc="left", pad=3)
+    for mark in marks:
+        figures.outline(ax, mark.mask, **LOOKS[mark.look])
+    for mark in marks:  # above all borders
+        figures.write_inside(ax, mark.mask, mark.text, size=10)
+
+
+def _annotate(ax: Axes, failure: Failure) -> None:
+    """The heading above an axis, the cause below it."""
+    ax.annotate(
+        failure.heading,
+        (0, 1),
+        xytext=(0, 20),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=15,
+        fontweight="bold",
+    )
+    ax.annotate(
+        textwrap.fill(failure.words, 47),
+        (0, 0),
+        xytext=(0, -6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        fontsize=12,
+    )

@@ -6,19 +6,25 @@ Functions take arrays and return a matplotlib Figure; `Stage.figure` saves it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import distance_transform_edt
 
 from mdlib.core.colours import BLUE, GREEN, ORANGE, RED
 
+# colour and dash of the first, second, third, fourth line of a plot
+LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (RED, "-."))
+
 
 def set_style() -> None:
-    """Call once in a notebook's setup cell."""
+    """Set the one style of all figures; call once in a notebook's setup cell."""
     sns.set_theme(context="notebook", style="white", font_scale=0.85)
     plt.rcParams.update(
         {
@@ -31,12 +37,23 @@ def set_style() -> None:
 
 
 def outline(
-    ax, mask: np.ndarray, *, colour: str = "none", strength: float = 0.45, dashed: bool = False
+    ax: Axes,
+    mask: np.ndarray,
+    *,
+    colour: str = "none",
+    strength: float = 0.45,
+    dashed: bool = False,
 ) -> None:
-    """Draw the border of a (H, W) bool mask into an axis that shows its picture: white beside
-    black, so it is seen in grey.
+    """Draw the border of a mask into an axis that shows its picture.
 
-    colour, strength: of a tint for the inside.
+    The border is white beside black, so it is seen in grey.
+
+    Args:
+        ax: shows the picture of the mask, in pixels.
+        mask: (H, W) bool.
+        colour: tint of the inside; "none" leaves it as it is.
+        strength: opacity of the tint, in [0, 1].
+        dashed: draw the black line dashed.
     """
     # a mask that ends at the picture's edge has a border there too
     around = np.pad(mask.astype(float), 1)
@@ -47,27 +64,33 @@ def outline(
         ax.contour(x, y, around, levels=[0.5], colors=shade, linewidths=width, linestyles=dash)
 
 
-def write_inside(ax, mask: np.ndarray, text: str, *, size: float) -> None:
-    """Write into an axis where a (H, W) bool mask is thickest, moved so that it stays in the
-    picture and below earlier words.
+def write_inside(ax: Axes, mask: np.ndarray, text: str, *, size: float) -> None:
+    """Write into an axis where a mask is thickest; an empty mask gets no text.
 
-    size: of the letters, in points. White with a black border: read on any ground. Nothing is
-    written for an empty mask.
+    The text is moved so that it stays in the picture and below earlier texts. It is white with a
+    black border, so it can be read on any ground.
+
+    Args:
+        ax: shows the picture of the mask, in pixels.
+        mask: (H, W) bool.
+        text: one line.
+        size: of the letters, in points.
     """
     if not mask.any():
         return
-    y, x = np.unravel_index(distance_transform_edt(np.pad(mask, 1)).argmax(), np.add(mask.shape, 2))
-    # in pixels of the picture
-    point = mask.shape[1] / (ax.get_position().width * ax.figure.get_figwidth() * 72)
-    half, line = min(0.34 * size * len(text) * point, mask.shape[1] / 2), 1.3 * size * point
-    x, y = (
-        np.clip(x - 1, half, mask.shape[1] - half),
-        np.clip(y - 1, line / 2, mask.shape[0] - line / 2),
-    )
+    height, width = mask.shape
+    thickness = distance_transform_edt(np.pad(mask, 1))
+    row, column = np.unravel_index(thickness.argmax(), thickness.shape)
+    # one point (1/72 inch) in pixels of the picture
+    point = width / (ax.get_position().width * _width_in_inches(ax) * 72)
+    half, line = min(_half_width(text, size) * point, width / 2), 1.3 * size * point
+    x = np.clip(column - 1, half, width - half)
+    y = np.clip(row - 1, line / 2, height - line / 2)
     for other in sorted(ax.texts, key=lambda other: other.get_position()[1]):
-        (there, above), wide = other.get_position(), 0.34 * size * len(other.get_text()) * point
-        if abs(there - x) < half + wide and abs(above - y) < line:
-            y = above + line
+        other_x, other_y = other.get_position()
+        apart = half + _half_width(other.get_text(), size) * point
+        if abs(other_x - x) < apart and abs(other_y - y) < line:
+            y = other_y + line
     ax.text(
         x,
         y,
@@ -81,8 +104,27 @@ def write_inside(ax, mask: np.ndarray, text: str, *, size: float) -> None:
     )
 
 
-def image_row(ax, image: np.ndarray, title: str = "", **kwargs) -> None:
-    """One picture in one axis: no ticks, no frame."""
+def _width_in_inches(ax: Axes) -> float:
+    """Width of the whole figure."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None  # an axis that is drawn has one
+    return figure.get_figwidth()
+
+
+def _half_width(text: str, size: float) -> float:
+    """About half the width of bold text, in points."""
+    return 0.34 * size * len(text)
+
+
+def image_row(ax: Axes, image: np.ndarray, title: str = "", **kwargs: Any) -> None:
+    """Show one picture in one axis, without ticks and frame.
+
+    Args:
+        ax: where to.
+        image: as `Axes.imshow` takes it, such as (H, W, 3) uint8 or (H, W) float.
+        title: above the picture.
+        **kwargs: of `Axes.imshow`.
+    """
     ax.imshow(image, **kwargs)
     ax.set_title(title, pad=3)
     ax.set_xticks([])
@@ -91,39 +133,62 @@ def image_row(ax, image: np.ndarray, title: str = "", **kwargs) -> None:
 
 
 def image_grid(
-    images: list[np.ndarray], titles: list[str] | None = None, *, columns: int, size: float = 1.25
+    images: Sequence[np.ndarray],
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int,
+    size: float = 1.25,
 ) -> Figure:
-    """Pictures in a grid, each `size` inches."""
+    """Pictures in a grid, row by row.
+
+    Args:
+        images: each as `image_row` takes it.
+        titles: one for each picture, or None.
+        columns: pictures in a row.
+        size: side of a picture, in inches.
+    """
     rows = -(-len(images) // columns)
     height = size + (0.22 if titles else 0.04)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * height), squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(columns * size, rows * height),
+        squeeze=False,
+        layout=_narrow_margins(),
     )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    for ax in axes.flat:
+    for ax in axes.flat[len(images) :]:
         ax.axis("off")
-    for index, image in enumerate(images):
-        image_row(axes.flat[index], image, titles[index] if titles else "")
-        axes.flat[index].axis("on")
+    for ax, image, title in zip(axes.flat, images, titles or [""] * len(images), strict=False):
+        image_row(ax, image, title)
     return figure
 
 
 def image_table(
-    rows: list[list[np.ndarray]], *, columns: list[str], labels: list[str], size: float = 1.35
+    rows: Sequence[Sequence[np.ndarray]],
+    *,
+    columns: Sequence[str],
+    labels: Sequence[str],
+    size: float = 1.35,
 ) -> Figure:
-    """Rows of pictures with a heading for each column and a label for each row."""
+    """Rows of pictures with a heading for each column and a label for each row.
+
+    Args:
+        rows: one picture for each column in every row, each as `image_row` takes it.
+        columns: the headings.
+        labels: one for each row.
+        size: side of a picture, in inches.
+    """
     figure, axes = plt.subplots(
         len(rows),
         len(columns),
         figsize=(len(columns) * size + 0.8, len(rows) * size + 0.3),
         squeeze=False,
-        layout="constrained",
+        layout=_narrow_margins(),
     )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    for line, (images, label) in enumerate(zip(rows, labels)):
-        for ax, image, heading in zip(axes[line], images, columns):
-            image_row(ax, image, heading if line == 0 else "")
-        axes[line, 0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for i, (images, label) in enumerate(zip(rows, labels, strict=True)):
+        for ax, image, heading in zip(axes[i], images, columns, strict=True):
+            image_row(ax, image, heading if i == 0 else "")
+        axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center")
     return figure
 
 
@@ -150,6 +215,11 @@ def cases(
     return {label: part.tolist() for label, part in zip(labels, parts, strict=True)}
 
 
+def _narrow_margins() -> ConstrainedLayoutEngine:
+    """Pictures close beside each other."""
+    return ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+
+
 def bars(
     values: dict[str, float],
     *,
@@ -157,8 +227,13 @@ def bars(
     highlight: str | None = None,
     xlim: float | None = None,
 ) -> Figure:
-    """Horizontal bars with their values written at the end; `highlight` is drawn strong, the others
-    pale.
+    """Horizontal bars, each with its value at the end.
+
+    Args:
+        values: {name: length}, from the top.
+        xlabel: below the axis.
+        highlight: name of the bar that is drawn strong, the others pale; None: all strong.
+        xlim: end of the axis; None: a little more than the largest value.
     """
     figure, ax = plt.subplots(figsize=(6.2, 0.34 * len(values) + 0.8), layout="constrained")
     colours = [BLUE if name == highlight or highlight is None else "#9BB8C9" for name in values]
@@ -173,7 +248,12 @@ def bars(
 
 
 def dots(values: dict[str, list[float]], *, xlabel: str) -> Figure:
-    """One row a name, one dot a value (a seed, say), and a bar at their mean."""
+    """One row a name, one dot a value, and a bar at their mean.
+
+    Args:
+        values: {name: its values, such as one for each seed}, from the top.
+        xlabel: below the axis.
+    """
     figure, ax = plt.subplots(figsize=(6.2, 0.4 * len(values) + 0.9), layout="constrained")
     for row, points in enumerate(values.values()):
         ax.plot(points, np.full(len(points), row), "o", color=BLUE, alpha=0.5, markeredgewidth=0)
@@ -186,8 +266,13 @@ def dots(values: dict[str, list[float]], *, xlabel: str) -> Figure:
 
 
 def intervals(effects: dict[str, tuple[float, float, float]], *, xlabel: str) -> Figure:
-    """One row a name: (value, low, high) as a dot and a line; blue above zero, red below, grey
-    across it.
+    """One row a name: a value as a dot and its interval as a line.
+
+    Intervals above zero are blue, those below red, those across it grey.
+
+    Args:
+        effects: {name: (value, low end, high end)}, from the top.
+        xlabel: below the axis.
     """
     figure, ax = plt.subplots(figsize=(6.2, 0.34 * len(effects) + 0.9), layout="constrained")
     for row, (value, low, high) in enumerate(effects.values()):
@@ -212,14 +297,19 @@ def intervals(effects: dict[str, tuple[float, float, float]], *, xlabel: str) ->
 
 
 def histogram(values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, bins: int = 20) -> Figure:
-    """Step histograms on [0, 1], one line a name, told apart by colour and by dash."""
+    """Step histograms on [0, 1], one line a name, told apart by colour and by dash.
+
+    Args:
+        values: {name: (n,) values in [0, 1]}, at most four names.
+        xlabel: below the axis.
+        ylabel: beside the axis.
+        bins: how many of equal width.
+    """
     figure, ax = plt.subplots(figsize=(6.2, 2.8), layout="constrained")
-    for (name, data), colour, dash in zip(
-        values.items(), (BLUE, ORANGE, GREEN, RED), ("-", "--", ":", "-.")
-    ):
+    for (name, data), (colour, dash) in zip(values.items(), LINES, strict=False):
         ax.hist(
             data,
-            bins=np.linspace(0, 1, bins + 1),
+            bins=np.linspace(0, 1, bins + 1).tolist(),
             histtype="step",
             lw=2,
             color=colour,
@@ -236,7 +326,15 @@ def histogram(values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, bins: 
 def count_heatmap(
     counts: np.ndarray, *, rows: list[str], columns: list[str], xlabel: str, ylabel: str
 ) -> Figure:
-    """Row-normalised counts as a heat map; cells from 5 % are written out in per cent."""
+    """Row-normalised counts as a heat map; cells from 5 % are written out in per cent.
+
+    Args:
+        counts: (len(rows), len(columns)) counts, at least 0.
+        rows: names beside the map.
+        columns: names below the map.
+        xlabel: below the column names.
+        ylabel: beside the row names.
+    """
     share = counts / counts.sum(1, keepdims=True).clip(1)
     size = (0.36 * len(columns) + 2.2, 0.27 * len(rows) + 1.4)
     figure, ax = plt.subplots(figsize=size, layout="constrained")
@@ -261,14 +359,22 @@ def count_heatmap(
 
 
 def curves(history: list[dict], panels: dict[str, list[str]], *, xlabel: str = "step") -> Figure:
-    """Training curves: one panel for each {title: [keys of the history]}."""
+    """Training curves, one panel beside the other.
+
+    Args:
+        history: one {"step": number, key: value, ...} for each step that was logged; a key need
+            not stand in every one.
+        panels: {title: keys of the history that are drawn there}, at most four keys each.
+        xlabel: below each panel.
+    """
     figure, axes = plt.subplots(
         1, len(panels), figsize=(3.4 * len(panels), 2.6), squeeze=False, layout="constrained"
     )
-    for ax, (title, keys) in zip(axes[0], panels.items()):
-        for key, colour, dash in zip(keys, (BLUE, ORANGE, GREEN), ("-", "--", ":")):
-            points = [(row["step"], row[key]) for row in history if key in row]
-            ax.plot(*zip(*points), color=colour, ls=dash, lw=2, label=key.replace("_", " "))
+    for ax, (title, keys) in zip(axes[0], panels.items(), strict=True):
+        for key, (colour, dash) in zip(keys, LINES, strict=False):
+            rows = [row for row in history if key in row]
+            steps, values = [row["step"] for row in rows], [row[key] for row in rows]
+            ax.plot(steps, values, color=colour, ls=dash, lw=2, label=key.replace("_", " "))
         ax.set_title(title)
         ax.set_xlabel(xlabel)
         if len(keys) > 1:

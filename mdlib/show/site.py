@@ -11,6 +11,7 @@ import html
 import json
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import nbformat
 from latex2mathml.converter import convert
@@ -29,29 +30,35 @@ FIRST = "quickstart"  # the page after the map; the others follow in the order o
 
 
 def build(run_dir: Path, out: Path) -> list[Path]:
-    """Write the site of a run into `out`; returns its pages, the map first.
+    """Write the site of a run.
 
-    Raises StoreError for a run without executed notebooks.
+    Args:
+        run_dir: the run's folder, with its executed notebooks.
+        out: where to; files of the same names are replaced.
+
+    Returns:
+        Its pages, the map first.
+
+    Raises:
+        StoreError: for a run without executed notebooks.
     """
+    found = (run_dir / "notebooks").glob("*.ipynb")
     executed = sorted(
-        (run_dir / "notebooks").glob("*.ipynb"), key=lambda path: (path.stem != FIRST, path.stem)
+        (path for path in found if not path.stem.endswith(".partial")),
+        key=lambda path: (path.stem != FIRST, path.stem),
     )
-    executed = [path for path in executed if not path.stem.endswith(".partial")]
     if not executed:
         raise StoreError(f"{run_dir} holds no executed notebooks: run a preset first")
-    titles = {"index": "The course"}
-    bodies = {
-        "index": _markdown(
-            (ROOT / "docs" / "course.md").read_text(encoding="utf-8"), {p.stem for p in executed}
-        )
-    }
+    pages = {path.stem for path in executed}
+    course = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")
+    titles, bodies = {"index": "The course"}, {"index": _markdown(course, pages)}
     styles = set()
     for path in executed:
         notebook = nbformat.read(path, as_version=4)
         # the sliders of the explorers: nothing on a page moves them
         notebook.metadata.pop("widgets", None)
         titles[path.stem] = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
-        bodies[path.stem], pictures, style = _body(notebook, path.stem, {p.stem for p in executed})
+        bodies[path.stem], pictures, style = _body(notebook, path.stem, pages)
         styles.add(style)
         for name, data in pictures.items():
             with atomic(out / name) as temporary:
@@ -59,19 +66,16 @@ def build(run_dir: Path, out: Path) -> list[Path]:
     method, others = _slides(run_dir, out / "figures")
     # after the first sentences
     bodies["index"] = bodies["index"].replace("</p>", "</p>" + method, 1) + others
+    entries = json.dumps(_entries(titles, bodies), ensure_ascii=False)
     write_text(out / "style.css", STYLE + "\n".join(sorted(styles)))
-    write_text(
-        out / "search.js",
-        SEARCH.replace("INDEX", json.dumps(_entries(titles, bodies), ensure_ascii=False)),
-    )
+    write_text(out / "search.js", SEARCH.replace("INDEX", entries))
     for name in titles:
         write_text(out / f"{name}.html", _page(name, titles, bodies[name]))
     return [out / f"{name}.html" for name in titles]
 
 
 def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
-    """The figures for slides, drawn from this run into `folder`: HTML of the method's, and of the
-    two others.
+    """Draw the figures for slides: HTML of the method's, and of the other two.
 
     Nothing for a run that does not hold all its stages on val, or has no label maps there; no
     gallery without a failure.
@@ -80,36 +84,37 @@ def _slides(run_dir: Path, folder: Path) -> tuple[str, str]:
         run = outcome.read_outcome(RunArtifacts(run_dir))
     except StoreError:
         return "", ""
-    panels = slides.panels_of(run)
+    label = run_label(run_dir, {})
 
     def shown(name: str, figure: Figure, alt: str) -> str:
-        png, svg = (
-            f"{folder.name}/{path.name}"
-            for path in slides.save(figure, folder / name, alt=alt, label=run_label(run_dir, {}))
+        files = slides.save(figure, folder / name, alt=alt, label=label)
+        png, svg = (f"{folder.name}/{path.name}" for path in files)
+        return (
+            f'<div class="wide slide"><a href="{png}">'
+            f'<img src="{png}" alt="{html.escape(alt)}"></a></div>'
+            f'<p>For slides: <a href="{png}">PNG</a>, <a href="{svg}">SVG</a>.</p>'
         )
-        picture = f'<div class="wide slide"><a href="{png}"><img src="{png}" alt="{html.escape(alt)}"></a></div>'
-        return f'{picture}<p>For slides: <a href="{png}">PNG</a>, <a href="{svg}">SVG</a>.</p>'
 
+    panels = slides.panels_of(run)
     method = shown("method", slides.method_figure(panels, run.classes), slides.ALT)
-    others = f'<h2 id="one-picture-all-stages">One picture, all stages</h2>{shown("life", slides.life_figure(panels, run.classes), slides.LIFE_ALT)}'
+    others = '<h2 id="one-picture-all-stages">One picture, all stages</h2>'
+    others += shown("life", slides.life_figure(panels, run.classes), slides.LIFE_ALT)
     found = failures.find(run)
     if any(found.values()):
-        others += f'<h2 id="what-goes-wrong">What goes wrong</h2>{shown("failures", failures.failures_figure(found), failures.describe(found))}'
+        others += '<h2 id="what-goes-wrong">What goes wrong</h2>'
+        others += shown("failures", failures.failures_figure(found), failures.describe(found))
     return method, others
 
 
 def _entries(titles: dict[str, str], bodies: dict[str, str]) -> list[tuple[str, str]]:
-    """What the search looks through: (address, text) of each page and of each of its headings below
-    the title.
-    """
+    """What the search looks through: (address, text) of each page and each heading below it."""
     entries = []
     for name, title in titles.items():
         entries.append((f"{name}.html", title))
         headings = re.findall(r'<h[2-4] id="([^"]*)">(.*?)</h', bodies[name], flags=re.DOTALL)
-        entries += [
-            (f"{name}.html#{anchor}", f"{title}: {html.unescape(re.sub('<[^>]+>', '', text))}")
-            for anchor, text in headings
-        ]
+        for anchor, text in headings:
+            plain = html.unescape(re.sub("<[^>]+>", "", text))
+            entries.append((f"{name}.html#{anchor}", f"{title}: {plain}"))
     return entries
 
 
@@ -129,37 +134,39 @@ class _Renderer(IPythonRenderer):
     def inline_math(self, body: str) -> str:
         return convert(body)
 
-    def heading(self, text: str, level: int, **options) -> str:
+    def heading(self, text: str, level: int, **attributes: Any) -> str:
         anchor = re.sub(r"[^\w\- ]", "", re.sub(r"<[^>]+>", "", text).lower()).replace(" ", "-")
-        return f'<h{level} id="{anchor}">{text}</h{level}>\n'
+        return super().heading(text, level, **attributes | {"id": anchor})
 
     def table(self, text: str) -> str:
         return f'<div class="wide"><table>{text}</table></div>\n'
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         path, _, anchor = url.partition("#")
-        target = PurePosixPath(path)
         if not path or url.startswith("http"):
-            return f'<a href="{html.escape(url)}">{text}</a>'
-        if (
-            target.suffix == ".ipynb"
-            and target.stem in self.pages
-            and "solutions" not in target.parts
-        ):
-            return f'<a href="{target.stem}.html{"#" * bool(anchor)}{anchor}">{text}</a>'
+            return super().link(text, url, title)
+        target = PurePosixPath(path)
+        is_page = target.suffix == ".ipynb" and target.stem in self.pages
+        if is_page and "solutions" not in target.parts:
+            return super().link(text, f"{target.stem}.html{'#' * bool(anchor)}{anchor}", title)
         return text
 
 
 def _markdown(source: str, pages: set[str]) -> str:
+    """HTML of a text in Markdown; pages: the notebooks that have a page."""
     return MarkdownWithMath(renderer=_Renderer(pages)).render(source)
 
 
 # ---------------------------------------------------------------- notebooks
 
-# The picture beside the page, with the caption that the notebook gave it; a click shows it in full
-# size.
+# The picture lies beside the page, with the caption that the notebook gave it; a click shows it in
+# full size.
 TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
-{% block data_png %}{% set path = output.metadata.filenames['image/png'] | posix_path %}<a href="{{ path }}"><img src="{{ path }}" alt="{{ output.metadata.alt | escape_html }}" loading="lazy"></a>{% endblock %}
+{% block data_png -%}
+{% set path = output.metadata.filenames['image/png'] | posix_path -%}
+<a href="{{ path }}"
+><img src="{{ path }}" alt="{{ output.metadata.alt | escape_html }}" loading="lazy"></a>
+{%- endblock %}
 """
 
 
@@ -204,34 +211,35 @@ def _captions(source: str) -> list[str]:
 
 
 def _page(name: str, titles: dict[str, str], body: str) -> str:
+    """A page with the list of all pages, and links to the one before and the one after."""
     names = list(titles)
-    links = "".join(
-        f'<li><a href="{other}.html"{" aria-current=page" if other == name else ""}>{html.escape(titles[other])}</a></li>'
-        for other in names
-    )
+    text = {other: html.escape(title) for other, title in titles.items()}
+    links = ""
+    for other in names:
+        current = " aria-current=page" if other == name else ""
+        links += f'<li><a href="{other}.html"{current}>{text[other]}</a></li>'
     at = names.index(name)
-    before = (
-        f'<a rel="prev" href="{names[at - 1]}.html">← {html.escape(titles[names[at - 1]])}</a>'
-        if at
-        else "<span></span>"
-    )
-    after = (
-        f'<a rel="next" href="{names[at + 1]}.html">{html.escape(titles[names[at + 1]])} →</a>'
-        if at + 1 < len(names)
-        else ""
-    )
-    return PAGE.format(
-        title=html.escape(titles[name]), links=links, body=body, before=before, after=after
-    )
+    before, after = "<span></span>", ""
+    if at > 0:
+        other = names[at - 1]
+        before = f'<a rel="prev" href="{other}.html">← {text[other]}</a>'
+    if at + 1 < len(names):
+        other = names[at + 1]
+        after = f'<a rel="next" href="{other}.html">{text[other]} →</a>'
+    return PAGE.format(title=text[name], links=links, body=body, before=before, after=after)
 
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} · MaskDistill, step by step</title><link rel="icon" href="data:,"><link rel="stylesheet" href="style.css"></head><body>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} · MaskDistill, step by step</title>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="style.css"></head><body>
 <a class="menu" href="#contents">Contents and search</a>
 <main>{body}<p class="turn">{before}{after}</p></main>
 <nav id="contents"><strong>MaskDistill, step by step</strong>
-<input id="search" type="search" placeholder="Search titles" aria-label="Search titles and headings" hidden><ul id="found" aria-live="polite"></ul><ul>{links}</ul></nav>
+<input id="search" type="search" placeholder="Search titles"
+ aria-label="Search titles and headings" hidden>
+<ul id="found" aria-live="polite"></ul><ul>{links}</ul></nav>
 <script src="search.js"></script>
 </body></html>
 """
@@ -242,7 +250,8 @@ const entries = INDEX;
 box.hidden = false;
 box.addEventListener("input", () => {
   const words = box.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  const hits = entries.filter(([, text]) => words.length && words.every((word) => text.toLowerCase().includes(word)));
+  const matches = ([, text]) => words.every((word) => text.toLowerCase().includes(word));
+  const hits = words.length ? entries.filter(matches) : [];
   document.getElementById("found").replaceChildren(...hits.slice(0, 12).map(([address, text]) => {
     const item = document.createElement("li"), link = document.createElement("a");
     link.href = address;
@@ -257,30 +266,44 @@ STYLE = """:root { --line: #ddd; --soft: #f6f6f4; --link: #005a8f; }
 * { box-sizing: border-box; }
 body { margin: 0; font: 17px/1.55 system-ui, sans-serif; color: #222; }
 a { color: var(--link); }
-.menu { display: block; padding: .8rem 1rem 0; } nav { border-top: 1px solid var(--line); padding: 1.2rem 1rem; }
+.menu { display: block; padding: .8rem 1rem 0; }
+nav { border-top: 1px solid var(--line); padding: 1.2rem 1rem; }
 nav ul { list-style: none; padding: 0; margin: .5rem 0; }
-#search { width: 100%; font: inherit; padding: .3rem .5rem; margin: .8rem 0 0; border: 1px solid #767676; } #found:not(:empty) { border-bottom: 1px solid var(--line); padding-bottom: .6rem; }
-nav li { margin: .3rem 0; } nav a { text-decoration: none; } nav [aria-current] { color: #222; font-weight: 600; }
+#search { width: 100%; font: inherit; padding: .3rem .5rem; margin: .8rem 0 0; }
+#search { border: 1px solid #767676; }
+#found:not(:empty) { border-bottom: 1px solid var(--line); padding-bottom: .6rem; }
+nav li { margin: .3rem 0; } nav a { text-decoration: none; }
+nav [aria-current] { color: #222; font-weight: 600; }
 main { max-width: 60rem; padding: 0 1rem 3rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { margin-top: 2.4rem; font-size: 1.25rem; }
 img { max-width: 100%; height: auto; display: block; }
 .wide, .output_area, .output_subarea { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; margin: 1rem 0; } td, th { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: left; vertical-align: top; }
+table { border-collapse: collapse; font-size: .92rem; margin: 1rem 0; }
+td, th { border-bottom: 1px solid var(--line); padding: .35rem .7rem; }
+td, th { text-align: left; vertical-align: top; }
 code { background: var(--soft); padding: .1em .25em; font-size: .9em; overflow-wrap: anywhere; }
 pre { margin: 0; font-size: .82rem; line-height: 1.45; overflow-x: auto; } pre code { padding: 0; }
-main > pre, .highlight { background: var(--soft); border-left: 3px solid var(--line); padding: .6rem .8rem; margin: .8rem 0; }
-.prompt { display: none; } .output pre { color: #444; padding: .2rem .8rem; } .output_stderr { display: none; }
+main > pre, .highlight { background: var(--soft); border-left: 3px solid var(--line); }
+main > pre, .highlight { padding: .6rem .8rem; margin: .8rem 0; }
+.output pre { color: #444; padding: .2rem .8rem; }
+.prompt, .output_stderr { display: none; }
 details summary { cursor: pointer; color: var(--link); }
-math { font: 1.05em math, "STIX Two Math", "Cambria Math", "Latin Modern Math", "TeX Gyre DejaVu Math", serif; }
-.turn { display: flex; justify-content: space-between; gap: 1rem; margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+math {
+  font: 1.05em math, "STIX Two Math", "Cambria Math", "Latin Modern Math", "TeX Gyre DejaVu Math",
+    serif;
+}
+.turn { display: flex; justify-content: space-between; gap: 1rem; }
+.turn { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 @media (max-width: 40rem) { /* rather scroll than one word a line */
   td, th { padding: .35rem .5rem; } .slide img { min-width: 44rem; }
-  .wide table:has(th:nth-child(4)) { min-width: 34rem; } .wide table:has(th:nth-child(6)) { min-width: 48rem; }
+  .wide table:has(th:nth-child(4)) { min-width: 34rem; }
+  .wide table:has(th:nth-child(6)) { min-width: 48rem; }
 }
 @media (min-width: 60rem) {
   body { display: grid; grid-template-columns: 17rem minmax(0, 1fr); }
   .menu { display: none; }
-  nav { order: -1; border: 0; border-right: 1px solid var(--line); height: 100vh; position: sticky; top: 0; overflow-y: auto; padding: 1.2rem; }
+  nav { order: -1; border: 0; border-right: 1px solid var(--line); padding: 1.2rem; }
+  nav { height: 100vh; position: sticky; top: 0; overflow-y: auto; }
   main { padding: .5rem 2.5rem 3rem; }
 }
 """
