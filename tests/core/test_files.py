@@ -226,7 +226,9 @@ def test_label_maps_are_read_as_they_were_written(rng, tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
 def test_a_picture_is_no_label_map(tmp_path, mode):
     Image.new(mode, (5, 4)).save(tmp_path / "picture.png")
-    with pytest.raises(StoreError, match=f"picture.png: .* palette or grey PNG, this one is {mode}"):
+    with pytest.raises(
+        StoreError, match=f"picture.png: .* palette or grey PNG, this one is {mode}"
+    ):
         read_label_map(tmp_path / "picture.png")
 
 
