@@ -30,9 +30,9 @@ import numpy as np
 FLOOR = 1e-5  # the least probability in the unary term, as in pydensecrf.utils.unary_from_softmax
 SUM_TOLERANCE = 1e-3  # a softmax in half precision still passes
 HOW_TO_INSTALL = (
-    'The dense CRF needs pydensecrf2, which is not installed: pip install -e ".[crf]". '
-    "It is built from source, so a C++ compiler is needed (apt install g++, xcode-select --install); "
-    "it does not build on Python 3.13. Every other stage works without it."
+    "The dense CRF needs pydensecrf2, which is not installed: README.md, 'Without make', has the "
+    "lines for it. It is built from source, so a C++ compiler is needed (apt install g++, "
+    "xcode-select --install). Every other stage works without it."
 )
 
 
