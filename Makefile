@@ -1,9 +1,9 @@
 # `make` lists the targets. The first one that needs Python builds .venv; later ones install nothing.
-# Another Python: make demo PYTHON=/path/to/python3.12. Another run: make report RUN=reports/smoke.
+# Another Python: make demo PYTHON=/path/to/python3.13. Another run: make report RUN=reports/smoke.
 PY := .venv/bin/python
 RUN := reports/demo
-SUITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
-PYTHON = $(shell for p in python3.12 python3.11 python3; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
+SUITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 
 .PHONY: help quickstart demo smoke voc2012 test test-fast lint lab report site clean
 
@@ -12,13 +12,15 @@ help: ## list the targets
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUITS)' || { \
-	  echo "Python 3.11 or 3.12 is needed, and python3.12, python3.11, python3 on the PATH are not that."; \
-	  echo "Install one (python.org, apt install python3.12-venv, brew install python@3.12, pyenv or conda),"; \
-	  echo "then run make again, or name it: make demo PYTHON=/path/to/python3.12"; exit 1; }
+	  echo "Python 3.11 to 3.14 is needed, and python3.13, python3.12, python3.11, python3 on the PATH are not that."; \
+	  echo "Install one (python.org, apt install python3.13-venv, brew install python@3.13, pyenv or conda),"; \
+	  echo "then run make again, or name it: make demo PYTHON=/path/to/python3.13"; exit 1; }
 	@$(PY) -c 'import pip; $(SUITS)' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
 	@echo "installing into .venv: some minutes and about 6 GB of disk, once"
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[crf]" || echo "pydensecrf2 could not be built (a C++ compiler is needed): stage 06 will be skipped"
+	@$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt "cython>=3" setuptools wheel numpy
+	@$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt --no-build-isolation --no-deps pydensecrf2 \
+	  || echo "pydensecrf2 could not be built (a C++ compiler is needed): stage 06 will be skipped"
 	@touch $@
 
 quickstart: .venv/.installed ## the whole idea in one notebook, two minutes

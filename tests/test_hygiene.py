@@ -13,6 +13,7 @@ import pytest
 import yaml
 from cells import SOLUTIONS, STAGES, cells_of
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from mdlib.core.paths import ROOT
 from mdlib.method.crf import CrfSettings
@@ -245,14 +246,29 @@ def plain(name: str) -> str:
 def test_environment_equals_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     (listed,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert sorted(listed) == sorted(PROJECT["dependencies"])
+    assert sorted(listed) == sorted(
+        PROJECT["dependencies"] + PROJECT["optional-dependencies"]["crf"]
+    )
+
+
+def test_every_list_of_pythons_fits_pyproject():
+    supported = SpecifierSet(PROJECT["requires-python"])
+    minors = [minor for minor in range(8, 30) if supported.contains(f"3.{minor}")]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lowest, highest = re.findall(r"\(3, (\d+)\)", makefile)
+    assert (int(lowest), int(highest)) == (minors[0], minors[-1])
+    course = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")
+    for text in (makefile, README, course):
+        assert f"Python 3.{minors[0]} to 3.{minors[-1]}" in text
+    environment = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    assert int(re.search(r"- python=3\.(\d+)", environment)[1]) in minors
 
 
 def test_constraints_pin_every_dependency():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {plain(name): version for name, version in pins.items()}
-    for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+    for line in PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), []):
         needed = Requirement(line)
         assert plain(needed.name) in pins, f"{needed.name} is not pinned"
         assert needed.specifier.contains(pins[plain(needed.name)]), (

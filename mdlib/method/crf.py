@@ -33,9 +33,9 @@ FLOOR = 1e-5  # the least probability in the unary term, as in pydensecrf.utils.
 SUM_TOLERANCE = 1e-3  # a softmax in half precision still passes
 CHUNK = 4  # images a process gets before all wait for the last of them
 HOW_TO_INSTALL = (
-    'The dense CRF needs pydensecrf2, which is not installed: pip install -e ".[crf]". '
-    "It is built from source, so a C++ compiler is needed (apt install g++, xcode-select --install); "
-    "it does not build on Python 3.13. Every other stage works without it."
+    "The dense CRF needs pydensecrf2, which is not installed: README.md, 'Without make', has the "
+    "lines for it. It is built from source, so a C++ compiler is needed (apt install g++, "
+    "xcode-select --install). Every other stage works without it."
 )
 
 

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import papermill
@@ -45,9 +45,21 @@ COST_COLUMNS = ("notebook", "status", "seconds", "peak_memory_mb")
 def run(
     preset_name: str, *, out: Path | None, overrides: dict, start: str | None, only: str | None
 ) -> int:
-    """Run a preset into `out` (default reports/<preset>).
+    """Run the notebooks of a preset, skip those that are up to date, and write the report.
 
-    Returns an exit code; raises PresetError or StoreError.
+    Args:
+        preset_name: a file in presets/.
+        out: folder of the run; None: reports/PRESET.
+        overrides: {notebook: {parameter: value}}, as `parse_sets` gives them.
+        start: run this stage and all after it, even where they are up to date.
+        only: run this stage alone, and write no report; `start` must be None.
+
+    Returns:
+        One of mdlib.run.exit_codes.
+
+    Raises:
+        PresetError: an unknown preset, notebook, stage or parameter, or a value of a wrong type.
+        StoreError: another run works in the folder, or a file of the run is broken.
     """
     preset = load_preset(preset_name)
     parameters = resolve(preset, overrides)
@@ -70,11 +82,21 @@ def run(
 
 
 def fill(run_dir: Path, stage: str) -> int:
-    """Run at the size of the preset `smoke` what a run lacks up to `stage`; what has run stays as
-    it is, stale or not.
+    """Run at smoke size what a run lacks up to a stage, so that a notebook can be opened alone.
 
-    So a notebook can be opened alone (`Stage.read`). The run keeps its name, there is no report,
-    and the manifests say "smoke_size". Returns an exit code; raises PresetError or StoreError.
+    What has run stays as it is, stale or not. The run keeps its name, there is no report, and the
+    manifests say "smoke_size". `Stage.read` calls this.
+
+    Args:
+        run_dir: folder of the run.
+        stage: the last one to run; it must be in the preset `smoke`.
+
+    Returns:
+        One of mdlib.run.exit_codes.
+
+    Raises:
+        PresetError: an unknown stage.
+        StoreError: another run works in the folder.
     """
     preset = load_preset("smoke")
     _chosen(preset, stage, None)
@@ -90,6 +112,7 @@ def fill(run_dir: Path, stage: str) -> int:
 
 
 def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:
+    """The notebooks to go through; PresetError where `start` or `only` is none of them."""
     for name in (start, only):
         if name is not None and name not in preset.notebooks:
             raise PresetError(
@@ -101,6 +124,7 @@ def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:
 def _run_all(
     preset: Preset, notebooks: list[str], parameters: dict, run_dir: Path, *, forced: set[str]
 ) -> int:
+    """Run the notebooks that are stale or forced, up to the first failure; gives the exit code."""
     for folder in ("figures", "notebooks"):
         (run_dir / folder).mkdir(exist_ok=True)
     place = str(run_dir.relative_to(ROOT) if run_dir.is_relative_to(ROOT) else run_dir)
@@ -124,7 +148,8 @@ def _run_all(
             return code
         spent, planned = spent + row["seconds"], planned + expected[name]
         print(
-            f"{head}: {row['status']} in {row['seconds']:.0f} s, peak memory {row['peak_memory_mb']} MB",
+            f"{head}: {row['status']} in {row['seconds']:.0f} s, "
+            f"peak memory {row['peak_memory_mb']} MB",
             flush=True,
         )
     return DONE
@@ -156,7 +181,8 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
             else:
                 status, code = f"failed: {error.ename}: {error.evalue}".splitlines()[0], FAILED
                 print(
-                    f"cell {error.exec_count} of {name} failed:\n{error.source}\n{error.ename}: {error.evalue}"
+                    f"cell {error.exec_count} of {name} failed:\n{error.source}\n"
+                    f"{error.ename}: {error.evalue}"
                 )
         except (DeadKernelError, CellTimeoutError) as error:
             status, code = f"died: {type(error).__name__}", DIED
@@ -176,7 +202,8 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
     elif partial.is_file():
         print(f"partial notebook: {_shown(partial)}")
     seconds = round(time.monotonic() - began, 1)
-    return code, dict(zip(COST_COLUMNS, (name, status, seconds, round(peak["bytes"] / 1e6))))
+    row = (name, status, seconds, round(peak["bytes"] / 1e6))
+    return code, dict(zip(COST_COLUMNS, row, strict=True))
 
 
 class _OwnKernel(AsyncKernelManager):
@@ -189,7 +216,7 @@ class _OwnKernel(AsyncKernelManager):
 
 
 def _path_of_kernels() -> str:
-    """PYTHONPATH with this checkout first: kernels start elsewhere, and another may be installed."""
+    """PYTHONPATH with this checkout first: kernels start elsewhere, with what is installed."""
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([str(ROOT), *(path for path in known if path not in ("", str(ROOT)))])
 
@@ -230,21 +257,17 @@ def _now() -> str:
 
 
 @contextmanager
-def _peak_memory():
-    """Yields {"bytes": the largest memory that this process's children, the kernels, held
-    together}.
-    """
+def _peak_memory() -> Iterator[dict[str, int]]:
+    """Yields {"bytes": the most memory that this process's kernels held together}."""
     peak, stop = {"bytes": 0}, threading.Event()
 
-    def watch():
+    def watch() -> None:
         me = psutil.Process()
         while not stop.wait(0.25):
             total = 0
             for child in me.children(recursive=True):
-                try:
+                with suppress(psutil.Error):  # it has just ended
                     total += child.memory_info().rss
-                except psutil.Error:
-                    pass
             peak["bytes"] = max(peak["bytes"], total)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -269,4 +292,5 @@ def _add_cost(run_dir: Path, row: dict) -> None:
 
 
 def _shown(path: Path) -> str:
+    """A path as a user of this shell would write it."""
     return os.path.relpath(path)

@@ -11,7 +11,7 @@ import ast
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 
 import nbformat
 import yaml
@@ -104,7 +104,7 @@ def _load(name: str, *, children: tuple[str, ...]) -> Preset:
         if "extends" not in content:
             return Preset(**content)
         parent = _load(str(content.pop("extends")), children=(*children, name))
-        inherited = {"description": parent.description, "notebooks": parent.notebooks}
+        inherited = parent.model_dump(include={"description", "notebooks"})
         return _merge(parent, Preset(**inherited | content))
     except (ValidationError, yaml.YAMLError) as error:
         raise PresetError(f"{path.name}: {error}") from None
@@ -112,12 +112,10 @@ def _load(name: str, *, children: tuple[str, ...]) -> Preset:
 
 def _merge(parent: Preset, own: Preset) -> Preset:
     """`own` with the values of `parent` that it does not give itself."""
-    parameters, seconds = (
-        {name: value for name, value in values.items() if name in own.notebooks}
-        for values in (parent.parameters, parent.seconds)
-    )
+    parameters = {n: values for n, values in parent.parameters.items() if n in own.notebooks}
     for name, values in own.parameters.items():
         parameters[name] = parameters.get(name, {}) | values
+    seconds = {n: value for n, value in parent.seconds.items() if n in own.notebooks}
     merged = {
         "parameters": parameters,
         "seconds": seconds | own.seconds,
@@ -238,7 +236,9 @@ def check_value(name: str, value: object, declared: str) -> object:
 @cache
 def _adapter(declared: str) -> TypeAdapter:
     """Checks values of a declared type, such as "float | None"."""
-    return TypeAdapter(Union[tuple(TYPES[part.strip()] for part in declared.split("|"))])  # noqa: UP007
+    types = tuple(TYPES[part.strip()] for part in declared.split("|"))
+    union: Any = Union[types]  # noqa: UP007, they are known at run time only
+    return TypeAdapter(union)
 
 
 def _refuse_bool(value: object) -> object:

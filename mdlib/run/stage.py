@@ -34,6 +34,9 @@ from mdlib.core.files import (
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run.presets import check_value, read_parameters
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # how the embedded data set is called wherever a number or figure of it is shown
 ZOO = "zoo (composited)"
 # the one parameter that says where, not what: it is no part of a stage's identity
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
     from mdlib.run.artifacts import RunArtifacts
 
 
-class StageSkipped(Exception):
+class StageSkipped(Exception):  # noqa: N818, it is no error
     """This stage has nothing to do here, such as scoring without labels; the message says why.
 
     Not an error.
@@ -68,27 +71,46 @@ class StageSkipped(Exception):
 
 @dataclass
 class Stage:
-    """What a notebook holds of its own stage. `open_stage` makes it, `finish` commits it."""
+    """What a notebook holds of its own stage. `open_stage` makes it, `finish` commits it.
+
+    Attributes:
+        name: of the notebook, such as "01_distill_masks".
+        parameters: {name: value}, without `run_dir`.
+        run_dir: the run's folder, absolute.
+        label: preset and data set, at the foot of every figure.
+        folder: where the notebook writes; temporary until `finish` or `skip` renames it.
+        inputs: {earlier stage: its identity}, of those that `read` gave.
+        files: {path: digest} of what `read_file` gave.
+        figures: {"file", "caption"} of each saved figure, in order.
+        began: when the stage was opened, seconds of the monotonic clock.
+        smoke_size: whether it, or a stage that it read, was filled in at smoke size.
+    """
 
     name: str
     parameters: dict[str, object]
     run_dir: Path
-    label: str  # preset and data set, for every figure
-    folder: Path  # temporary until `finish`
+    label: str
+    folder: Path
     inputs: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     figures: list[dict] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
-    # filled in, or made from what was
     smoke_size: bool = field(default_factory=lambda: SMOKE_SIZE in os.environ)
 
     def read(self, name: str) -> Path:
-        """The folder of an earlier stage of this run.
+        """Read an earlier stage of this run, which becomes an input of this one.
 
         In a notebook opened by hand, a stage that has not run is run at smoke size.
 
-        Raises StoreError if it has not run (under the runner, MDLIB_BATCH), failed to, or ran
-        before its own inputs did.
+        Args:
+            name: the earlier stage.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            StoreError: it has not run (under the runner, MDLIB_BATCH), failed to, or ran before
+                its own inputs did.
         """
         if "MDLIB_BATCH" not in os.environ and not manifest_path(self.run_dir, name).is_file():
             _fill(self.run_dir, name)
@@ -96,13 +118,15 @@ class Stage:
         for earlier, digest in manifest["inputs"].items():
             if identity(read_manifest(self.run_dir, earlier)) != digest:
                 raise StoreError(
-                    f"{name} was made from another {earlier} than this run holds now: run {name} again (nothing overwrites it for you)"
+                    f"{name} was made from another {earlier} than this run holds now: "
+                    f"run {name} again (nothing overwrites it for you)"
                 )
         self.inputs[name] = identity(manifest)
         if manifest.get("smoke_size") and not self.smoke_size:
             self.smoke_size, self.label = True, f"{self.label} · smoke-size inputs"
             print(
-                f"{name} is of smoke size: numbers from here on mean nothing, and the figures say so"
+                f"{name} is of smoke size: numbers from here on mean nothing, "
+                "and the figures say so"
             )
         return self.run_dir / "artifacts" / name
 
@@ -114,10 +138,16 @@ class Stage:
         return RunArtifacts(self.run_dir, folder_of=self.read)
 
     def read_file(self, path: str | Path) -> Path:
-        """A file or folder outside the run (data, weights), by a path from the repository's root or
-        an absolute one.
+        """Record a file or folder outside the run (data, weights) as an input.
 
-        Its digest is recorded: of a folder that of the names and sizes in it.
+        Args:
+            path: from the repository's root, or absolute.
+
+        Returns:
+            The absolute path. The digest of a folder is that of the names and sizes in it.
+
+        Raises:
+            StoreError: there is no such file or folder.
         """
         full = ROOT / path
         if not full.exists():
@@ -126,25 +156,38 @@ class Stage:
         return full
 
     def weights(self, value: str | None, *, known: Iterable[str] = ()) -> str | Path | None:
-        """A parameter `weights` as encoders and backbones take it: None, "random" and names in
-        `known` as they are, else a file.
+        """Turn a parameter `weights` into what encoders and backbones take.
 
-        The file is recorded as by `read_file`. Raises StoreError where there is none.
+        Args:
+            value: None, "random", a name in `known`, or a file, which `read_file` then records.
+            known: names of published weights.
+
+        Returns:
+            The value as it is, or the file's absolute path.
+
+        Raises:
+            StoreError: it is none of these.
         """
         if value is None or value == "random" or value in known:
             return value
         if not (ROOT / value).is_file():
             raise StoreError(
-                f"weights {value!r}: no file {ROOT / value}; expected a file, {', '.join(['random', *known])} or null"
+                f"weights {value!r}: no file {ROOT / value}; "
+                f"expected a file, {', '.join(['random', *known])} or null"
             )
         return self.read_file(value)
 
     def checkpoint(self, training: str) -> Path:
-        """Where a training of this stage keeps its checkpoint: beside the stages, so that it
-        outlives a kill.
+        """Name the file in which a training of this stage keeps its checkpoint.
 
-        Other parameters or inputs have another file, so a changed run starts anew; `finish` removes
-        them all.
+        It lies beside the stages, so that it outlives a kill. Other parameters or inputs have
+        another file, so a changed run starts anew; `finish` removes them all.
+
+        Args:
+            training: a word for the training, one of its own for each in a stage.
+
+        Returns:
+            The path; the file need not exist.
         """
         made_of = repr(
             [sorted(part.items()) for part in (self.parameters, self.inputs, self.files)]
@@ -152,10 +195,16 @@ class Stage:
         folder = self.run_dir / "artifacts" / "checkpoints"
         return folder / f"{self.name}-{training}-{digest_bytes(made_of.encode())[:8]}.safetensors"
 
-    def figure(self, figure, name: str, *, caption: str, invented: bool = False) -> None:
-        """Save a matplotlib figure as reports/<run>/figures/<stage>-<name>.png; the caption is its
-        alt text. At its foot stand the run's preset and data, or that its numbers are invented to
-        draw an idea.
+    def figure(self, figure: "Figure", name: str, *, caption: str, invented: bool = False) -> None:
+        """Save a matplotlib figure as RUN/figures/STAGE-NAME.png.
+
+        At its foot stand the run's preset and data.
+
+        Args:
+            figure: a matplotlib Figure; the line at its foot is added to it.
+            name: a word for the file.
+            caption: what there is to see; also the picture's alt text.
+            invented: the numbers were made up to draw an idea, and the foot says so instead.
         """
         path = self.run_dir / "figures" / f"{self.name}-{name}.png"
         figure.text(
@@ -176,7 +225,14 @@ class Stage:
     def finish(self, metrics: dict[str, float] | None = None) -> dict[str, float]:
         """Write the manifest and give the stage its final name.
 
-        Returns the metrics, rounded to six digits.
+        Args:
+            metrics: {name: finite number}, none if left out.
+
+        Returns:
+            The metrics, rounded to six digits.
+
+        Raises:
+            ValueError: a metric is not finite.
         """
         metrics = {k: round(float(v), 6) for k, v in (metrics or {}).items()}
         bad = [k for k, v in metrics.items() if not np.isfinite(v)]
@@ -186,14 +242,19 @@ class Stage:
         return metrics
 
     def skip(self, reason: str) -> NoReturn:
-        """End the notebook here, without results: the manifest says why, and later stages go on.
+        """End the notebook here, without results; later stages go on.
 
-        Raises StageSkipped.
+        Args:
+            reason: why; the manifest keeps it.
+
+        Raises:
+            StageSkipped: always, so that no later cell runs.
         """
         self._commit({}, skipped=reason)
         raise StageSkipped(reason)
 
     def _commit(self, metrics: dict[str, float], **more: str) -> None:
+        """Write the manifest, rename the folder, remove the checkpoints."""
         manifest = {
             "stage": self.name,
             "parameters": self.parameters,
@@ -217,10 +278,19 @@ class Stage:
 
 
 def open_stage(name: str, values: dict[str, object]) -> Stage:
-    """Open a stage from its notebook: `stage = open_stage("01_distill_masks", globals())`.
+    """Open a stage from its notebook, and print what runs, on which data, device and torch.
 
-    Takes the notebook's parameters out of `values`, checks their types, prints device, versions and
-    paths.
+    In a notebook: `stage = open_stage("01_distill_masks", globals())`.
+
+    Args:
+        name: of the notebook.
+        values: holds the notebook's parameters; other names in it do not matter.
+
+    Returns:
+        The stage, with an empty folder to write into.
+
+    Raises:
+        PresetError: a parameter has another type than its cell declares.
     """
     known = read_parameters(name)
     parameters = {key: check_value(key, values[key], known[key].type) for key in known}
@@ -237,7 +307,15 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
 
 
 def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
-    """What every figure says of itself: the preset ("lab" for interactive use) and the data set."""
+    """What every figure says of itself: the preset and the data set.
+
+    Args:
+        run_dir: of a run of any state; without run.json its preset is "lab" (interactive use).
+        parameters: of the stage that is open; see `data_label`.
+
+    Returns:
+        A line such as "demo preset · zoo (composited)".
+    """
     info = run_dir / "artifacts" / "run.json"
     own = read_json(info)["preset"] if info.is_file() else "lab"
     preset = "smoke" if SMOKE_SIZE in os.environ else own
@@ -245,8 +323,15 @@ def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
 
 
 def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> str:
-    """The name of a run's data set, from 00's own parameters while it is made, from its manifest
-    afterwards.
+    """The name of a run's data set.
+
+    Args:
+        run_dir: the run's folder.
+        parameters: of the stage that is open. Those of 00 name the data set while 00 runs;
+            afterwards its manifest does.
+
+    Returns:
+        The name that `open_dataset` takes, or ZOO for the embedded one.
     """
     path = manifest_path(run_dir, "00_prepare_data")
     stored = read_json(path)["parameters"] if path.is_file() else {}
@@ -255,13 +340,14 @@ def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> st
 
 
 def device() -> str:
-    """ "cuda" where there is one, else "cpu"."""
+    """Where networks run: "cuda" where there is one, else "cpu"."""
     import torch  # here, so that the runner does without it while kernels work
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def versions() -> dict[str, str]:
+    """{"python" or a package of LIBRARIES: the version that is installed}."""
     return {
         "python": platform.python_version(),
         **{library: metadata.version(library) for library in LIBRARIES},
@@ -269,10 +355,23 @@ def versions() -> dict[str, str]:
 
 
 def manifest_path(run_dir: Path, name: str) -> Path:
+    """Where a stage's manifest is, or will be."""
     return run_dir / "artifacts" / name / "manifest.json"
 
 
 def read_manifest(run_dir: Path, name: str) -> dict:
+    """Read the manifest of a stage that has run.
+
+    Args:
+        run_dir: the run's folder.
+        name: of the stage.
+
+    Returns:
+        What `Stage.finish` or `Stage.skip` wrote.
+
+    Raises:
+        StoreError: the stage has not run.
+    """
     path = manifest_path(run_dir, name)
     if not path.is_file():
         raise StoreError(f"stage {name} has not run in {run_dir}: run that notebook first")
@@ -280,33 +379,40 @@ def read_manifest(run_dir: Path, name: str) -> dict:
 
 
 def _fill(run_dir: Path, name: str) -> None:
-    """`python -m mdlib fill` in a process of its own, its lines shown as they come.
-
-    Raises StoreError if it fails.
-    """
+    """`python -m mdlib fill` in a process of its own, its lines shown as they come."""
     print(
-        f"{name} has not run in {os.path.relpath(run_dir, ROOT)}: running it and what it needs at smoke size",
-        end=" ",
+        f"{name} has not run in {os.path.relpath(run_dir, ROOT)}: "
+        "running it and what it needs at smoke size "
+        "(about half a minute a stage); run that notebook for the real thing",
+        flush=True,
     )
-    print("(about half a minute a stage); run that notebook for the real thing", flush=True)
     command = [sys.executable, "-m", "mdlib", "fill", str(run_dir), name]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as runner:
-        for line in runner.stdout:
+        for line in runner.stdout or ():
             print(line, end="", flush=True)
     if runner.returncode:
         raise StoreError(
-            f"stage {name} has not run in {run_dir}, nor could it be run at smoke size (why stands above)"
+            f"stage {name} has not run in {run_dir}, "
+            "nor could it be run at smoke size (why stands above)"
         )
 
 
 def _digest(path: Path) -> str:
+    """Digest of a file's content, or of the names and sizes in a folder."""
     return digest_folder(path) if path.is_dir() else digest_file(path)
 
 
 def identity(manifest: dict) -> str:
-    """What a stage's result depends on, as a digest: the same identity means the same result."""
+    """What a stage's result depends on, as a digest: the same identity means the same result.
+
+    Args:
+        manifest: as `read_manifest` gives it.
+
+    Returns:
+        Digest of name, code, parameters, inputs and files.
+    """
     parts = (repr(sorted(manifest[key].items())) for key in ("parameters", "inputs", "files"))
     return digest_bytes(
         manifest["stage"].encode(), manifest["code"].encode(), *(p.encode() for p in parts)
@@ -314,7 +420,16 @@ def identity(manifest: dict) -> str:
 
 
 def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str | None:
-    """Why a stage must run (again), or None if its manifest still matches."""
+    """Why a stage must run (again).
+
+    Args:
+        run_dir: the run's folder.
+        name: of the stage.
+        parameters: all that it would run with; `run_dir` does not count.
+
+    Returns:
+        The first reason found, or None if the stage's manifest still matches.
+    """
     try:
         manifest = read_manifest(run_dir, name)
     except StoreError:
@@ -345,6 +460,12 @@ def code_digest(notebook: str) -> str:
     """Digest of a notebook's code and of the mdlib modules it imports, directly or not.
 
     Comments and docstrings do not count, nor do the modules of NEUTRAL and what they import.
+
+    Args:
+        notebook: its name; cells with a tag in ASIDE do not count.
+
+    Returns:
+        The digest of the syntax trees.
     """
     cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     code = [
@@ -382,6 +503,7 @@ def _imports(tree: ast.Module) -> set[Path]:
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """The tree itself, every docstring in it emptied."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
             node

@@ -351,8 +351,8 @@ def test_available():
 def test_missing_package_says_how_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     assert not crf.available()
-    with pytest.raises(crf.CRFMissing, match=r'pip install -e "\.\[crf\]"') as caught:
+    with pytest.raises(crf.CRFMissing, match=r"README\.md, 'Without make'") as caught:
         crf.dense_crf(IMAGE, GOOD, PAPER)
-    assert "C++ compiler" in str(caught.value) and "3.13" in str(caught.value)
+    assert "C++ compiler" in str(caught.value)
     with pytest.raises(ImportError):  # at once, before any image is read
         crf.refine_all([], [], PAPER, workers=2)
