@@ -28,7 +28,7 @@ def main() -> None:
     masks = {split: run.masks(split) for split in ("train", "val")}
     data = {split: run.dataset(split) for split in masks}
     encoder = load_encoder("zoo", device=device())
-    features = clusters.describe_masks(
+    features = clusters.embed_masks(
         encoder, data["val"], masks["val"], size=fitted.crop_side, batch=64
     )
     z_val = clusters.whiten(features, fitted.deviation)

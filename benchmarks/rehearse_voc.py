@@ -160,7 +160,7 @@ def consume(items) -> None:
 
 def train(network, batches, loss, parameters: dict, *, unit: int) -> Callable[[int], list]:
     """A function that trains on so many images, at a rate that changes little."""
-    given = {"peak_lr": 1e-5, "lr_drops": (), "warmup": 1, "accumulate": 1, "seed": 0}
+    given = {"peak_lr": 1e-5, "lr_milestones": (), "warmup": 1, "accumulation_steps": 1, "seed": 0}
 
     def on(images: int) -> list:
         recipe = loop.Recipe.of(parameters, **given, steps=images // unit)
@@ -230,7 +230,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     each = round(len(found) / len(data) * (counts["train"] + counts["val"] + support))
     go.stage(
         "02, 07 crops",
-        lambda images: clusters.describe_masks(describer, data, found[:images], **crops),
+        lambda images: clusters.embed_masks(describer, data, found[:images], **crops),
         unit=unit,
         images=each,
     )
@@ -296,7 +296,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         train(
             network,
             batches,
-            partial(segmenter.batch_loss, share=p5["ohem_share"]),
+            partial(segmenter.batch_loss, share=p5["hard_fraction"]),
             p5,
             unit=unit,
         ),
@@ -333,7 +333,12 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     if "08_probe_linearly" in p:
         p8 = p["08_probe_linearly"]
         probe = segmenter.reset_classifier(network, outputs=len(CLASSES))
-        plain_sgd = {"optimizer": "sgd", "weight_decay": 0.0, "body_scale": 1.0, "bf16": False}
+        plain_sgd = {
+            "optimizer": "sgd",
+            "weight_decay": 0.0,
+            "backbone_lr_scale": 1.0,
+            "bf16": False,
+        }
         go.stage(
             "08 training",
             train(

@@ -27,7 +27,7 @@ TINY = {
     "05_train_deeplab": {"steps": 3, "batch": 4, "side": 96, "label_side": 48},
     "06_refine_with_crf": {"workers": 1},
     "07_evaluate_clusters": {"kmeans_seeds": 2},
-    "08_probe_linearly": {"steps": 3, "batch": 4, "lr_drops": [2]},
+    "08_probe_linearly": {"steps": 3, "batch": 4, "lr_milestones": [2]},
 }
 EVERY_IMAGE = {"train_images": None, "dev_images": None, "val_images": None}
 

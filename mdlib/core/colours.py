@@ -76,7 +76,7 @@ def _rgb(colour: Colour) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(colour.removeprefix("#")), np.uint8) / 255
 
 
-def colour_map(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+def colorize(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Paint a label map.
 
     Args:

@@ -14,7 +14,7 @@ from mdlib.data import OPENERS, Dataset, coco, open_dataset, voc
 from mdlib.data.coco import CocoDataset
 from mdlib.data.folder import FolderDataset
 from mdlib.data.images import ImageError, image_size
-from mdlib.data.listing import absent, some
+from mdlib.data.listing import missing_files, preview
 from mdlib.data.sample import VOID, Instances, Sample
 from mdlib.data.voc import VocDataset
 
@@ -91,7 +91,7 @@ def _check_voc(root: str | Path, splits: Iterable[str], *, year: int) -> list[st
         )
         if strays:
             problems.append(
-                f"{folder / labels}: {len(strays)} label files have no image: {some(strays)}"
+                f"{folder / labels}: {len(strays)} label files have no image: {preview(strays)}"
             )
     faults = []
     for paths, (data, i) in track(
@@ -128,7 +128,7 @@ def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
             )
             if strays:
                 problems.append(
-                    f"{data.folder}: {len(strays)} images are in no annotation file: {some(strays)}"
+                    f"{data.folder}: {len(strays)} images are in no annotation file: {preview(strays)}"
                 )
     problems += _absent(sizes, "images are missing")
     faults = []
@@ -170,9 +170,9 @@ def _count(name: str, split: str, have: int, published: int | None) -> list[str]
 def _absent(paths: Iterable[Path], what: str) -> list[str]:
     """One sentence for each folder that lacks files."""
     gone: dict[Path, list[str]] = {}
-    for path in absent(sorted(paths)):
+    for path in missing_files(sorted(paths)):
         gone.setdefault(path.parent, []).append(path.name)
-    return [f"{folder}: {len(names)} {what}: {some(names)}" for folder, names in gone.items()]
+    return [f"{folder}: {len(names)} {what}: {preview(names)}" for folder, names in gone.items()]
 
 
 def _few(faults: list[str], what: str, *, limit: int = 5) -> list[str]:

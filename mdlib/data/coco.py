@@ -34,7 +34,7 @@ import numpy as np
 from mdlib.core.mask import Mask
 from mdlib.data.dataset import Dataset, Labels
 from mdlib.data.images import ImageError, read_image
-from mdlib.data.listing import read_list, require
+from mdlib.data.listing import check_exist, read_list
 from mdlib.data.sample import VOID, Instances, Sample
 
 COUNTS = {"train2014": 82783, "val2017": 5000, "coco20k": 19817}  # images, as published
@@ -147,7 +147,7 @@ class CocoDataset(Dataset):
             id_: 1 if agnostic else 1 + i for i, (id_, _) in enumerate(self.index.categories)
         }
         if whole:
-            require(
+            check_exist(
                 [self.folder / image["file_name"] for image in self.images], what=f"coco {split}"
             )
 

@@ -33,7 +33,7 @@ from PIL import Image
 from mdlib.core.files import StoreError, digest_bytes
 from mdlib.data.dataset import Dataset, Labels, NoLabels
 from mdlib.data.images import image_size, read_image, read_true_labels
-from mdlib.data.listing import some
+from mdlib.data.listing import preview
 from mdlib.data.sample import VOID
 
 SPLITS = ("train",)
@@ -85,7 +85,7 @@ class FolderDataset(Dataset):
             print(
                 f"{self.folder}: "
                 + "; ".join(
-                    f"{len(names)} {why}: {some(names, limit=3)}"
+                    f"{len(names)} {why}: {preview(names, limit=3)}"
                     for why, names in self.skipped.items()
                 )
             )
@@ -213,7 +213,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if twice or not 0 < len(names) < VOID:
         raise ValueError(
             f"{path} must hold 1 to {VOID - 1} names, each once; it has {len(names)}"
-            + (f", {some(twice)} twice" if twice else "")
+            + (f", {preview(twice)} twice" if twice else "")
         )
     return "background", *names
 
@@ -327,6 +327,6 @@ def check_pairs(images: list[str], maps: list[str], *, masks: Path) -> None:
     wanted = {without_ending(file) for file in images}
     there = {without_ending(file) for file in maps if file.endswith(".png")}
     if bare := sorted(wanted - there):
-        raise ValueError(f"{masks}: {len(bare)} images have no label map: {some(bare)} (.png)")
+        raise ValueError(f"{masks}: {len(bare)} images have no label map: {preview(bare)} (.png)")
     if strays := sorted(there - wanted):
-        raise ValueError(f"{masks}: {len(strays)} label maps have no image: {some(strays)}")
+        raise ValueError(f"{masks}: {len(strays)} label maps have no image: {preview(strays)}")

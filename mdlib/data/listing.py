@@ -17,14 +17,14 @@ def read_list(path: Path) -> list[str]:
     ]
 
 
-def some(names: Iterable[str], *, limit: int = 5) -> str:
+def preview(names: Iterable[str], *, limit: int = 5) -> str:
     """Name the first `limit` and how many more there are: "a, b, c and 12 more"."""
     known = list(names)
     more = f" and {len(known) - limit} more" if len(known) > limit else ""
     return ", ".join(known[:limit]) + more
 
 
-def absent(paths: Iterable[Path]) -> list[Path]:
+def missing_files(paths: Iterable[Path]) -> list[Path]:
     """Find those of the paths that are no files.
 
     Each folder is listed once: thousands of single look-ups are slow on a network disk.
@@ -41,7 +41,7 @@ def absent(paths: Iterable[Path]) -> list[Path]:
     return gone
 
 
-def require(paths: list[Path], *, what: str) -> None:
+def check_exist(paths: list[Path], *, what: str) -> None:
     """Refuse a data set whose files are not all there.
 
     Args:
@@ -51,10 +51,10 @@ def require(paths: list[Path], *, what: str) -> None:
     Raises:
         FileNotFoundError: with some of the absent files, if there are any.
     """
-    gone = absent(paths)
+    gone = missing_files(paths)
     if gone:
-        folders = some(sorted({str(path.parent) for path in gone}))
+        folders = preview(sorted({str(path.parent) for path in gone}))
         raise FileNotFoundError(
             f"{what}: {len(gone)} of {len(paths)} files are missing in {folders}: "
-            f"{some(path.name for path in gone)}. Was the data set copied or unpacked as a whole?"
+            f"{preview(path.name for path in gone)}. Was the data set copied or unpacked as a whole?"
         )

@@ -42,7 +42,7 @@ from scipy.io.matlab import MatReadError
 
 from mdlib.data.dataset import Dataset
 from mdlib.data.images import ImageError, image_size, read_image, read_true_labels
-from mdlib.data.listing import read_list, require
+from mdlib.data.listing import check_exist, read_list
 from mdlib.data.sample import VOID, Instances, Sample
 
 CLASSES = (
@@ -124,7 +124,7 @@ class VocDataset(Dataset):
             self.by_sbd = set(names) - set(read_list(segmentation_list(self.folder, "train")))
         if whole:
             files = [p for n in self.ids for p in (self.image_path(n), *self.label_paths(n))]
-            require(files, what=f"{self.name} {split}")
+            check_exist(files, what=f"{self.name} {split}")
 
     def __getitem__(self, i: int) -> Sample:
         """Image i with all its labels."""

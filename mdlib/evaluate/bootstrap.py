@@ -20,11 +20,11 @@ import numpy as np
 
 from mdlib.evaluate.metrics import areas_to_iou
 
-LEVEL = 0.95  # share of the resamples inside an interval
+CONFIDENCE = 0.95  # share of the resamples inside an interval
 
 
 @dataclass(frozen=True)
-class Effect:
+class Interval:
     """A difference of two arms, first minus second: its value on all images and seeds, and the ends
     of its interval.
     """
@@ -34,7 +34,7 @@ class Effect:
     high: float
 
 
-def mean_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Effect:
+def mean_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """The mean of a minus that of b, values of one arm each: (images,) or (seeds, images), paired
     entry by entry.
 
@@ -47,7 +47,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) 
     return _effect(float(difference.mean()), drawn)
 
 
-def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Effect:
+def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """The mIoU of a minus that of b, from `metrics.intersection_and_union` of each image:
     (images, 2, C) or (seeds, images, 2, C).
 
@@ -109,6 +109,6 @@ def _mious(areas: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.nanmean(areas_to_iou(drawn), axis=-1)
 
 
-def _effect(value: float, drawn: np.ndarray) -> Effect:
-    low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Effect(value, float(low), float(high))
+def _effect(value: float, drawn: np.ndarray) -> Interval:
+    low, high = np.percentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return Interval(value, float(low), float(high))

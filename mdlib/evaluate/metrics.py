@@ -44,7 +44,7 @@ def confusion(
     )
 
 
-def image_confusions(
+def per_image_confusion(
     maps: Iterable[np.ndarray], dataset: "Dataset", *, rows: int
 ) -> Iterator[np.ndarray]:
     """The confusion matrix (rows, C) of each image's label map with its true map; their `sum` is

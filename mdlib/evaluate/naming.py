@@ -25,7 +25,7 @@ PROTOCOLS = {  # name: where the names come from, and how
 }
 
 
-def name_rows(counts: np.ndarray, confusion: np.ndarray) -> dict[str, np.ndarray]:
+def all_mappings(counts: np.ndarray, confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Every protocol's mapping: counts (k, C) of training masks by cluster and class, confusion (1
     + k, C) pixels of val.
 
@@ -55,7 +55,7 @@ def name_on_train(counts: np.ndarray, rule: str) -> np.ndarray:
     return np.concatenate([[0], np.where(match >= 0, match + 1, UNMATCHED)])
 
 
-def score_names(confusion: np.ndarray, mapping: np.ndarray) -> dict:
+def score_mapping(confusion: np.ndarray, mapping: np.ndarray) -> dict:
     """mIoU under a mapping, and what classes that no row stands for take from it.
 
     "miou" as metrics.mean_iou; "missing": the classes that occur and have no row, each with IoU 0;
@@ -76,7 +76,7 @@ def score_names(confusion: np.ndarray, mapping: np.ndarray) -> dict:
     }
 
 
-def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+def clustering_scores(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
     """How well clusters and classes of n masks agree, without a name: (n,), (n,) integers -> nmi,
     ari, purity.
 

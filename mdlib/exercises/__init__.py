@@ -2,7 +2,7 @@
 
 Each `check_*` calls the function on small inputs, compares it with the library or with a slow
 version of the formula, and prints how many agree; `compare` says how. Its docstring says what the
-function is given and must return. A function that is not right raises `compare.Differs`.
+function is given and must return. A function that is not right raises `compare.Mismatch`.
 """
 
 from mdlib.exercises.beyond import (

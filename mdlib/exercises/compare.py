@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 
-class Differs(AssertionError):  # noqa: N818
+class Mismatch(AssertionError):  # noqa: N818
     """The function is not right.
 
     The message shows the small input, what was expected and what came.
@@ -47,7 +47,7 @@ def compare(
             print(f"{name}: not written yet")
             return
         except Exception as error:
-            raise Differs(
+            raise Mismatch(
                 f"{shown}\nit raised {type(error).__name__}: {error}\nHint: {hint}"
             ) from error
         problem = _difference(got, wanted)
@@ -56,7 +56,7 @@ def compare(
         ):
             problem = "it changed its input: work on a copy"
         if problem is not None:
-            raise Differs(
+            raise Mismatch(
                 f"{shown}\nexpected {_text(wanted)}\ngot      {_text(got)}\n{problem}\nHint: {hint}"
             )
     print(f"{name}: right, {len(cases)} small inputs agree")

@@ -65,21 +65,21 @@ def crop_masks(dataset: Dataset, masks: Sequence[Mask], *, size: int) -> Tensor:
     return crops
 
 
-def describe_masks(
+def embed_masks(
     encoder: Encoder, dataset: Dataset, masks: Sequence[Mask], *, size: int, batch: int
 ) -> np.ndarray:
-    """The CLS token of each mask's crop, (n, D) float32: `crop_masks` and `describe_crops`, of
+    """The CLS token of each mask's crop, (n, D) float32: `crop_masks` and `embed_crops`, of
     which a few batches are held.
     """
     parts = [masks[start : start + batch] for start in range(0, len(masks), batch)]
     features = [np.zeros((0, encoder.width), np.float32)]
     crops = load(partial(crop_masks, dataset, size=size), parts, device=encoder.device)
     for part in track(crops, total=len(parts), what="batches of crops"):
-        features.append(describe_crops(encoder, part, batch=batch))
+        features.append(embed_crops(encoder, part, batch=batch))
     return np.concatenate(features)
 
 
-def describe_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray:
+def embed_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray:
     """(n, 3, S, S) uint8 -> (n, D) float32 CLS tokens."""
     if not len(crops):
         return np.zeros((0, encoder.width), np.float32)

@@ -32,9 +32,9 @@ class MaskRule(Settings):
         mass: The reference's mass rule (`apply_mass`), in (0, 1], for keys as trained; or None.
         center: Where the keys' origin is put (`center_keys`), one of CENTERS.
         max_masks: How many masks an image has at most; 1 in the paper.
-        min_contrast: A mask with less `several_masks.contrast` is refused; None: never.
-        max_seam: A mask is cut in two where that costs less than this
-            (`several_masks.seed_part`); None: never.
+        min_objectness: A mask with less `several_masks.objectness` is refused; None: never.
+        max_ncut: A mask is cut in two where that costs less than this
+            (`several_masks.split_at_cut`); None: never.
 
     Raises:
         ValueError: A setting is outside its range, or `mass` is set for centred keys.
@@ -45,8 +45,8 @@ class MaskRule(Settings):
     mass: float | None
     center: str
     max_masks: int = 1
-    min_contrast: float | None = None
-    max_seam: float | None = None
+    min_objectness: float | None = None
+    max_ncut: float | None = None
 
     def __post_init__(self) -> None:
         self.check("top_k", 0 < self.top_k <= 1, "in (0, 1]")
@@ -61,7 +61,7 @@ class MaskRule(Settings):
 
     def one_mask(self) -> Self:
         """The same rule with the paper's one mask an image, never refused and never cut."""
-        return replace(self, max_masks=1, min_contrast=None, max_seam=None)
+        return replace(self, max_masks=1, min_objectness=None, max_ncut=None)
 
 
 def object_mask(
@@ -220,7 +220,7 @@ def seed_component(foreground: Tensor, seed: Tensor) -> Tensor:
 
 
 # shares of the patches, by G_CLS, whose mean keys "balanced" takes; chosen on the zoo's dev
-LIKED, DISLIKED = 0.1, 0.5
+TOP_SHARE, BOTTOM_SHARE = 0.1, 0.5
 
 
 def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str) -> Tensor:
@@ -244,8 +244,8 @@ def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str)
     order = top_patches(cls_scores(cls_query, keys, cls_heads=cls_heads), top_k=1.0)
     ranked = keys.gather(2, order[:, None, :, None].expand_as(keys))
     count = keys.shape[-2]
-    liked = ranked[:, :, : max(1, int(LIKED * count))].mean(2, keepdim=True)
-    disliked = ranked[:, :, -max(1, int(DISLIKED * count)) :].mean(2, keepdim=True)
+    liked = ranked[:, :, : max(1, int(TOP_SHARE * count))].mean(2, keepdim=True)
+    disliked = ranked[:, :, -max(1, int(BOTTOM_SHARE * count)) :].mean(2, keepdim=True)
     return keys - (liked + disliked) / 2
 
 
@@ -258,7 +258,7 @@ def cls_attention(cls_query: Tensor, keys: Tensor) -> Tensor:
     )
 
 
-def attention_inside(cls_query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+def attention_share(cls_query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     """Share of the CLS token's attention to patches that falls inside the mask, mean over heads:
     (B,) in [0, 1].
 

@@ -35,7 +35,7 @@ def propose_masks(
 
     Yields:
         Masks whose score is the share of the CLS token's attention inside, in [0, 1]. Without
-        `rule.min_contrast` every image has at least one mask; with it some have none.
+        `rule.min_objectness` every image has at least one mask; with it some have none.
     """
     found: dict[int, list[Mask]] = {}  # of images that wait for one before them
     following = 0
@@ -104,7 +104,7 @@ def _propose_batch(
         [
             Mask.from_pixels(mask, image_id=image_id, score=score)
             for number, (mask, score) in enumerate(zip(own, its_scores))
-            if mask.any() or (number == 0 and rule.min_contrast is None)
+            if mask.any() or (number == 0 and rule.min_objectness is None)
         ]
         for image_id, own, its_scores in zip(batch, pixels, scores.tolist())
     ]
@@ -138,6 +138,6 @@ def tokens_to_masks(tokens: Tokens, rule: MaskRule) -> tuple[Tensor, Tensor]:
         tokens.cls_query, tokens.keys, grid_hw=tokens.grid_hw, rule=rule
     )
     shares = [
-        masks.attention_inside(tokens.cls_query, tokens.keys, each) for each in found.unbind(1)
+        masks.attention_share(tokens.cls_query, tokens.keys, each) for each in found.unbind(1)
     ]
     return found, torch.stack(shares, 1)

@@ -173,36 +173,36 @@ class Augment(Settings):
     Attributes:
         side: pixels of the square in which a picture is shown; its longer side fills it.
         label_side: pixels of the square in which its labels are shown.
-        zoom: pictures are up to this share larger or smaller; in [0, 1).
-        turn: degrees by which they are turned at most; 0 or more.
+        scale: pictures are up to this share larger or smaller; in [0, 1).
+        rotation: degrees by which they are turned at most; 0 or more.
         mirror: whether half of them are mirrored.
     """
 
     side: int
     label_side: int
-    zoom: float
-    turn: float
+    scale: float
+    rotation: float
     mirror: bool = True
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of its range."""
         self.check("side", self.side >= 1, "1 pixel or more")
         self.check("label_side", self.label_side >= 1, "1 pixel or more")
-        self.check("zoom", 0 <= self.zoom < 1, "in [0, 1)")
-        self.check("turn", 0 <= self.turn <= 180, "in 0..180 degrees")
+        self.check("scale", 0 <= self.scale < 1, "in [0, 1)")
+        self.check("rotation", 0 <= self.rotation <= 180, "in 0..180 degrees")
 
     @property
     def repeats(self) -> bool:
         """Whether views come again, so that a frozen body may keep what it says of them."""
-        return not (self.zoom or self.turn)
+        return not (self.scale or self.rotation)
 
     def draw(self, rng: np.random.Generator) -> "View":
         """A random view; it takes as many numbers from `rng` whatever the settings."""
-        zoom = rng.uniform(1 - self.zoom, 1 + self.zoom)
-        turn = rng.uniform(-self.turn, self.turn)
+        scale = rng.uniform(1 - self.scale, 1 + self.scale)
+        rotation = rng.uniform(-self.rotation, self.rotation)
         mirrored = rng.random() < 0.5
-        across, down = rng.uniform(-1, 1, 2) * abs(zoom - 1)
-        return View(zoom, turn, mirrored and self.mirror, (across, down))
+        across, down = rng.uniform(-1, 1, 2) * abs(scale - 1)
+        return View(scale, rotation, mirrored and self.mirror, (across, down))
 
 
 @dataclass(frozen=True)
@@ -210,15 +210,15 @@ class View:
     """One way to show a picture.
 
     Attributes:
-        zoom: factor by which it is larger.
-        turn: degrees clockwise.
+        scale: factor by which it is larger.
+        rotation: degrees clockwise.
         mirrored: whether left and right are swapped, after all else.
         shift: of its middle, right and down, in halves of the square. A zoomed picture is cut, or
             placed, anywhere.
     """
 
-    zoom: float = 1.0
-    turn: float = 0.0
+    scale: float = 1.0
+    rotation: float = 0.0
     mirrored: bool = False
     shift: tuple[float, float] = (0.0, 0.0)
 
@@ -246,7 +246,7 @@ def show(
     picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
     picture = TF.pad(picture.float() / 255, margins, padding_mode="edge")
     drawn = TF.pad(torch.from_numpy(labels.astype(np.int64))[None], margins, fill=VOID)
-    if view.zoom != 1 or view.turn:
+    if view.scale != 1 or view.rotation:
         picture = _move(picture, view, interpolation=InterpolationMode.BILINEAR, fill=IMAGENET_MEAN)
         drawn = _move(Mask(drawn), view, fill=VOID).as_subclass(Tensor)
     picture = TF.resize(picture, [side, side], antialias=False)
@@ -261,7 +261,7 @@ def show(
 def _move(square: Tensor, view: View, **options: Any) -> Tensor:
     """Zoom, turn and shift a (C, n, n) tensor."""
     shift = [part * square.shape[-1] / 2 for part in view.shift]
-    moves = dict(angle=view.turn, translate=shift, scale=view.zoom, shear=[0.0, 0.0])
+    moves = dict(angle=view.rotation, translate=shift, scale=view.scale, shear=[0.0, 0.0])
     return TF.affine(square, **moves, **options)
 
 

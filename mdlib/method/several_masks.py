@@ -35,7 +35,7 @@ def object_masks(
 
     A patch that is taken has a zero key from then on, so that it is neither seed nor source nor
     mask; the next seed is the best candidate that is left. So no two masks overlap. A mask whose
-    contrast is below `rule.min_contrast` is refused, and its image is done: an empty scene has no
+    contrast is below `rule.min_objectness` is refused, and its image is done: an empty scene has no
     mask at all. A rule of one mask with keys as trained gives `masks.object_mask`.
 
     Args:
@@ -46,7 +46,7 @@ def object_masks(
 
     Returns:
         masks: (..., max_masks, h, w) bool, found ones first, all False where there was none.
-        contrasts: (..., max_masks) float32, see `contrast`; 0 where there was none.
+        contrasts: (..., max_masks) float32, see `objectness`; 0 where there was none.
 
     Raises:
         ValueError: The tokens do not fit the grid or the rule, or are not finite.
@@ -56,7 +56,7 @@ def object_masks(
     scores = cls_scores(cls_query, keys, cls_heads=rule.cls_heads)
     candidates = candidate_patches(scores, rule)
     taken = torch.zeros_like(keys[:, 0, :, 0], dtype=torch.bool)  # (B, N)
-    floor = -math.inf if rule.min_contrast is None else rule.min_contrast
+    floor = -math.inf if rule.min_objectness is None else rule.min_objectness
     found, contrasts = [], []
     for _ in range(rule.max_masks):
         left_first = taken.gather(1, candidates).int().sort(dim=1, stable=True).indices
@@ -65,11 +65,11 @@ def object_masks(
         seed = ranked[:, 0]
         g_diff, _ = diffuse(left, ranked, seed)
         mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
-        score = contrast(cls_query, keys, mask.flatten(1), ~taken)
-        if rule.max_seam is not None:
+        score = objectness(cls_query, keys, mask.flatten(1), ~taken)
+        if rule.max_ncut is not None:
             for i in (score >= floor).nonzero()[:, 0]:  # what is refused whole is not worth a cut
-                mask[i] = seed_part(keys[i], mask[i], seed[i], max_seam=rule.max_seam)
-            score = contrast(cls_query, keys, mask.flatten(1), ~taken)
+                mask[i] = split_at_cut(keys[i], mask[i], seed[i], max_ncut=rule.max_ncut)
+            score = objectness(cls_query, keys, mask.flatten(1), ~taken)
         # refused here, and the same again in the rounds to come
         mask = mask.flatten(1) & (score >= floor)[:, None]
         taken = taken | mask
@@ -79,14 +79,14 @@ def object_masks(
     return torch.stack(found, 1).view(*shape, *grid_hw), torch.stack(contrasts, 1).view(shape)
 
 
-def seed_part(keys: Tensor, mask: Tensor, seed: Tensor, *, max_seam: float) -> Tensor:
+def split_at_cut(keys: Tensor, mask: Tensor, seed: Tensor, *, max_ncut: float) -> Tensor:
     """Cut a mask at its seams and keep the part with the seed: (heads, N, d), (h, w) bool, () index
     -> (h, w) bool.
 
     Objects that touch are one component. A seam between two is short, and the keys change there:
     the graph of the mask's patches, with weights exp(LIKENESS cos(k_p, k_r) - |p - r|^2 / (2
     REACH^2)) of keys about the mask's mean, has a cheap normalised cut (`cuts.cheapest_cut`). As
-    long as one costs less than max_seam, the mask is cut there. The other part is not lost: it is
+    long as one costs less than max_ncut, the mask is cut there. The other part is not lost: it is
     free for the next seed. O(n^3) for the n patches of the mask.
     """
     least = max(1, int(LEAST_PART * mask.numel()))
@@ -100,14 +100,14 @@ def seed_part(keys: Tensor, mask: Tensor, seed: Tensor, *, max_seam: float) -> T
         distances = (places[:, None] - places).square().sum(-1)
         weights = torch.exp(LIKENESS * likeness @ likeness.T - distances / (2 * REACH**2))
         cost, side = normalized_cut.cheapest_cut(weights, least=least)
-        if cost >= max_seam:
+        if cost >= max_ncut:
             return mask
         own = inside[side == side[inside == seed]]
         part = torch.zeros_like(mask.flatten()).index_fill_(0, own, True).view(1, *mask.shape)
         mask = seed_component(part, seed[None])[0]
 
 
-def contrast(cls_query: Tensor, keys: Tensor, inside: Tensor, among: Tensor) -> Tensor:
+def objectness(cls_query: Tensor, keys: Tensor, inside: Tensor, among: Tensor) -> Tensor:
     """Is this an object?
 
     The CLS token must look at it, and it must be one thing, apart from what is around it.

@@ -28,7 +28,7 @@ from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
 from mdlib.run.exit_codes import DIED, DONE, FAILED, INTERRUPTED
 from mdlib.run.presets import Preset, PresetError, load_preset, resolve
-from mdlib.run.stage import PLACE, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
+from mdlib.run.stage import RUN_DIR, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
 
 # The kernels inherit this. Plain progress lines (mdlib.core.progress); and glibc's malloc keeps its
 # memory instead of returning it to the system at every training step, which costs up to half the
@@ -131,7 +131,7 @@ def _run_all(
     expected = {name: preset.seconds.get(name, 30.0) for name in notebooks}
     spent, planned = 0.0, 0.0
     for number, name in enumerate(notebooks, 1):
-        values = {**parameters[name], PLACE: place}
+        values = {**parameters[name], RUN_DIR: place}
         reason = stale_reason(run_dir, name, values)
         if name in forced and reason is None:
             reason = "asked for"

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # how the embedded data set is called wherever a number or figure of it is shown
 ZOO = "zoo (composited)"
 # the one parameter that says where, not what: it is no part of a stage's identity
-PLACE = "run_dir"
+RUN_DIR = "run_dir"
 # set for the kernels of `pipeline.fill`, which runs stages that a notebook lacks
 SMOKE_SIZE = "MDLIB_SMOKE_SIZE"
 LIBRARIES = (
@@ -294,7 +294,7 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
     """
     known = read_parameters(name)
     parameters = {key: check_value(key, values[key], known[key].type) for key in known}
-    run_dir = (ROOT / str(parameters.pop(PLACE))).resolve()
+    run_dir = (ROOT / str(parameters.pop(RUN_DIR))).resolve()
     artifacts = run_dir / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     for left_over in artifacts.glob(f".{name}.*"):  # of a killed run
@@ -434,7 +434,7 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
         manifest = read_manifest(run_dir, name)
     except StoreError:
         return "has not run"
-    wanted = {key: value for key, value in parameters.items() if key != PLACE}
+    wanted = {key: value for key, value in parameters.items() if key != RUN_DIR}
     changed = sorted(
         k
         for k in wanted.keys() | manifest["parameters"].keys()
@@ -471,7 +471,7 @@ def code_digest(notebook: str) -> str:
     code = [
         cell.source
         for cell in cells
-        if cell.cell_type == "code" and not ASIDE & set(cell.metadata.get("tags", []))
+        if cell.cell_type == "code" and not IGNORED_TAGS & set(cell.metadata.get("tags", []))
     ]
     own = ast.parse("\n".join(code))
     found: dict[Path, ast.Module] = {}
@@ -495,7 +495,7 @@ def _imports(tree: ast.Module) -> set[Path]:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     paths = set()
     for name in names:
-        counted = not any(f"{name}.".startswith(f"{neutral}.") for neutral in NEUTRAL)
+        counted = not any(f"{name}.".startswith(f"{neutral}.") for neutral in IGNORED_CODE)
         if name.split(".")[0] == "mdlib" and counted:
             base = ROOT / name.replace(".", "/")
             paths |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()}
@@ -514,6 +514,6 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 # Tags of cells that do not change what a stage computes: its values (compared apart), and what a
 # reader tries after it.
-ASIDE = {"parameters", "exercise", "explorer"}
+IGNORED_TAGS = {"parameters", "exercise", "explorer"}
 # What a notebook draws with and how it is run do not change what it computes.
-NEUTRAL = ("mdlib.run", "mdlib.show", "mdlib.core.colours", "mdlib.core.progress")
+IGNORED_CODE = ("mdlib.run", "mdlib.show", "mdlib.core.colours", "mdlib.core.progress")

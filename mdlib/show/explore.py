@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from mdlib.core.colours import class_colours, colour_map, overlay
+from mdlib.core.colours import class_colours, colorize, overlay
 from mdlib.evaluate import metrics
 from mdlib.method import clusters, crf, masks, pseudo_labels
 from mdlib.models.encoder import Tokens
@@ -164,7 +164,7 @@ def thresholds(
             for found in predictions[:8]
         ]
         painted = [overlay(s.image, k) for s, k in zip(samples, kept)]
-        named = [colour_map(np.maximum(names[m], 0), colours) for m in maps[:8]]
+        named = [colorize(np.maximum(names[m], 0), colours) for m in maps[:8]]
         _mosaic(
             [painted, named],
             columns=8,
@@ -194,10 +194,10 @@ def borders(
     def draw(**moved):
         found = crf_view(image, probabilities, replace(settings, **moved))
         maps = [
-            colour_map(np.maximum(names[m], 0), colours) for m in (probabilities.argmax(0), found)
+            colorize(np.maximum(names[m], 0), colours) for m in (probabilities.argmax(0), found)
         ]
         _mosaic(
-            [[image, *maps, colour_map(true, colours)]],
+            [[image, *maps, colorize(true, colours)]],
             columns=4,
             title="image, network, CRF, true",
         )

@@ -26,9 +26,9 @@ from mdlib.show import figures
 from mdlib.show.outcome import Outcome
 from mdlib.show.slides import SLIDE
 
-HALF = 0.5  # IoU from which on a mask counts as right, as in COCO
-THIN = 0.06  # of the picture's shorter side: a part narrower than this is thin
-LEAST = 0.01  # share of an object that must be lost to be seen
+IOU_RIGHT = 0.5  # IoU from which on a mask counts as right, as in COCO
+THIN_SHARE = 0.06  # of the picture's shorter side: a part narrower than this is thin
+MIN_LOST = 0.01  # share of an object that must be lost to be seen
 COLUMNS = 3
 
 
@@ -40,7 +40,7 @@ class Look(TypedDict, total=False):
     dashed: bool
 
 
-LOOKS: dict[str, Look] = {
+STYLES: dict[str, Look] = {
     "found": {"colour": ORANGE},
     "true": {"colour": SKY},
     "dropped": {"dashed": True},
@@ -49,7 +49,7 @@ LOOKS: dict[str, Look] = {
 
 
 @dataclass(frozen=True)
-class Mark:
+class Region:
     """A region of a picture that is drawn over it.
 
     Attributes:
@@ -80,8 +80,8 @@ class Failure:
     heading: str
     words: str
     image: np.ndarray
-    said: list[Mark]
-    true: list[Mark]
+    said: list[Region]
+    true: list[Region]
 
 
 @dataclass(frozen=True)
@@ -139,18 +139,18 @@ class Picture:
         """The class that a cluster is named after; -1 without one."""
         return int(self.run.cluster_to_class[1 + cluster])
 
-    def failure(self, measure: float, heading: str, words: str, said: list[Mark]) -> Failure:
+    def failure(self, measure: float, heading: str, words: str, said: list[Region]) -> Failure:
         """A failure in this picture; for the arguments see `Failure`."""
         true = [
-            Mark(mask, self.run.classes[label], "true")
+            Region(mask, self.run.classes[label], "true")
             for mask, label in zip(self.objects.masks, self.objects.labels, strict=True)
         ]
         image = self.run.val.image(self.index)
         return Failure(float(measure), heading, words, image, said, true)
 
-    def regions(self, labels: np.ndarray) -> list[Mark]:
+    def regions(self, labels: np.ndarray) -> list[Region]:
         """A mark for each class in a (H, W) map of classes."""
-        return [Mark(labels == c, self.run.classes[c]) for c in np.setdiff1d(labels, [0])]
+        return [Region(labels == c, self.run.classes[c]) for c in np.setdiff1d(labels, [0])]
 
 
 # ---------------------------------------------------------------- rules
@@ -163,16 +163,16 @@ def _poor(picture: Picture) -> Iterator[Failure]:
         return
     fits = []
     for mask in found:
-        meant = _share_inside(objects.masks, mask) > HALF
+        meant = _share_inside(objects.masks, mask) > IOU_RIGHT
         meant[metrics.best_overlap(mask, objects.masks)[1]] = True
         region = np.any(objects.masks[meant], axis=0)
         iou = metrics.mask_iou(mask[None], region[None]).item()
         held = (mask & region).sum() / region.sum()
         fits.append((iou, held, (mask & ~region).sum() / mask.sum()))
     iou, held, outside = max(fits)
-    if iou >= HALF:
+    if iou >= IOU_RIGHT:
         return
-    if outside > HALF:
+    if outside > IOU_RIGHT:
         heading = "01  a mask off the object"
         words = (
             f"{outside:.0%} of the best mask is off the object (IoU {iou:.2f}): "
@@ -184,7 +184,7 @@ def _poor(picture: Picture) -> Iterator[Failure]:
             f"The best mask holds {held:.0%} of its object (IoU {iou:.2f}): "
             "to the keys, the rest is something else."
         )
-    yield picture.failure(1 - iou, heading, words, [Mark(mask) for mask in found])
+    yield picture.failure(1 - iou, heading, words, [Region(mask) for mask in found])
 
 
 def _merged(picture: Picture) -> Iterator[Failure]:
@@ -197,13 +197,13 @@ def _merged(picture: Picture) -> Iterator[Failure]:
         a, b = np.argsort(-held, kind="stable")[:2]
         both = objects.masks[a] | objects.masks[b]
         iou = metrics.mask_iou(mask[None], both[None]).item()
-        if held[b] > HALF and iou > HALF:
+        if held[b] > IOU_RIGHT and iou > IOU_RIGHT:
             first, second = classes[objects.labels[a]], classes[objects.labels[b]]
             words = (
                 f"One mask holds {held[a]:.0%} of the {first}, {held[b]:.0%} of the {second}: "
                 "their keys agree, and no seam was cut."
             )
-            yield picture.failure(iou, "01  two in one mask", words, [Mark(mask)])
+            yield picture.failure(iou, "01  two in one mask", words, [Region(mask)])
 
 
 def _misnamed(picture: Picture) -> Iterator[Failure]:
@@ -212,12 +212,12 @@ def _misnamed(picture: Picture) -> Iterator[Failure]:
     for mask, cluster, _ in picture.masks:
         iou, which = metrics.best_overlap(mask, objects.masks)
         named = picture.class_of(cluster)
-        if iou >= HALF and named > 0 and named != objects.labels[which]:
+        if iou >= IOU_RIGHT and named > 0 and named != objects.labels[which]:
             words = (
                 f"The {classes[objects.labels[which]]}'s mask is good (IoU {iou:.2f}), "
                 f"but nearest to cluster {cluster}, named {classes[named]}."
             )
-            marks = [Mark(mask, classes[named])]
+            marks = [Region(mask, classes[named])]
             yield picture.failure(iou, "02  a wrong name", words, marks)
 
 
@@ -226,14 +226,14 @@ def _sure(picture: Picture) -> Iterator[Failure]:
     threshold = picture.run.filter_rule["threshold"]
     for mask, cluster, score in picture.predictions:
         iou, _ = metrics.best_overlap(mask, picture.objects.masks)
-        if iou < HALF and score >= threshold:
+        if iou < IOU_RIGHT and score >= threshold:
             named = picture.class_of(cluster)
             name = picture.run.classes[named] if named > 0 else f"cluster {cluster}"
             words = (
                 f"Score {score:.2f}, but no object fits (best IoU {iou:.2f}): "
                 "the masks it learned from have such errors."
             )
-            yield picture.failure(score, "03  sure and wrong", words, [Mark(mask, name)])
+            yield picture.failure(score, "03  sure and wrong", words, [Region(mask, name)])
 
 
 def _dropped(picture: Picture) -> Iterator[Failure]:
@@ -244,10 +244,10 @@ def _dropped(picture: Picture) -> Iterator[Failure]:
     )
     for mask, cluster, score in found:
         iou, which = metrics.best_overlap(mask, objects.masks)
-        label = objects.labels[which] if iou >= HALF else -1
+        label = objects.labels[which] if iou >= IOU_RIGHT else -1
         if (
             label == picture.class_of(cluster)
-            and (kept == label)[objects.masks[which]].mean() < HALF
+            and (kept == label)[objects.masks[which]].mean() < IOU_RIGHT
         ):
             why = "another mask overlaps it"
             if score < rule["threshold"]:
@@ -255,7 +255,7 @@ def _dropped(picture: Picture) -> Iterator[Failure]:
             words = (
                 f"The {picture.run.classes[label]} was found (IoU {iou:.2f}) and left out: {why}."
             )
-            marks = [*picture.regions(kept), Mark(mask, "dropped", "dropped")]
+            marks = [*picture.regions(kept), Region(mask, "dropped", "dropped")]
             yield picture.failure(iou, "04  a true object dropped", words, marks)
 
 
@@ -266,16 +266,16 @@ def _smoothed(picture: Picture) -> Iterator[Failure]:
         return
     before, after = run.named(run.final(picture.index)), run.named(refined)
     for mask, label in zip(objects.masks, objects.labels, strict=True):
-        width = max(1, round(THIN / 2 * min(mask.shape)))
+        width = max(1, round(THIN_SHARE / 2 * min(mask.shape)))
         thin = mask & ~binary_opening(mask, np.ones((3, 3)), iterations=width)
         had = thin & (before == label)
         lost = had & (after != label)
-        if lost.sum() > LEAST * mask.sum() and (after == label)[mask & ~thin].mean() > HALF:
+        if lost.sum() > MIN_LOST * mask.sum() and (after == label)[mask & ~thin].mean() > IOU_RIGHT:
             words = (
                 f"{lost.sum() / had.sum():.0%} of the {run.classes[label]}'s thin parts go "
                 "(black): few pixels lose against many neighbours."
             )
-            marks = [*picture.regions(after), Mark(lost, "", "lost")]
+            marks = [*picture.regions(after), Region(lost, "", "lost")]
             share = lost.sum() / mask.sum()
             yield picture.failure(share, "06  a thin part smoothed away", words, marks)
 
@@ -376,16 +376,16 @@ def describe(found: Mapping[str, Failure | None]) -> str:
     )
 
 
-def _draw(ax: Axes, image: np.ndarray, marks: list[Mark], *, title: str) -> None:
+def _draw(ax: Axes, image: np.ndarray, marks: list[Region], *, title: str) -> None:
     """A picture with marks over it."""
     ax.imshow(image, interpolation="none")  # the SVG holds its own pixels
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_title(title, fontsize=11, loc="left", pad=3)
     for mark in marks:
-        figures.outline(ax, mark.mask, **LOOKS[mark.look])
+        figures.outline(ax, mark.mask, **STYLES[mark.look])
     for mark in marks:  # above all borders
-        figures.write_inside(ax, mark.mask, mark.text, size=10)
+        figures.label_region(ax, mark.mask, mark.text, size=10)
 
 
 def _annotate(ax: Axes, failure: Failure) -> None:

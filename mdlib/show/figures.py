@@ -64,7 +64,7 @@ def outline(
         ax.contour(x, y, around, levels=[0.5], colors=shade, linewidths=width, linestyles=dash)
 
 
-def write_inside(ax: Axes, mask: np.ndarray, text: str, *, size: float) -> None:
+def label_region(ax: Axes, mask: np.ndarray, text: str, *, size: float) -> None:
     """Write into an axis where a mask is thickest; an empty mask gets no text.
 
     The text is moved so that it stays in the picture and below earlier texts. It is white with a
@@ -220,7 +220,7 @@ def _narrow_margins() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
 
 
-def bars(
+def bar_plot(
     values: dict[str, float],
     *,
     xlabel: str,
@@ -247,7 +247,7 @@ def bars(
     return figure
 
 
-def dots(values: dict[str, list[float]], *, xlabel: str) -> Figure:
+def dot_plot(values: dict[str, list[float]], *, xlabel: str) -> Figure:
     """One row a name, one dot a value, and a bar at their mean.
 
     Args:
@@ -265,7 +265,7 @@ def dots(values: dict[str, list[float]], *, xlabel: str) -> Figure:
     return figure
 
 
-def intervals(effects: dict[str, tuple[float, float, float]], *, xlabel: str) -> Figure:
+def interval_plot(effects: dict[str, tuple[float, float, float]], *, xlabel: str) -> Figure:
     """One row a name: a value as a dot and its interval as a line.
 
     Intervals above zero are blue, those below red, those across it grey.
@@ -358,7 +358,9 @@ def count_heatmap(
     return figure
 
 
-def curves(history: list[dict], panels: dict[str, list[str]], *, xlabel: str = "step") -> Figure:
+def training_curves(
+    history: list[dict], panels: dict[str, list[str]], *, xlabel: str = "step"
+) -> Figure:
     """Training curves, one panel beside the other.
 
     Args:

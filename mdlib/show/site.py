@@ -235,7 +235,7 @@ PAGE = """<!doctype html>
 <title>{title} · MaskDistill, step by step</title>
 <link rel="icon" href="data:,"><link rel="stylesheet" href="style.css"></head><body>
 <a class="menu" href="#contents">Contents and search</a>
-<main>{body}<p class="turn">{before}{after}</p></main>
+<main>{body}<p class="rotation">{before}{after}</p></main>
 <nav id="contents"><strong>MaskDistill, step by step</strong>
 <input id="search" type="search" placeholder="Search titles"
  aria-label="Search titles and headings" hidden>

@@ -15,7 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mdlib.core.colours import MASK_COLOURS, class_colours, colour_map
+from mdlib.core.colours import MASK_COLOURS, class_colours, colorize
 from mdlib.core.files import atomic
 from mdlib.core.mask import Mask
 from mdlib.evaluate import metrics
@@ -178,10 +178,10 @@ def _draw_panel(
             colour = MASK_COLOURS[(number - 1) % len(MASK_COLOURS)]
             figures.outline(ax, panel == number, colour=colour)
     elif key in MAPS:
-        ax.imshow(colour_map(panel, class_colours(len(classes))), interpolation="none")
+        ax.imshow(colorize(panel, class_colours(len(classes))), interpolation="none")
         for label in present:
             if (panel == label).mean() > 0.01:  # no word for a speck
-                figures.write_inside(ax, panel == label, classes[label], size=letters)
+                figures.label_region(ax, panel == label, classes[label], size=letters)
     else:
         ax.imshow(panel, cmap="cividis", interpolation="none")
 

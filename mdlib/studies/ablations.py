@@ -81,7 +81,7 @@ def affinity_mask(tokens: Tokens, rule: MaskRule, *, affinity: str) -> tuple[Ten
         rule=replace(rule, center="none"),
         features=features,
     ).mask
-    return found, masks.attention_inside(tokens.cls_query, tokens.keys, found)
+    return found, masks.attention_share(tokens.cls_query, tokens.keys, found)
 
 
 def masks_by_rule(
@@ -131,7 +131,7 @@ def masks_by_rule(
 # ---------------------------------------------------------------- stage 2
 
 
-def describe_masks(
+def embed_three_ways(
     encoder: Encoder, dataset: Dataset, found_masks: Sequence[Mask], *, size: int, batch: int
 ) -> dict[str, np.ndarray]:
     """Three descriptions of n masks, each (n, D): the CLS token of the box crop (the paper), the

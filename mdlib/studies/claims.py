@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mdlib.core.files import read_json, write_json
-from mdlib.evaluate.bootstrap import Effect
+from mdlib.evaluate.bootstrap import Interval
 
 PAPER_CLAIMS = {  # what is to be tested, in the paper's order; the keys are the numbers of claims
     "1": "masks of a self-supervised ViT are better than those of handcrafted priors",
@@ -15,7 +15,7 @@ PAPER_CLAIMS = {  # what is to be tested, in the paper's order; the keys are the
 HOLDS, FAILS, NOT_RUN = "holds", "does not hold", "not run"
 
 
-def claim(number: str, text: str, *, experiment: str, effect: Effect | None) -> dict:
+def claim(number: str, text: str, *, experiment: str, effect: Interval | None) -> dict:
     """One record of claims.json.
 
     It holds where the whole interval lies above zero; else it does not: an interval across zero has

@@ -6,7 +6,7 @@ was killed and resumed does the same arithmetic as one that was not; on a CPU th
 bit-equal. The first habit also lets worker processes prepare the next batches for a GPU.
 
 A batch may be taken in equal parts whose gradients are averaged: one after the other where a card
-is too small for the whole batch (`accumulate`), and one in each process under `launch`. Each part
+is too small for the whole batch (`accumulation_steps`), and one in each process under `launch`. Each part
 has a seed of its own, so that the two ways are the same arithmetic. What looks at the whole batch
 sees a part: BatchNorm's statistics, OHEM's hardest pixels.
 """
@@ -46,11 +46,11 @@ class Recipe(Settings):
         steps: updates, 1 or more.
         optimizer: "adamw", or "sgd" with momentum 0.9 (the reference's).
         peak_lr: learning rate after the warm-up, above 0.
-        lr_drops: steps from which the rate is a tenth; none: half a cosine down to 0.
+        lr_milestones: steps from which the rate is a tenth; none: half a cosine down to 0.
         warmup: steps of a linear rise to `peak_lr`.
         weight_decay: of weights; 0 or more.
-        body_scale: share of the rate for the body, which starts from trained weights.
-        accumulate: parts in which a process takes its share of a batch, one after the other.
+        backbone_lr_scale: share of the rate for the body, which starts from trained weights.
+        accumulation_steps: parts in which a process takes its share of a batch, one after the other.
         seed: of dropout and all else that is drawn in a step; 0 or more.
         schedule: steps of the cosine, where it is longer than the training; None: `steps`.
         clip_norm: largest norm of the gradient; math.inf: any.
@@ -60,11 +60,11 @@ class Recipe(Settings):
     steps: int
     optimizer: str
     peak_lr: float
-    lr_drops: tuple[int, ...]
+    lr_milestones: tuple[int, ...]
     warmup: int
     weight_decay: float
-    body_scale: float
-    accumulate: int
+    backbone_lr_scale: float
+    accumulation_steps: int
     seed: int
     schedule: int | None = None
     clip_norm: float = 5.0
@@ -72,15 +72,17 @@ class Recipe(Settings):
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of its range."""
-        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has lists
+        object.__setattr__(self, "lr_milestones", tuple(self.lr_milestones))  # JSON has lists
         self.check("steps", self.steps >= 1, "1 or more")
         self.check("optimizer", self.optimizer in ("adamw", "sgd"), '"adamw" or "sgd"')
         self.check("peak_lr", 0 < self.peak_lr < math.inf, "above 0")
-        self.check("lr_drops", all(drop >= 0 for drop in self.lr_drops), "steps from 0 on")
+        self.check(
+            "lr_milestones", all(drop >= 0 for drop in self.lr_milestones), "steps from 0 on"
+        )
         self.check("warmup", self.warmup >= 0, "0 or more")
         self.check("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
-        self.check("body_scale", 0 <= self.body_scale < math.inf, "0 or more")
-        self.check("accumulate", self.accumulate >= 1, "1 or more")
+        self.check("backbone_lr_scale", 0 <= self.backbone_lr_scale < math.inf, "0 or more")
+        self.check("accumulation_steps", self.accumulation_steps >= 1, "1 or more")
         self.check("seed", self.seed >= 0, "0 or more")
         self.check("schedule", (self.schedule or self.steps) >= self.steps, "`steps` or more")
         self.check("clip_norm", self.clip_norm > 0, "above 0")
@@ -88,13 +90,13 @@ class Recipe(Settings):
     def learning_rate(self, step: int) -> float:
         """The rate of a step, counted from 0.
 
-        Linear to `peak_lr` over `warmup` steps, then half a cosine down to 0; or, with `lr_drops`,
+        Linear to `peak_lr` over `warmup` steps, then half a cosine down to 0; or, with `lr_milestones`,
         a tenth of it from each of these steps on.
         """
         if step < self.warmup:
             return self.peak_lr * (step + 1) / self.warmup
-        if self.lr_drops:
-            return self.peak_lr * 0.1 ** sum(step >= drop for drop in self.lr_drops)
+        if self.lr_milestones:
+            return self.peak_lr * 0.1 ** sum(step >= drop for drop in self.lr_milestones)
         left = max(1, (self.schedule or self.steps) - self.warmup)
         return self.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / left))
 
@@ -145,17 +147,17 @@ def fit(
     for step in range(journal.step, recipe.steps):
         optimizer.zero_grad(set_to_none=True)
         means: dict[str, float] = {}
-        for part in range(recipe.accumulate):
+        for part in range(recipe.accumulation_steps):
             begin_step(optimizer, recipe, step=step, part=part)
             batch = next(parts)
-            last = part == recipe.accumulate - 1
+            last = part == recipe.accumulation_steps - 1
             with _memory_error_explained(step), launch.gradients_exchanged(network, now=last):
                 with torch.autocast(device.type, torch.bfloat16, enabled=_bf16(recipe, device)):
                     value, named = loss(network, batch)
                 _check_loss(value, named, step, batch)
-                (value / recipe.accumulate).backward()
+                (value / recipe.accumulation_steps).backward()
             for name, number in {"loss": value.item(), **named}.items():
-                means[name] = means.get(name, 0.0) + number / recipe.accumulate
+                means[name] = means.get(name, 0.0) + number / recipe.accumulation_steps
         norm = nn.utils.clip_grad_norm_(learning, recipe.clip_norm)
         _check_gradient(norm, value, named, step)
         optimizer.step()
@@ -171,13 +173,13 @@ def fit(
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimizer of what learns in a model, in groups with their "lr_scale".
 
-    The body (`body` or `backbone.body`) learns at `recipe.body_scale` of the rate. AdamW decays
+    The body (`body` or `backbone.body`) learns at `recipe.backbone_lr_scale` of the rate. AdamW decays
     neither biases and norms nor the positions of a ViT; SGD decays all, as the reference does.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = recipe.body_scale if "body." in name else 1.0
+            scale = recipe.backbone_lr_scale if "body." in name else 1.0
             decayed = parameter.ndim > 1 and "pos_embed" not in name
             decay = recipe.weight_decay if decayed or recipe.optimizer == "sgd" else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
@@ -196,7 +198,7 @@ def begin_step(
     """Set a step's learning rate, and the global seed of this process's `part` of its batch."""
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate(step) * group["lr_scale"]
-    part += launch.rank() * recipe.accumulate
+    part += launch.rank() * recipe.accumulation_steps
     torch.manual_seed(recipe.seed * 1_000_003 + step + part * 1_000_000_000_039)
 
 
@@ -205,11 +207,14 @@ def begin_step(
 
 def _parts(batches: Callable, start: int, recipe: Recipe, device: torch.device) -> Iterator:
     """The parts of all batches that this process takes, from step `start` on, on the device."""
-    first, parts = launch.rank() * recipe.accumulate, launch.size() * recipe.accumulate
+    first, parts = (
+        launch.rank() * recipe.accumulation_steps,
+        launch.size() * recipe.accumulation_steps,
+    )
     places = [
         (step,) if parts == 1 else (step, first + part, parts)
         for step in range(start, recipe.steps)
-        for part in range(recipe.accumulate)
+        for part in range(recipe.accumulation_steps)
     ]
     if hasattr(batches, "on_cpu"):
         ready = load(partial(_call, batches.on_cpu), places, device=device)
@@ -242,7 +247,7 @@ def _memory_error_explained(step: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        way_out = "raise `accumulate`, or lower `batch` or the pictures' side"
+        way_out = "raise `accumulation_steps`, or lower `batch` or the pictures' side"
         raise TrainingError(
             f"the GPU ran out of memory at step {step}: {way_out} ({error})"
         ) from None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, build_zoo_vit
 
 
-class Learner(nn.Module):
+class ProjectionModel(nn.Module):
     """A ViT with the projection head it needs while it learns.
 
     Student and teacher are both one of these.
@@ -44,15 +44,15 @@ class Learner(nn.Module):
         return F.normalize(self.head(self.vit(images)), dim=-1)
 
 
-def build_learners(*, seed: int) -> tuple[Learner, Learner]:
+def build_models(*, seed: int) -> tuple[ProjectionModel, ProjectionModel]:
     """(student, teacher): the teacher starts as a copy and never sees a gradient."""
     torch.manual_seed(seed)
-    student = Learner(build_zoo_vit())
+    student = ProjectionModel(build_zoo_vit())
     return student, copy.deepcopy(student).requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(teacher: Learner, student: Learner, *, momentum: float) -> None:
+def update_ema(teacher: ProjectionModel, student: ProjectionModel, *, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter."""
     for slow, fast in zip(teacher.parameters(), student.parameters()):
         slow.lerp_(fast, 1 - momentum)
@@ -76,7 +76,11 @@ def info_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
 
 
 def tracking_loss(
-    student: Learner, teacher: Learner, crops: dict[str, Tensor], *, temperature: float
+    student: ProjectionModel,
+    teacher: ProjectionModel,
+    crops: dict[str, Tensor],
+    *,
+    temperature: float,
 ) -> Tensor:
     """InfoNCE of all crops of a batch of B clips against the teacher's view of the other frame.
 
@@ -205,6 +209,6 @@ class ClipBatches:
 # ---------------------------------------------------------------- monitoring
 
 
-def encoder_of(learner: Learner, *, device: str | torch.device) -> Encoder:
+def encoder_of(learner: ProjectionModel, *, device: str | torch.device) -> Encoder:
     """A frozen copy of a learner's ViT, to look at while it goes on learning."""
     return Encoder(copy.deepcopy(learner.vit), name="zoo", device=device)

@@ -37,5 +37,5 @@ def test_each_class_has_a_colour_of_its_own_and_void_is_white():
         found = colours.class_colours(count)
         assert found.shape == (count, 3) and (found >= 0).all() and (found <= 1).all()
         assert len(np.unique(found, axis=0)) == count
-    painted = colours.colour_map(np.array([[0, 2, 255]]), found)
+    painted = colours.colorize(np.array([[0, 2, 255]]), found)
     np.testing.assert_array_equal(painted[0], [found[0], found[2], [1, 1, 1]])

@@ -5,7 +5,7 @@ import pytest
 
 from mdlib.core.files import read_json
 from mdlib.evaluate import bootstrap, metrics
-from mdlib.evaluate.bootstrap import Effect, mean_difference, miou_difference
+from mdlib.evaluate.bootstrap import Interval, mean_difference, miou_difference
 from mdlib.studies import claims
 from mdlib.studies.claims import claim
 
@@ -44,7 +44,7 @@ def test_a_constant_difference_has_an_interval_of_no_width(rng):
 
 def test_equal_arms_differ_by_nothing_however_they_vary(rng):
     a = rng.random(30)
-    assert mean_difference(a, a, **OPTIONS) == Effect(0.0, 0.0, 0.0)
+    assert mean_difference(a, a, **OPTIONS) == Interval(0.0, 0.0, 0.0)
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution(rng):
@@ -185,11 +185,11 @@ def test_miou_of_one_image_has_no_interval(confusions):
 @pytest.mark.parametrize(
     ("effect", "verdict"),
     [
-        (Effect(0.2, 0.1, 0.3), "holds"),
-        (Effect(0.1, -0.1, 0.3), "does not hold"),
-        (Effect(0.2, 0.0, 0.4), "does not hold"),  # not above
-        (Effect(0.0, 0.0, 0.0), "does not hold"),  # a tie shows nothing
-        (Effect(-0.2, -0.3, -0.1), "does not hold"),
+        (Interval(0.2, 0.1, 0.3), "holds"),
+        (Interval(0.1, -0.1, 0.3), "does not hold"),
+        (Interval(0.2, 0.0, 0.4), "does not hold"),  # not above
+        (Interval(0.0, 0.0, 0.0), "does not hold"),  # a tie shows nothing
+        (Interval(-0.2, -0.3, -0.1), "does not hold"),
         (None, "not run"),
     ],
 )
@@ -203,8 +203,8 @@ def test_an_unknown_claim_number_is_refused():
 
 
 def test_claims_are_gathered_in_order_and_untested_ones_are_named(tmp_path):
-    ours = claim("", "ours", experiment="mIoU", effect=Effect(0.1, 0.05, 0.2))
-    third = claim("3", "third", experiment="mIoU", effect=Effect(-0.1, -0.2, 0.0))
+    ours = claim("", "ours", experiment="mIoU", effect=Interval(0.1, 0.05, 0.2))
+    third = claim("3", "third", experiment="mIoU", effect=Interval(-0.1, -0.2, 0.0))
     (tmp_path / "a").mkdir()
     claims.write_claims(tmp_path / "b", [ours, third])
     gathered = claims.gather_claims([tmp_path / "a", tmp_path / "b"])

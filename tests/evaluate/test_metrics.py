@@ -125,7 +125,7 @@ def test_the_confusions_of_images_add_up_to_that_of_the_set():
         Sample(str(i), im, t.astype(np.uint8)) for i, (im, t) in enumerate(zip(images, truths))
     ]
     dataset = Samples(samples, classes=("background", "cat", "dog"))
-    found = list(metrics.image_confusions((labels for labels in maps), dataset, rows=7))
+    found = list(metrics.per_image_confusion((labels for labels in maps), dataset, rows=7))
     assert [each.shape for each in found] == 4 * [(7, 3)]
     np.testing.assert_array_equal(found[2], confusion_spec(maps[2], truths[2], 7, 3))
     np.testing.assert_array_equal(sum(found), confusion_spec(maps, truths, 7, 3))

@@ -11,7 +11,7 @@ CONFUSION = np.array([[90, 5, 5], [0, 40, 10], [0, 0, 30], [10, 20, 0]])
 
 
 def test_each_protocol_names_as_it_says():
-    names = naming.name_rows(COUNTS, CONFUSION)
+    names = naming.all_mappings(COUNTS, CONFUSION)
     assert list(names) == list(naming.PROTOCOLS)
     assert names["train, one-to-one"].tolist() == [0, 1, 2, -1]
     assert names["train, majority"].tolist() == [0, 1, 2, 1]
@@ -23,7 +23,7 @@ def test_names_chosen_on_val_are_never_worse_there(rng):
     # as many rows as classes: one-to-one names, all free, are then the best of all one-to-one names
     for _ in range(20):
         counts, confusion = rng.integers(0, 20, (4, 5)), rng.integers(1, 50, (5, 5))
-        names = naming.name_rows(counts, confusion)
+        names = naming.all_mappings(counts, confusion)
         mious = {name: metrics.mean_iou(confusion, mapping) for name, mapping in names.items()}
         assert mious["val, one-to-one"] >= mious["train, one-to-one"] - 1e-9
 
@@ -31,26 +31,26 @@ def test_names_chosen_on_val_are_never_worse_there(rng):
 def test_relabelling_clusters_changes_no_score(rng):
     counts, confusion = rng.integers(0, 1000, (6, 4)), rng.integers(0, 1000, (7, 4))
     order = rng.permutation(6)
-    moved = naming.name_rows(counts[order], confusion[[0, *(1 + order)]])
-    for name, mapping in naming.name_rows(counts, confusion).items():
+    moved = naming.all_mappings(counts[order], confusion[[0, *(1 + order)]])
+    for name, mapping in naming.all_mappings(counts, confusion).items():
         np.testing.assert_array_equal(moved[name], mapping[[0, *(1 + order)]])
 
 
 def test_a_cluster_without_a_training_mask_has_no_name_by_majority():
     counts = np.array([[0, 3, 0], [0, 0, 0], [0, 0, 2]])
-    assert naming.name_rows(counts, CONFUSION)["train, majority"].tolist() == [0, 1, -1, 2]
+    assert naming.all_mappings(counts, CONFUSION)["train, majority"].tolist() == [0, 1, -1, 2]
 
 
 def test_counts_of_other_clusters_are_refused():
     with pytest.raises(ValueError, match="same clusters"):
-        naming.name_rows(COUNTS, CONFUSION[:3])
+        naming.all_mappings(COUNTS, CONFUSION[:3])
 
 
 def test_missing_classes_cost_their_share():
     confusion = np.diag([10, 10, 10, 10])
-    found = naming.score_names(confusion, np.array([0, 1, 2, -1]))
+    found = naming.score_mapping(confusion, np.array([0, 1, 2, -1]))
     assert found == {"miou": 0.75, "missing": [3], "miou_named": 1.0, "cost": 0.25}
-    assert naming.score_names(confusion, np.arange(4)) == {
+    assert naming.score_mapping(confusion, np.arange(4)) == {
         "miou": 1.0,
         "missing": [],
         "miou_named": 1.0,
@@ -59,11 +59,11 @@ def test_missing_classes_cost_their_share():
 
 
 def test_a_class_that_does_not_occur_is_not_missing():
-    assert naming.score_names(np.array([[5, 0, 0], [0, 5, 0]]), np.array([0, 1]))["missing"] == []
+    assert naming.score_mapping(np.array([[5, 0, 0], [0, 5, 0]]), np.array([0, 1]))["missing"] == []
 
 
 def test_where_nothing_has_a_name_all_is_missing():
-    assert naming.score_names(np.diag([5, 5]), np.array([-1, -1])) == {
+    assert naming.score_mapping(np.diag([5, 5]), np.array([-1, -1])) == {
         "miou": 0.0,
         "missing": [0, 1],
         "miou_named": 0.0,
@@ -73,26 +73,28 @@ def test_where_nothing_has_a_name_all_is_missing():
 
 def test_agreement_at_its_limits(rng):
     classes = rng.integers(0, 5, 2000)
-    assert naming.agreement(classes + 7, classes) == pytest.approx(
+    assert naming.clustering_scores(classes + 7, classes) == pytest.approx(
         {"nmi": 1, "ari": 1, "purity": 1}
     )
     # a cluster a mask: pure, and no cluster at all
-    alone = naming.agreement(np.arange(2000), classes)
+    alone = naming.clustering_scores(np.arange(2000), classes)
     assert alone["purity"] == 1 and alone["ari"] == pytest.approx(0) and alone["nmi"] < 0.5
-    together = naming.agreement(np.zeros(2000, int), classes)
+    together = naming.clustering_scores(np.zeros(2000, int), classes)
     assert (
         together["nmi"] == pytest.approx(0, abs=1e-9)
         and together["purity"] == np.bincount(classes).max() / 2000
     )
-    shuffled = naming.agreement(rng.permutation(classes), classes)
+    shuffled = naming.clustering_scores(rng.permutation(classes), classes)
     assert abs(shuffled["ari"]) < 0.02 and shuffled["nmi"] < 0.02
 
 
 def test_purity_by_hand():
-    assert naming.agreement([0, 0, 0, 4, 4], [1, 1, 2, 2, 3])["purity"] == pytest.approx(3 / 5)
+    assert naming.clustering_scores([0, 0, 0, 4, 4], [1, 1, 2, 2, 3])["purity"] == pytest.approx(
+        3 / 5
+    )
 
 
 def test_agreement_of_one_class_alone_is_defined_and_of_no_mask_refused():
-    assert naming.agreement([0, 1], [2, 2])["purity"] == 1
+    assert naming.clustering_scores([0, 1], [2, 2])["purity"] == 1
     with pytest.raises(ValueError, match="no mask"):
-        naming.agreement([], [])
+        naming.clustering_scores([], [])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pycocotools import mask as coco
 
 from mdlib import exercises
-from mdlib.exercises.compare import Differs, compare
+from mdlib.exercises.compare import Mismatch, compare
 from mdlib.training.pretrain import info_nce
 
 CHECKS = {name: check for name, check in vars(exercises).items() if name.startswith("check_")}
@@ -191,7 +191,7 @@ def test_a_right_function_passes(name, capsys):
 
 @pytest.mark.parametrize(("name", "function", "title"), WRONG)
 def test_a_wrong_function_is_shown_where_it_differs(name, function, title):
-    with pytest.raises(Differs) as caught:
+    with pytest.raises(Mismatch) as caught:
         CHECKS[name](function)
     message = str(caught.value)
     assert f'Small input "{title}"' in message
@@ -243,7 +243,7 @@ def double(x):
     ],
 )
 def test_the_message_says_what_is_wrong(function, said):
-    with pytest.raises(Differs) as caught:
+    with pytest.raises(Mismatch) as caught:
         compare(function, double, {"a pair": {"x": np.array([1.0, 2.0])}}, hint="twice")
     assert said in str(caught.value)
     assert "x = [1. 2.]" in str(caught.value)
@@ -254,5 +254,5 @@ def test_a_function_cannot_pass_by_changing_what_is_expected():
         x[:] = 0
         return x
 
-    with pytest.raises(Differs):
+    with pytest.raises(Mismatch):
         compare(cheat, double, {"a pair": {"x": np.array([1.0, 2.0])}}, hint="twice")

@@ -84,17 +84,17 @@ def test_masks_are_described_by_their_crops_whether_those_are_made_ahead_or_not(
         Mask.from_pixels(np.pad(np.ones((9, 8), bool), ((i, 11 - i), (3, 13))), image_id=name)
         for i, name in enumerate("aabcc")
     ]
-    expected = clusters.describe_crops(
+    expected = clusters.embed_crops(
         random_encoder, clusters.crop_masks(scenes, masks, size=16), batch=2
     )
     np.testing.assert_array_equal(
-        clusters.describe_masks(random_encoder, scenes, masks, size=16, batch=2), expected
+        clusters.embed_masks(random_encoder, scenes, masks, size=16, batch=2), expected
     )
     request.getfixturevalue("workers")
     np.testing.assert_array_equal(
-        clusters.describe_masks(random_encoder, scenes, masks, size=16, batch=2), expected
+        clusters.embed_masks(random_encoder, scenes, masks, size=16, batch=2), expected
     )
-    assert clusters.describe_masks(random_encoder, scenes, [], size=16, batch=2).shape == (
+    assert clusters.embed_masks(random_encoder, scenes, [], size=16, batch=2).shape == (
         0,
         random_encoder.width,
     )
@@ -102,16 +102,16 @@ def test_masks_are_described_by_their_crops_whether_those_are_made_ahead_or_not(
 
 def test_descriptions_do_not_hang_on_the_batch_size(random_encoder):
     crops = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    all_at_once = clusters.describe_crops(random_encoder, crops, batch=5)
+    all_at_once = clusters.embed_crops(random_encoder, crops, batch=5)
     assert all_at_once.shape == (5, random_encoder.width) and all_at_once.dtype == np.float32
     np.testing.assert_allclose(
-        clusters.describe_crops(random_encoder, crops, batch=2), all_at_once, atol=1e-5
+        clusters.embed_crops(random_encoder, crops, batch=2), all_at_once, atol=1e-5
     )
 
 
 def test_no_crops_have_no_descriptions(random_encoder):
     none = torch.zeros(0, 3, 16, 16, dtype=torch.uint8)
-    assert clusters.describe_crops(random_encoder, none, batch=4).shape == (0, random_encoder.width)
+    assert clusters.embed_crops(random_encoder, none, batch=4).shape == (0, random_encoder.width)
 
 
 # ---------------------------------------------------------------- whitening and k-means

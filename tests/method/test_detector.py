@@ -229,8 +229,10 @@ def test_a_batch_of_pictures_of_several_sizes_is_trained_on():
 
 
 def fitted(model, batch, *, steps, peak):
-    given = dict(optimizer="adamw", lr_drops=[], warmup=3, weight_decay=0.0, body_scale=0.3)
-    recipe = loop.Recipe(steps=steps, peak_lr=peak, accumulate=1, seed=0, **given)
+    given = dict(
+        optimizer="adamw", lr_milestones=[], warmup=3, weight_decay=0.0, backbone_lr_scale=0.3
+    )
+    recipe = loop.Recipe(steps=steps, peak_lr=peak, accumulation_steps=1, seed=0, **given)
     options = dict(checkpoint=None, identity={}, log_every=1)
     return loop.fit(model, lambda step: batch, detector_loss, recipe, **options)
 
@@ -393,8 +395,10 @@ def train_tiny(checkpoint, *, dies_at=None):
         seen.append(step)
         return batches(step)
 
-    given = dict(optimizer="adamw", peak_lr=1e-3, lr_drops=[STEPS], warmup=0, weight_decay=0.05)
-    recipe = loop.Recipe(steps=STEPS, body_scale=0.1, accumulate=1, seed=3, **given)
+    given = dict(
+        optimizer="adamw", peak_lr=1e-3, lr_milestones=[STEPS], warmup=0, weight_decay=0.05
+    )
+    recipe = loop.Recipe(steps=STEPS, backbone_lr_scale=0.1, accumulation_steps=1, seed=3, **given)
     with mock.patch.object(loop, "CHECKPOINT_EVERY", 2):
         options = dict(checkpoint=checkpoint, identity={"tiny": True})
         loop.fit(model, batch_of, detector_loss, recipe, **options)

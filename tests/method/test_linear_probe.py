@@ -65,12 +65,12 @@ def test_only_the_layer_learns_and_is_saved(encoder):
 def test_a_probe_learns_what_tokens_tell(encoder):
     data, probe = pictures(8), TokenProbe(encoder, outputs=3)
     labels = [data[i].semantic for i in range(len(data))]
-    augment = segmenter.Augment(side=32, label_side=32, zoom=0.0, turn=0.0)
+    augment = segmenter.Augment(side=32, label_side=32, scale=0.0, rotation=0.0)
     batches = segmenter.SegmentationBatches(
         data, labels, batch=4, augment=augment, seed=0, device="cpu"
     )
-    given = dict(optimizer="sgd", peak_lr=0.1, lr_drops=[60], warmup=0, weight_decay=0.0)
-    recipe = loop.Recipe(steps=60, body_scale=1.0, accumulate=1, seed=0, **given)
+    given = dict(optimizer="sgd", peak_lr=0.1, lr_milestones=[60], warmup=0, weight_decay=0.0)
+    recipe = loop.Recipe(steps=60, backbone_lr_scale=1.0, accumulation_steps=1, seed=0, **given)
     loss = partial(segmenter.batch_loss, share=1.0)
     history = loop.fit(probe, batches, loss, recipe, checkpoint=None, identity={})
     assert history[-1]["loss"] < 0.5 * np.log(3)

@@ -178,12 +178,12 @@ def test_a_rule_refuses_wrong_settings(wrong, message):
 
 
 def test_a_rule_takes_its_own_names_and_misses_none():
-    own = {**vars(RULE), "max_masks": 3, "min_contrast": 0.1, "max_seam": 0.03}
+    own = {**vars(RULE), "max_masks": 3, "min_objectness": 0.1, "max_ncut": 0.03}
     rule = masks.MaskRule.of({**own, "input_side": 224, "np": np})
     assert vars(rule) == own
     assert rule.one_mask() == RULE
-    with pytest.raises(KeyError, match="max_seam"):
-        masks.MaskRule.of({name: own[name] for name in own if name != "max_seam"})
+    with pytest.raises(KeyError, match="max_ncut"):
+        masks.MaskRule.of({name: own[name] for name in own if name != "max_ncut"})
 
 
 def test_a_trace_holds_the_steps_of_the_mask():
@@ -298,7 +298,7 @@ def test_attention_inside_equals_the_softmax_summed_over_the_mask():
     queries, keys = random_tokens(3)
     mask = torch.rand(3, *GRID) < 0.4
     for query, key, inside, share in zip(
-        queries, keys, mask, masks.attention_inside(queries, keys, mask)
+        queries, keys, mask, masks.attention_share(queries, keys, mask)
     ):
         heads = [(k @ q / DIM**0.5).softmax(0)[inside.flatten()].sum() for q, k in zip(query, key)]
         torch.testing.assert_close(share, sum(heads) / HEADS)
@@ -307,11 +307,11 @@ def test_attention_inside_equals_the_softmax_summed_over_the_mask():
 def test_attention_inside_at_its_limits_and_blind_to_the_keys_origin():
     queries, keys = random_tokens(3)
     everything = torch.ones(3, *GRID, dtype=torch.bool)
-    torch.testing.assert_close(masks.attention_inside(queries, keys, everything), torch.ones(3))
-    assert not masks.attention_inside(queries, keys, ~everything).any()
+    torch.testing.assert_close(masks.attention_share(queries, keys, everything), torch.ones(3))
+    assert not masks.attention_share(queries, keys, ~everything).any()
     half = torch.rand(3, *GRID) < 0.5
     shifted = keys + torch.randn(3, HEADS, 1, DIM)
-    before, after = (masks.attention_inside(queries, k, half) for k in (keys, shifted))
+    before, after = (masks.attention_share(queries, k, half) for k in (keys, shifted))
     torch.testing.assert_close(after, before)
 
 

@@ -53,7 +53,7 @@ def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder
 
 
 def test_an_image_may_have_no_mask_at_all(scenes, encoder):
-    strict = replace(THREE, min_contrast=100.0)
+    strict = replace(THREE, min_objectness=100.0)
     assert not list(proposals.propose_masks(scenes, encoder, strict, **RUN))
 
 
@@ -77,7 +77,7 @@ def by_neighbours(dataset, encoder, rule, *, batch_size, input_side):
             yield from own
 
 
-@pytest.mark.parametrize("rule", [ONE, replace(THREE, min_contrast=0.08, max_seam=0.03)])
+@pytest.mark.parametrize("rule", [ONE, replace(THREE, min_objectness=0.08, max_ncut=0.03)])
 def test_images_of_one_size_make_the_batches_they_always_made(rule, scenes, encoder, request):
     expected = list(by_neighbours(scenes, encoder, rule, **RUN))
     assert list(proposals.propose_masks(scenes, encoder, rule, **RUN)) == expected

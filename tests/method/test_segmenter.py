@@ -149,8 +149,10 @@ def coded(count=3, *, height=60, width=60, seed=0):
     return Samples(samples), labels
 
 
-def batches_of(scenes, labels, *, batch=2, side=SIDE, label_side=None, zoom=0.25, turn=5.0, seed=0):
-    augment = Augment(side=side, label_side=label_side or side, zoom=zoom, turn=turn)
+def batches_of(
+    scenes, labels, *, batch=2, side=SIDE, label_side=None, scale=0.25, rotation=5.0, seed=0
+):
+    augment = Augment(side=side, label_side=label_side or side, scale=scale, rotation=rotation)
     return SegmentationBatches(
         scenes, labels, batch=batch, augment=augment, seed=seed, device="cpu"
     )
@@ -209,7 +211,9 @@ def test_batches_and_logits_decode_images_and_no_labels(model):
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 60), (48, 72), (90, 50)])
-@pytest.mark.parametrize("options", [{"zoom": 0.0, "turn": 0.0}, {}, {"zoom": 0.4, "turn": 40.0}])
+@pytest.mark.parametrize(
+    "options", [{"scale": 0.0, "rotation": 0.0}, {}, {"scale": 0.4, "rotation": 40.0}]
+)
 def test_labels_follow_the_picture_wherever_it_is_moved(height, width, options):
     batches = batches_of(*coded(3, height=height, width=width), **options)
     compared = set()
@@ -226,7 +230,7 @@ def test_labels_follow_the_picture_wherever_it_is_moved(height, width, options):
 
 def test_an_unmoved_square_view_is_the_picture_or_its_mirror_image():
     scenes, labels = coded(3, height=SIDE, width=SIDE)
-    batches, ways = batches_of(scenes, labels, zoom=0.0, turn=0.0), set()
+    batches, ways = batches_of(scenes, labels, scale=0.0, rotation=0.0), set()
     assert batches.augment.repeats and not batches_of(scenes, labels).augment.repeats
     views = set()
     for step in range(12):
@@ -244,7 +248,7 @@ def test_an_unmoved_square_view_is_the_picture_or_its_mirror_image():
     assert len(ways) == len(views) == 6  # exactly two ways: a frozen body may keep its maps
 
 
-@pytest.mark.parametrize("options", [{"zoom": 0.0, "turn": 0.0}, {}])
+@pytest.mark.parametrize("options", [{"scale": 0.0, "rotation": 0.0}, {}])
 def test_labels_may_be_shown_in_fewer_pixels_than_the_picture(options):
     fine, coarse = (batches_of(*coded(5), label_side=n, **options) for n in (SIDE, SIDE // 4))
     for step in range(6):
@@ -260,10 +264,10 @@ def test_labels_may_be_shown_in_fewer_pixels_than_the_picture(options):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"zoom": 1.0}, {"zoom": -0.1}, {"turn": -1.0}, {"side": 0}, {"label_side": 0}]
+    "wrong", [{"scale": 1.0}, {"scale": -0.1}, {"rotation": -1.0}, {"side": 0}, {"label_side": 0}]
 )
 def test_an_impossible_augmentation_is_refused_by_name(wrong):
-    given = dict(side=SIDE, label_side=SIDE, zoom=0.25, turn=5.0, batch=8)
+    given = dict(side=SIDE, label_side=SIDE, scale=0.25, rotation=5.0, batch=8)
     assert Augment.of(given) == Augment(SIDE, SIDE, 0.25, 5.0)
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         Augment.of({**given, **wrong})
@@ -302,10 +306,10 @@ def test_a_moved_view_shows_what_its_numbers_say():
     disc = (np.hypot(x - 44, y - 32) < 6).astype(np.uint8)  # 12 pixels right of the middle
     image = np.repeat((disc * 255)[..., None], 3, 2)
     places = {
-        View(turn=90.0): (32, 44),
-        View(zoom=1.5): (50, 32),
-        View(zoom=0.5, shift=(-0.25, 0.5)): (30, 48),
-        View(mirrored=True, zoom=1.25, shift=(-0.25, 0.0)): (25, 32),
+        View(rotation=90.0): (32, 44),
+        View(scale=1.5): (50, 32),
+        View(scale=0.5, shift=(-0.25, 0.5)): (30, 48),
+        View(mirrored=True, scale=1.25, shift=(-0.25, 0.0)): (25, 32),
     }
     for view, place in places.items():
         picture, labels = show(image, disc, view, side=SIDE, label_side=SIDE)
@@ -323,7 +327,9 @@ def test_a_view_turns_without_distortion(height, width):
         return np.hypot(y - rows / 2, x - columns / 2) < 18
 
     scenes = Samples(Sample(str(i), np.zeros((height, width, 3), np.uint8)) for i in range(2))
-    batches = batches_of(scenes, [disc(height, width).astype(np.uint8)] * 2, zoom=0.0, turn=45.0)
+    batches = batches_of(
+        scenes, [disc(height, width).astype(np.uint8)] * 2, scale=0.0, rotation=45.0
+    )
     shown = torch.cat([batches(step).labels for step in range(6)]).numpy() == 1
     expected = disc(SIDE, SIDE)
     assert min((one & expected).sum() / (one | expected).sum() for one in shown) > 0.95
@@ -331,7 +337,7 @@ def test_a_view_turns_without_distortion(height, width):
 
 def test_void_stays_void_and_outside_the_picture_is_void():
     scenes, labels = coded(2, height=30, width=60)
-    batch = batches_of(scenes, labels, zoom=0.0, turn=0.0)(0)
+    batch = batches_of(scenes, labels, scale=0.0, rotation=0.0)(0)
     inside = batch.labels != VOID  # a 2:1 picture in a square: half of it, between two bands
     assert inside[:, 16:48].all() and not inside[:, :16].any() and not inside[:, 48:].any()
     all_void = [np.full((30, 60), VOID, np.uint8)] * 2
@@ -340,14 +346,14 @@ def test_void_stays_void_and_outside_the_picture_is_void():
 
 def test_a_smaller_picture_is_surrounded_by_void_and_a_larger_one_fills_the_view():
     scenes, labels = coded(3, height=SIDE, width=SIDE)
-    batches, sizes = batches_of(scenes, labels, zoom=0.5, turn=0.0), []
+    batches, sizes = batches_of(scenes, labels, scale=0.5, rotation=0.0), []
     for step in range(20):
         rng = np.random.default_rng([0, step])
         rng.choice(3, 2, replace=False)
         views = [batches.augment.draw(rng) for _ in range(2)]
         inside = (batches(step).labels != VOID).float().mean((1, 2)).tolist()
-        assert inside == pytest.approx([min(1, view.zoom) ** 2 for view in views], abs=0.04)
-        sizes += [view.zoom for view in views]
+        assert inside == pytest.approx([min(1, view.scale) ** 2 for view in views], abs=0.04)
+        sizes += [view.scale for view in views]
     assert min(sizes) < 0.6 and max(sizes) > 1.4
 
 
@@ -417,8 +423,17 @@ def test_what_was_learnt_by_heart_is_labelled_right(by_heart):
 
 
 def recipe(**changed):
-    given = dict(optimizer="adamw", peak_lr=1e-3, lr_drops=[], warmup=1, weight_decay=0.01)
-    return Recipe(**{**given, "body_scale": 0.1, "accumulate": 1, "steps": 3, "seed": 0, **changed})
+    given = dict(optimizer="adamw", peak_lr=1e-3, lr_milestones=[], warmup=1, weight_decay=0.01)
+    return Recipe(
+        **{
+            **given,
+            "backbone_lr_scale": 0.1,
+            "accumulation_steps": 1,
+            "steps": 3,
+            "seed": 0,
+            **changed,
+        }
+    )
 
 
 def test_a_segmenter_learns_resumes_and_leaves_frozen_weights_alone(tmp_path):
@@ -442,7 +457,7 @@ def test_worker_processes_and_a_shared_cache_change_no_number(workers):
     shared = FeatureCache(10**9)
     for cache in (FeatureCache(0), shared, shared):
         net = tiny_segmenter(cache=cache)
-        batches = batches_of(*coded(3), zoom=0.0, turn=0.0)
+        batches = batches_of(*coded(3), scale=0.0, rotation=0.0)
         loss = partial(batch_loss, share=0.5)
         fit(net, batches, loss, recipe(), checkpoint=None, identity={})
         found.append(net.state_dict())

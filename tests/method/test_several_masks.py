@@ -43,7 +43,7 @@ def scene(*blobs, noise=0.1, common=2.0):
 
 def masks_of(query, keys, **changed):
     rule = masks.MaskRule(
-        top_k=0.4, cls_heads=HEADS, mass=None, center="none", max_masks=3, min_contrast=0.1
+        top_k=0.4, cls_heads=HEADS, mass=None, center="none", max_masks=3, min_objectness=0.1
     )
     return several_masks.object_masks(query, keys, grid_hw=GRID, rule=replace(rule, **changed))
 
@@ -59,7 +59,7 @@ def test_one_mask_without_score_and_seams_is_object_mask():
     queries, keys = torch.randn(4, 2, HEADS, DIM), torch.randn(4, 2, HEADS, PATCHES, DIM) + 0.2
     for mass, q, k in ((None, queries, keys), (0.5, queries.abs(), keys.abs())):
         settings = {"top_k": 0.3, "cls_heads": 2, "mass": mass}
-        found, contrasts = masks_of(q, k, **settings, max_masks=1, min_contrast=None)
+        found, contrasts = masks_of(q, k, **settings, max_masks=1, min_objectness=None)
         assert found.shape == (4, 2, 1, *GRID) and contrasts.shape == (4, 2, 1)
         assert torch.equal(found[:, :, 0], masks.object_mask(q, k, grid_hw=GRID, **settings))
 
@@ -84,20 +84,20 @@ def test_later_masks_depend_on_no_setting_of_how_many_there_may_be():
 
 def test_masks_do_not_overlap_even_where_nothing_is_refused():
     queries, keys = torch.randn(6, HEADS, DIM), torch.randn(6, HEADS, PATCHES, DIM)
-    found, _ = masks_of(queries, keys, max_masks=5, min_contrast=None)
+    found, _ = masks_of(queries, keys, max_masks=5, min_objectness=None)
     assert found.sum(1).max() == 1
     assert found.any((2, 3)).all()  # there are candidates left for all five
     # until all candidates are taken
-    everything, _ = masks_of(queries, keys, max_masks=200, min_contrast=None)
+    everything, _ = masks_of(queries, keys, max_masks=200, min_objectness=None)
     assert not everything[:, -1].any()
 
 
 def test_masks_flip_with_the_picture():
     query, keys = scene(LEFT, RIGHT)
     flipped = keys.unflatten(-2, GRID).flip(-2).flatten(-3, -2)
-    for max_seam in (None, 0.03):
-        found, contrasts = masks_of(query, keys, max_seam=max_seam)
-        mirrored, same = masks_of(query, flipped, max_seam=max_seam)
+    for max_ncut in (None, 0.03):
+        found, contrasts = masks_of(query, keys, max_ncut=max_ncut)
+        mirrored, same = masks_of(query, flipped, max_ncut=max_ncut)
         assert torch.equal(mirrored, found.flip(-1))
         torch.testing.assert_close(same, contrasts)
 
@@ -105,9 +105,9 @@ def test_masks_flip_with_the_picture():
 def test_an_image_in_a_batch_is_as_it_is_alone():
     images = [scene(LEFT, RIGHT), scene(RIGHT), scene(LEFT | NECK | RIGHT)]
     queries, keys = (torch.stack(part) for part in zip(*images))
-    found, contrasts = masks_of(queries, keys, max_seam=0.03)
+    found, contrasts = masks_of(queries, keys, max_ncut=0.03)
     for i, (query, key) in enumerate(images):
-        alone, score = masks_of(query, key, max_seam=0.03)
+        alone, score = masks_of(query, key, max_ncut=0.03)
         assert torch.equal(found[i], alone)
         torch.testing.assert_close(contrasts[i], score)
 
@@ -120,14 +120,16 @@ def test_an_empty_scene_has_no_mask(center):
         torch.zeros(8, HEADS, PATCHES, DIM),
         torch.ones(8, HEADS, PATCHES, DIM),
     ):
-        found, contrasts = masks_of(queries, keys, center=center, max_seam=0.03, min_contrast=0.25)
+        found, contrasts = masks_of(
+            queries, keys, center=center, max_ncut=0.03, min_objectness=0.25
+        )
         assert not found.any() and not contrasts.any()
 
 
 def test_an_object_all_over_the_image_has_nothing_to_contrast_with():
     query, keys = scene(region(0, 0, *GRID))
     assert not masks_of(query, keys)[0].any()
-    kept, contrasts = masks_of(query, keys, min_contrast=None)
+    kept, contrasts = masks_of(query, keys, min_objectness=None)
     assert kept[0].all() and not kept[1:].any() and not contrasts.any()
 
 
@@ -155,17 +157,17 @@ def test_blobs_that_touch_are_one_mask_without_seams_and_two_with():
     query, keys = scene(LEFT | NECK, RIGHT)
     merged, _ = masks_of(query, keys)
     assert as_sets(merged) == as_sets([both])
-    cut, _ = masks_of(query, keys, max_seam=0.03)
+    cut, _ = masks_of(query, keys, max_ncut=0.03)
     assert as_sets(cut) == as_sets([LEFT | NECK, RIGHT])
 
 
 def test_a_neck_alone_is_a_seam_but_a_compact_blob_has_none():
     # one direction all over: only the outline can tell
     query, keys = scene(LEFT | NECK | RIGHT, noise=0.0)
-    found, _ = masks_of(query, keys, max_seam=0.03)
+    found, _ = masks_of(query, keys, max_ncut=0.03)
     assert (found & RIGHT).sum((1, 2)).max() == RIGHT.sum() and found.any((1, 2)).sum() == 2
     query, keys = scene(RIGHT, noise=0.0)
-    assert as_sets(masks_of(query, keys, max_seam=0.03)[0]) == as_sets([RIGHT])
+    assert as_sets(masks_of(query, keys, max_ncut=0.03)[0]) == as_sets([RIGHT])
 
 
 def test_seed_part_keeps_the_seeds_side():
@@ -173,8 +175,8 @@ def test_seed_part_keeps_the_seeds_side():
     both = LEFT | NECK | RIGHT
     for own in (LEFT | NECK, RIGHT):
         seed = own.flatten().int().argmax()
-        assert torch.equal(several_masks.seed_part(keys, both, seed, max_seam=0.03), own)
-        assert torch.equal(several_masks.seed_part(keys, both, seed, max_seam=0.0), both)
+        assert torch.equal(several_masks.split_at_cut(keys, both, seed, max_ncut=0.03), own)
+        assert torch.equal(several_masks.split_at_cut(keys, both, seed, max_ncut=0.0), both)
 
 
 # ---------------------------------------------------------------- the score
@@ -200,9 +202,9 @@ def test_contrast_equals_its_definition_and_is_blind_to_the_keys_origin():
         contrast_spec(q, k, i.nonzero()[:, 0], (a & ~i).nonzero()[:, 0])
         for q, k, i, a in zip(queries, keys, inside, among)
     ]
-    found = several_masks.contrast(queries, keys, inside, among)
+    found = several_masks.objectness(queries, keys, inside, among)
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-4, atol=1e-6)
-    shifted = several_masks.contrast(
+    shifted = several_masks.objectness(
         queries, keys + 5 * torch.randn(5, HEADS, 1, DIM), inside, among
     )
     torch.testing.assert_close(shifted, found, rtol=1e-3, atol=1e-5)
@@ -211,8 +213,8 @@ def test_contrast_equals_its_definition_and_is_blind_to_the_keys_origin():
 def test_contrast_is_negative_where_cls_looks_away():
     query, keys = scene(LEFT)
     everything, inside = torch.ones(1, PATCHES, dtype=torch.bool), LEFT.flatten()[None]
-    assert several_masks.contrast(query[None], keys[None], inside, everything) > 0.5
-    assert several_masks.contrast(-query[None], keys[None], inside, everything) < -0.5
+    assert several_masks.objectness(query[None], keys[None], inside, everything) > 0.5
+    assert several_masks.objectness(-query[None], keys[None], inside, everything) < -0.5
 
 
 def test_contrast_of_a_side_without_two_patches_or_of_equal_keys_is_zero():
@@ -220,9 +222,9 @@ def test_contrast_of_a_side_without_two_patches_or_of_equal_keys_is_zero():
     everything = torch.ones(1, PATCHES, dtype=torch.bool)
     one = torch.zeros(1, PATCHES, dtype=torch.bool).index_fill_(1, torch.tensor([40]), True)
     for inside in (everything, ~everything, one, ~one):
-        assert several_masks.contrast(query[None], keys[None], inside, everything).item() == 0
+        assert several_masks.objectness(query[None], keys[None], inside, everything).item() == 0
     assert (
-        several_masks.contrast(
+        several_masks.objectness(
             query[None], torch.ones_like(keys)[None], LEFT.flatten()[None], everything
         ).item()
         == 0

@@ -34,8 +34,8 @@ def test_an_unknown_preset_names_the_known_ones(capsys):
         ("01_distill_masks.top_k=many", "float"),
         ("01_distill_masks.batch_size=2.5", "int"),
         ("01_distill_masks.batch_size=true", "int"),
-        ("03_train_mask_rcnn.lr_drops=400", "list[int]"),
-        ("03_train_mask_rcnn.lr_drops=[400.5]", "list[int]"),
+        ("03_train_mask_rcnn.lr_milestones=400", "list[int]"),
+        ("03_train_mask_rcnn.lr_milestones=[400.5]", "list[int]"),
         ("top_k=0.3", "NOTEBOOK.PARAMETER=VALUE"),
     ],
 )

@@ -178,9 +178,9 @@ def test_numbers_of_a_set_become_the_declared_type(text, value):
 
 def test_a_set_takes_a_list():
     resolved = resolve(
-        load_preset("demo"), presets.parse_sets(["03_train_mask_rcnn.lr_drops=[400, 600]"])
+        load_preset("demo"), presets.parse_sets(["03_train_mask_rcnn.lr_milestones=[400, 600]"])
     )
-    assert resolved["03_train_mask_rcnn"]["lr_drops"] == [400, 600]
+    assert resolved["03_train_mask_rcnn"]["lr_milestones"] == [400, 600]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_claims_stand_on_the_page_where_some_were_tested(run):
     report.write(folder, preset)
     pages = [folder / name for name in ("summary.md", "index.html")]
     assert not any("Claims" in page.read_text(encoding="utf-8") for page in pages)
-    effect = bootstrap.Effect(0.02, -0.01, 0.05)
+    effect = bootstrap.Interval(0.02, -0.01, 0.05)
     write_claims(
         folder / "artifacts" / "00_prepare_data",
         [claim("", "a < b", experiment="mIoU", effect=effect)],
@@ -94,7 +94,7 @@ def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_an
     )
     write_claims(
         folder / "artifacts" / "00_prepare_data",
-        [claim("2", "two", experiment="x", effect=bootstrap.Effect(0.2, 0.1, 0.3))],
+        [claim("2", "two", experiment="x", effect=bootstrap.Interval(0.2, 0.1, 0.3))],
     )
     report.write(folder, preset)
     report.write_readme(folder)

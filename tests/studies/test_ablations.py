@@ -103,8 +103,8 @@ def test_a_rule_without_masks_finds_none(scenes, tokens, random_encoder):
 
 def test_the_box_crop_is_stage_2_and_masking_changes_it(scenes, found, random_encoder):
     # 44: no multiple of the patch
-    features = ablations.describe_masks(random_encoder, scenes, found, size=44, batch=2)
-    expected = clusters.describe_crops(
+    features = ablations.embed_three_ways(random_encoder, scenes, found, size=44, batch=2)
+    expected = clusters.embed_crops(
         random_encoder, clusters.crop_masks(scenes, found, size=44), batch=2
     )
     np.testing.assert_allclose(features["box crop"], expected, rtol=1e-4, atol=1e-4)
@@ -116,7 +116,7 @@ def test_a_mask_that_fills_its_box_masks_nothing_and_pools_all(scenes, random_en
     pixels = np.zeros((128, 128), bool)
     pixels[20:84, 30:94] = True
     mask = Mask.from_pixels(pixels, image_id=scenes.ids[0])
-    found = ablations.describe_masks(random_encoder, scenes, [mask], size=64, batch=1)
+    found = ablations.embed_three_ways(random_encoder, scenes, [mask], size=64, batch=1)
     np.testing.assert_allclose(found["masked crop"], found["box crop"], rtol=1e-5, atol=1e-5)
     crop = clusters.crop_boxes(scenes[0].image, np.array([mask_to_box(pixels)]), size=64)
     np.testing.assert_allclose(

@@ -19,8 +19,8 @@ BATCH, STEPS = 8, 5
 
 def recipe(**changed):
     """A constant rate, and a decay that weights feel."""
-    given = dict(optimizer="adamw", peak_lr=0.03, lr_drops=(99,), warmup=0, weight_decay=0.1)
-    rest = dict(steps=STEPS, body_scale=1.0, accumulate=1, seed=0, clip_norm=1.0)
+    given = dict(optimizer="adamw", peak_lr=0.03, lr_milestones=(99,), warmup=0, weight_decay=0.1)
+    rest = dict(steps=STEPS, backbone_lr_scale=1.0, accumulation_steps=1, seed=0, clip_norm=1.0)
     return loop.Recipe(**{**given, **rest, **changed})
 
 

@@ -42,11 +42,11 @@ def test_parts_of_a_batch_are_equal_and_make_the_whole():
         launch.share(12, 0, 5)
 
 
-@pytest.mark.parametrize("accumulate", [2, 8])
-def test_accumulated_parts_are_the_full_batch(accumulate):
+@pytest.mark.parametrize("accumulation_steps", [2, 8])
+def test_accumulated_parts_are_the_full_batch(accumulation_steps):
     full, parts = network(), network()
     expected = train(full)
-    assert seen(train(parts, accumulate=accumulate)) == losses(expected)
+    assert seen(train(parts, accumulation_steps=accumulation_steps)) == losses(expected)
     for a, b in zip(full.parameters(), parts.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert expected[-1]["loss"] < 0.9 * expected[0]["loss"]
@@ -60,17 +60,21 @@ def test_each_part_draws_its_own_randomness():
         return model[3].weight.square().sum(), {}
 
     options = dict(checkpoint=None, identity={})
-    loop.fit(network(), numbers, loss_of, recipe(steps=3, accumulate=4), **options)
+    loop.fit(network(), numbers, loss_of, recipe(steps=3, accumulation_steps=4), **options)
     assert len(set(drawn)) == 12
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_train_as_one_resume_and_hand_their_weights_over(accumulate, tmp_path, capfd):
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_two_processes_train_as_one_resume_and_hand_their_weights_over(
+    accumulation_steps, tmp_path, capfd
+):
     model, alone = network(), network()
     expected = train(alone)
     capfd.readouterr()
-    options = dict(checkpoint=tmp_path / "run", folder=str(tmp_path), accumulate=accumulate)
+    options = dict(
+        checkpoint=tmp_path / "run", folder=str(tmp_path), accumulation_steps=accumulation_steps
+    )
     history = launch.launch(train_with_a_break, model, processes=2, **options)
     first, second = (read_json(tmp_path / f"{rank}.json") for rank in range(2))
     assert seen(first["whole"]) == seen(first["broken"]) == losses(expected)
@@ -114,7 +118,7 @@ def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
     options = dict(identity={}, log_every=1)
     together, apart = tiny_detector(), tiny_detector()
     expected = loop.fit(
-        together, batches, detector.detector_loss, replace(short, accumulate=2),
+        together, batches, detector.detector_loss, replace(short, accumulation_steps=2),
         checkpoint=None, **options,
     )  # fmt: skip
     assert expected[-1]["step"] == 2 and 0 < expected[-1]["loss"] < 20 and expected[-1]["mask"] > 0

@@ -20,8 +20,8 @@ STEPS = 6
 
 def recipe(**changed):
     """A short training, whose schedule is as long for fewer steps."""
-    given = dict(optimizer="adamw", peak_lr=0.1, lr_drops=[], warmup=2, weight_decay=0.01)
-    rest = dict(steps=STEPS, schedule=STEPS, body_scale=1.0, accumulate=1, seed=1)
+    given = dict(optimizer="adamw", peak_lr=0.1, lr_milestones=[], warmup=2, weight_decay=0.01)
+    rest = dict(steps=STEPS, schedule=STEPS, backbone_lr_scale=1.0, accumulation_steps=1, seed=1)
     return loop.Recipe(**{**given, **rest, **changed})
 
 
@@ -42,7 +42,7 @@ class Run:
     def batch_of(self, step):
         return torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
 
-    def fit(self, steps=STEPS, *, accumulate=1, **changed):
+    def fit(self, steps=STEPS, *, accumulation_steps=1, **changed):
         options = {
             "checkpoint": None,
             # a tuple becomes a list in JSON: must still be the same
@@ -50,7 +50,7 @@ class Run:
         }
         batch_of = changed.pop("batch_of", self.batch_of)
         loss_of = changed.pop("loss_of", self.loss_of)
-        short = recipe(steps=steps, accumulate=accumulate)
+        short = recipe(steps=steps, accumulation_steps=accumulation_steps)
         return loop.fit(self.model, batch_of, loss_of, short, **options | changed)
 
     def weights(self):
@@ -84,7 +84,7 @@ def test_without_a_warm_up_the_rate_starts_at_the_peak():
 
 
 def test_the_rate_falls_to_a_tenth_at_each_drop_and_nowhere_else():
-    drops = recipe(steps=12, schedule=None, peak_lr=2.0, lr_drops=[5, 9])
+    drops = recipe(steps=12, schedule=None, peak_lr=2.0, lr_milestones=[5, 9])
     rates = [drops.learning_rate(step) for step in range(12)]
     assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0, 0.2, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02])
 
@@ -96,11 +96,11 @@ def test_the_rate_falls_to_a_tenth_at_each_drop_and_nowhere_else():
         ({"optimizer": "adam"}, "optimizer must be .adamw. or .sgd., got 'adam'"),
         ({"peak_lr": 0.0}, "peak_lr must be above 0"),
         ({"peak_lr": math.nan}, "peak_lr"),
-        ({"lr_drops": [3, -1]}, "lr_drops"),
+        ({"lr_milestones": [3, -1]}, "lr_milestones"),
         ({"warmup": -1}, "warmup"),
         ({"weight_decay": -0.1}, "weight_decay"),
-        ({"body_scale": math.inf}, "body_scale"),
-        ({"accumulate": 0}, "accumulate must be 1 or more"),
+        ({"backbone_lr_scale": math.inf}, "backbone_lr_scale"),
+        ({"accumulation_steps": 0}, "accumulate must be 1 or more"),
         ({"seed": -1}, "seed"),
         ({"schedule": STEPS - 1}, "schedule must be `steps` or more"),
         ({"clip_norm": 0.0}, "clip_norm"),
@@ -112,7 +112,7 @@ def test_a_recipe_out_of_range_is_refused_by_name(changed, message):
 
 
 def test_a_recipe_of_json_is_the_recipe():
-    given = recipe(lr_drops=(2, 4))
+    given = recipe(lr_milestones=(2, 4))
     values = json.loads(json.dumps(asdict(given)))
     assert loop.Recipe.of(values | {"batch": 8}) == given and hash(given)
     with pytest.raises(ValueError, match="Recipe is missing warmup"):
@@ -135,7 +135,9 @@ class WithBody(nn.Module):
 def groups_of(model, **changed):
     """{names of the parameters: (share of the rate, decay)}, a group each."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer = loop.make_optimizer(model, recipe(weight_decay=0.1, body_scale=0.3, **changed))
+    optimizer = loop.make_optimizer(
+        model, recipe(weight_decay=0.1, backbone_lr_scale=0.3, **changed)
+    )
     return {
         frozenset(names[id(p)] for p in g["params"]): (g["lr_scale"], g["weight_decay"])
         for g in optimizer.param_groups
@@ -173,7 +175,7 @@ def test_the_body_of_a_detectors_backbone_is_a_body_too_and_what_stands_beside_i
 def test_an_optimizer_takes_steps_of_its_rate_in_fit():
     model = WithBody()
     before = copy.deepcopy(model.state_dict())
-    one = recipe(steps=1, warmup=0, peak_lr=0.01, weight_decay=0.0, body_scale=0.1)
+    one = recipe(steps=1, warmup=0, peak_lr=0.01, weight_decay=0.0, backbone_lr_scale=0.1)
     loop.fit(
         model,
         lambda step: torch.randn(5, 3),
@@ -277,18 +279,25 @@ class Prepared:
         return torch.randn(5, 4, generator=torch.Generator().manual_seed(100 * step + part))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_batches_made_ahead_change_nothing_and_neither_does_a_resume_among_them(
-    accumulate, tmp_path, monkeypatch
+    accumulation_steps, tmp_path, monkeypatch
 ):
     batch_of, whole, first, second = Prepared(), Run(), Run(), Run()
-    expected = whole.fit(batch_of=batch_of, accumulate=accumulate, log_every=1)
+    expected = whole.fit(batch_of=batch_of, accumulation_steps=accumulation_steps, log_every=1)
     monkeypatch.setitem(loading.WORKERS, "cpu", 2)
     first.fit(
-        batch_of=batch_of, accumulate=accumulate, log_every=1, steps=3, checkpoint=tmp_path / "run"
+        batch_of=batch_of,
+        accumulation_steps=accumulation_steps,
+        log_every=1,
+        steps=3,
+        checkpoint=tmp_path / "run",
     )
     found = second.fit(
-        batch_of=batch_of, accumulate=accumulate, log_every=1, checkpoint=tmp_path / "run"
+        batch_of=batch_of,
+        accumulation_steps=accumulation_steps,
+        log_every=1,
+        checkpoint=tmp_path / "run",
     )
     assert_bit_equal(second.weights(), whole.weights())
     assert [(row["step"], row["loss"]) for row in found] == [
@@ -340,7 +349,7 @@ def test_the_loss_goes_down():
         model,
         lambda step: torch.randn(32, 4, generator=torch.Generator().manual_seed(step)),
         lambda model, x: (((model(x) - x @ target.T) ** 2).mean(), {}),
-        recipe(steps=200, schedule=None, weight_decay=0.0, lr_drops=[200]),
+        recipe(steps=200, schedule=None, weight_decay=0.0, lr_milestones=[200]),
         checkpoint=None,
         identity={},
     )
@@ -348,7 +357,7 @@ def test_the_loss_goes_down():
 
 
 def test_a_step_begins_with_its_rate_scaled_by_group_and_its_seed():
-    given, drawn = recipe(warmup=4, peak_lr=4.0, body_scale=0.1), []
+    given, drawn = recipe(warmup=4, peak_lr=4.0, backbone_lr_scale=0.1), []
     optimizer = loop.make_optimizer(WithBody(), given)
     for step in (0, 1, 0):
         loop.begin_step(optimizer, given, step=step)
@@ -402,5 +411,5 @@ def test_a_gpu_without_memory_is_named_with_the_way_out():
     def loss_of(model, batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(loop.TrainingError, match="memory at step 0: raise `accumulate`"):
+    with pytest.raises(loop.TrainingError, match="memory at step 0: raise `accumulation_steps`"):
         Run().fit(loss_of=loss_of)

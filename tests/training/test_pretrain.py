@@ -56,7 +56,7 @@ def batches(clips, **changed):
 
 
 def test_a_few_steps_on_one_batch_lower_the_tracking_loss(clips):
-    student, teacher = pretrain.build_learners(seed=0)
+    student, teacher = pretrain.build_models(seed=0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
     crops = batches(clips)(0)
     losses = []
@@ -66,12 +66,12 @@ def test_a_few_steps_on_one_batch_lower_the_tracking_loss(clips):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        pretrain.follow(teacher, student, momentum=0.9)
+        pretrain.update_ema(teacher, student, momentum=0.9)
     assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
 
 def test_the_tracking_loss_teaches_the_student_alone(clips):
-    student, teacher = pretrain.build_learners(seed=0)
+    student, teacher = pretrain.build_models(seed=0)
     pretrain.tracking_loss(student, teacher, batches(clips)(0), temperature=0.2).backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert any(p.grad is not None and p.grad.any() for p in student.parameters())
@@ -81,9 +81,9 @@ def test_the_tracking_loss_teaches_the_student_alone(clips):
 
 
 def test_learners_start_equal_and_repeat_with_their_seed():
-    student, teacher = pretrain.build_learners(seed=3)
-    again, _ = pretrain.build_learners(seed=3)
-    other, _ = pretrain.build_learners(seed=4)
+    student, teacher = pretrain.build_models(seed=3)
+    again, _ = pretrain.build_models(seed=3)
+    other, _ = pretrain.build_models(seed=4)
     first = next(student.parameters())
     assert torch.equal(first, next(teacher.parameters())) and torch.equal(
         first, next(again.parameters())
@@ -93,7 +93,7 @@ def test_learners_start_equal_and_repeat_with_their_seed():
 
 
 def test_a_learner_gives_unit_vectors():
-    student, _ = pretrain.build_learners(seed=0)
+    student, _ = pretrain.build_models(seed=0)
     torch.testing.assert_close(student(torch.randn(3, 3, 32, 32)).norm(dim=1), torch.ones(3))
 
 
@@ -101,7 +101,7 @@ def test_follow_is_the_running_mean():
     teacher, student = nn.Linear(3, 2), nn.Linear(3, 2)
     start, end = teacher.weight.detach().clone(), student.weight.detach().clone()
     for _ in range(5):
-        pretrain.follow(teacher, student, momentum=0.8)
+        pretrain.update_ema(teacher, student, momentum=0.8)
     torch.testing.assert_close(teacher.weight, 0.8**5 * start + (1 - 0.8**5) * end)
     assert torch.equal(student.weight, end)
 
@@ -110,7 +110,7 @@ def test_follow_is_the_running_mean():
 def test_follow_at_its_limits(momentum, expected):
     networks = {"teacher": nn.Linear(3, 2), "student": nn.Linear(3, 2)}
     before = copy.deepcopy(networks)
-    pretrain.follow(networks["teacher"], networks["student"], momentum=momentum)
+    pretrain.update_ema(networks["teacher"], networks["student"], momentum=momentum)
     torch.testing.assert_close(networks["teacher"].weight, before[expected].weight)
 
 
@@ -121,7 +121,7 @@ def test_momentum_goes_from_its_base_to_one():
 
 
 def test_encoder_of_is_a_copy_that_does_not_go_on_learning(pictures):
-    learner, _ = pretrain.build_learners(seed=0)
+    learner, _ = pretrain.build_models(seed=0)
     encoder = pretrain.encoder_of(learner, device="cpu")
     before = encoder.tokens(pictures).cls
     with torch.no_grad():
