@@ -31,7 +31,20 @@ from pydantic import (
 from mdlib.core.paths import NOTEBOOKS, PRESETS
 
 # What had another name before: an old name is an error that says the new one.
-RENAMED: dict[tuple[str, str], str] = {}  # (notebook, old parameter): new parameter
+RENAMED: dict[tuple[str, str], str] = {  # (notebook, old parameter): new parameter
+    ("01_distill_masks", "max_seam"): "max_ncut",
+    ("01_distill_masks", "min_contrast"): "min_objectness",
+    ("03_train_mask_rcnn", "lr_drops"): "lr_milestones",
+    ("03_train_mask_rcnn", "body_scale"): "backbone_lr_scale",
+    ("03_train_mask_rcnn", "accumulate"): "accumulation_steps",
+    ("05_train_deeplab", "lr_drops"): "lr_milestones",
+    ("05_train_deeplab", "body_scale"): "backbone_lr_scale",
+    ("05_train_deeplab", "ohem_share"): "hard_fraction",
+    ("05_train_deeplab", "accumulate"): "accumulation_steps",
+    ("05_train_deeplab", "zoom"): "scale",
+    ("05_train_deeplab", "turn"): "rotation",
+    ("08_probe_linearly", "lr_drops"): "lr_milestones",
+}
 RENAMED_PRESETS: dict[str, str] = {}  # old preset: new preset
 
 
