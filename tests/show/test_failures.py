@@ -118,17 +118,19 @@ def test_a_run_in_which_all_is_right_has_no_failure(tmp_path):
 def test_each_rule_finds_its_kind_alone_and_says_why(tmp_path, kind):
     planted, words = PLANTED[kind]
     run = run_of(tmp_path, {"true": BOTH}, planted)
-    found = {other: list(rule(run, 1)) for other, rule in failures.RULES.items()}
+    found = {other: list(rule(failures.Picture(run, 1))) for other, rule in failures.RULES.items()}
     assert {other for other in found if found[other]} == {kind}
     (failure,) = found[kind]
     assert words in failure.words
-    assert not any(list(rule(run, 0)) for rule in failures.RULES.values())
+    assert not any(list(rule(failures.Picture(run, 0))) for rule in failures.RULES.values())
 
 
 def test_a_mask_of_a_part_is_told_from_one_of_the_background(tmp_path):
     half = box(np.s_[8:24], np.s_[2:8])
     (failure,) = failures.RULES["a poor mask"](
-        run_of(tmp_path, {"true": [(LEFT, 1)], "masks": [found_mask(half, CAT)]}), 0
+        failures.Picture(
+            run_of(tmp_path, {"true": [(LEFT, 1)], "masks": [found_mask(half, CAT)]}), 0
+        )
     )
     assert (
         failure.heading == "01  a mask of a part"
@@ -141,12 +143,14 @@ def test_the_best_mask_of_a_picture_is_judged(tmp_path):
         tmp_path,
         {"true": BOTH, "masks": [found_mask(CORNER, CAT), found_mask(LEFT | RIGHT, NOBODY)]},
     )
-    assert not list(failures.RULES["a poor mask"](run, 0))  # the second fits both objects together
+    assert not list(
+        failures.RULES["a poor mask"](failures.Picture(run, 0))
+    )  # the second fits both objects together
 
 
 def test_an_object_that_vanishes_is_no_thin_part(tmp_path):
     run = run_of(tmp_path, {"true": [(LEFT | TAIL, 1)], "refined": {}})
-    assert not list(failures.RULES["a thin part smoothed away"](run, 0))
+    assert not list(failures.RULES["a thin part smoothed away"](failures.Picture(run, 0)))
 
 
 def test_a_prediction_that_the_filter_does_not_believe_is_not_sure(tmp_path):
@@ -154,13 +158,13 @@ def test_a_prediction_that_the_filter_does_not_believe_is_not_sure(tmp_path):
         tmp_path,
         {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT), found_mask(CORNER, DOG, 0.4)]},
     )
-    assert not list(failures.RULES["sure and wrong"](run, 0))
+    assert not list(failures.RULES["sure and wrong"](failures.Picture(run, 0)))
 
 
 def test_an_overlapping_mask_can_push_a_true_object_out(tmp_path):
     said = [found_mask(LEFT | RIGHT, NOBODY, 0.9), found_mask(LEFT, CAT, 0.8)]
     (failure,) = failures.RULES["a true object dropped"](
-        run_of(tmp_path, {"true": [(LEFT, 1)], "said": said}), 0
+        failures.Picture(run_of(tmp_path, {"true": [(LEFT, 1)], "said": said}), 0)
     )
     assert "another mask overlaps it" in failure.words
 
@@ -170,7 +174,7 @@ def test_an_object_found_twice_is_not_dropped(tmp_path):
         tmp_path,
         {"true": [(LEFT, 1)], "said": [found_mask(LEFT, CAT, 0.9), found_mask(LEFT, CAT, 0.3)]},
     )
-    assert not list(failures.RULES["a true object dropped"](run, 0))
+    assert not list(failures.RULES["a true object dropped"](failures.Picture(run, 0)))
 
 
 def test_the_clearest_case_is_taken_and_no_picture_twice(tmp_path):

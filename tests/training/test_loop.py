@@ -100,7 +100,7 @@ def test_the_rate_falls_to_a_tenth_at_each_drop_and_nowhere_else():
         ({"warmup": -1}, "warmup"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"backbone_lr_scale": math.inf}, "backbone_lr_scale"),
-        ({"accumulation_steps": 0}, "accumulate must be 1 or more"),
+        ({"accumulation_steps": 0}, "accumulation_steps must be 1 or more"),
         ({"seed": -1}, "seed"),
         ({"schedule": STEPS - 1}, "schedule must be `steps` or more"),
         ({"clip_norm": 0.0}, "clip_norm"),
