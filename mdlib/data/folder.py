@@ -157,15 +157,21 @@ class PictureFiles(Dataset):
 def open_pictures(paths: list[Path]) -> PictureFiles:
     """Open files as they are given, and folders with all pictures below them, as one data set.
 
-    What is a picture, and its id, is as in `FolderDataset`.
+    What is a picture, and its id, is as in `FolderDataset`: the pictures of one folder have the ids
+    that stage 0 gives them, and label maps in `masks` are no pictures.
 
     Raises:
-        StoreError: for a path that does not exist, or where there is no picture at all.
+        StoreError: for a path that does not exist, a folder that `FolderDataset` refuses, or where
+            there is no picture at all.
     """
     found: list[tuple[str, Path]] = []
     for path in paths:
         if path.is_dir():
-            found += [(file, path / file) for file in list_pictures(path)[0]]
+            try:
+                folder, masks, _ = find_labels(path.absolute())
+            except ValueError as error:
+                raise StoreError(str(error)) from None
+            found += [(file, folder / file) for file in list_pictures(folder, masks=masks)[0]]
         elif path.exists():
             found.append((path.name, path))
         else:
@@ -173,8 +179,10 @@ def open_pictures(paths: list[Path]) -> PictureFiles:
     if not found:
         where, endings = ", ".join(map(str, paths)), ", ".join(sorted(picture_endings()))
         raise StoreError(f"no picture in {where}: known endings are {endings}")
+    times = Counter(name for name, _ in found)
     names, files = [name for name, _ in found], [path for _, path in found]
-    return PictureFiles(files, make_ids(names, places=[str(path.absolute()) for path in files]))
+    places = [name if times[name] == 1 else str(path.absolute()) for name, path in found]
+    return PictureFiles(files, make_ids(names, places=places))
 
 
 def find_labels(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:

@@ -342,6 +342,23 @@ def test_pictures_of_one_name_in_two_folders_have_two_ids(tmp_path):
     assert open_pictures([tmp_path / "one", tmp_path / "two"]).ids == data.ids
 
 
+def test_the_pictures_of_a_folder_have_the_ids_of_its_data_set(tmp_path):
+    for name in (
+        "images/a.png",
+        "images/a.bmp",
+        "images/sub/b.png",
+        "masks/a.png",
+        "masks/sub/b.png",
+    ):
+        save(tmp_path / name)
+    with pytest.raises(StoreError, match=r"classes\.txt is missing"):
+        open_pictures([tmp_path])
+    (tmp_path / "classes.txt").write_text("cat\n")
+    data = open_pictures([tmp_path])
+    assert data.ids == tuple(make_ids(["a.bmp", "a.png", "sub/b.png"]))
+    assert all(path.parts[-2:] != ("masks", "a.png") for path in data.paths) and len(data) == 3
+
+
 def test_pictures_are_files_as_given_and_all_below_a_folder(tmp_path):
     moving, still = save(tmp_path / "x.gif"), save(tmp_path / "y.png")
     touch(tmp_path / "notes.txt")
