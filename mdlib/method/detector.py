@@ -235,8 +235,8 @@ class DetectionBatches:
 
     def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
         """An image and its target, mirrored or not."""
-        image = self.dataset.image(index)
-        masks, clusters, _ = stack_masks(self.objects[index], self.dataset.size(index))
+        image, own = self.dataset.image(index), self.objects[index]
+        masks, clusters, _ = stack_masks(own, own[0].size)
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
         target = target_of(masks, clusters, image_id=self.dataset.ids[index])
@@ -282,7 +282,7 @@ def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> It
 
 
 def _masks(image_id: str, output: dict[str, Tensor]) -> list[Mask]:
-    """torchvision's output for one image as masks; a pixel is inside above a probability of 0.5."""
+    """Masks from torchvision's output for one image; inside is above a probability of 0.5."""
     pixels = (output["masks"][:, 0] > 0.5).cpu().numpy()
     labels, scores = output["labels"].cpu().tolist(), output["scores"].cpu().tolist()
     return [
