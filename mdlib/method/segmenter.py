@@ -29,8 +29,8 @@ from mdlib.models.backbones import FeatureCache, build_map
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from mdlib.training import launch
 
-# (dilation rates, channels): the paper's for its ResNet-50; for the ViT, what fits the demo's map of
-# 24 x 24 cells
+# (dilation rates, channels): the paper's for its ResNet-50; for the ViT, what fits the demo's map
+# of 24 x 24 cells
 ASPP_SHAPE = {"resnet50": ((12, 24, 36), 256), "vit": ((2, 4, 6), 96)}
 
 
