@@ -1,10 +1,11 @@
-"""Which masks show the same thing? Crop, describe by a CLS token, whiten, k-means, name.
+"""Which masks show the same kind of object: stage 2.
 
-crop      the mask's bounding box, all that is in it, its longer side resized
+crop      the bounding box of a mask, with all that is in it; its longer side is resized
 describe  the CLS token after the final norm of a frozen ViT
-whiten    each dimension divided by its standard deviation (no centring), then L2 (the reference's recipe)
-cluster   MiniBatchKMeans
-name      by counts of masks, a mask's class being that of the best-overlapping true box
+whiten    each dimension divided by its standard deviation (no centring), then L2 normalisation
+          (the reference's recipe)
+cluster   MiniBatchKMeans of scikit-learn
+name      by counts of masks; a mask has the class of the true box that overlaps it best
 """
 
 from collections.abc import Sequence
@@ -26,17 +27,29 @@ from mdlib.models.encoder import Encoder
 
 
 def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
-    """(H, W, 3) uint8 and (n, 4) x0, y0, x1, y1 -> (n, 3, size, size) uint8 crops.
+    """Crop boxes from an image and resize each crop to one size.
 
-    A crop keeps its aspect ratio: its longer side becomes `size`, the rest is zero, at the right or
-    the bottom. The reference keeps each crop's own size; one size lets the demo describe many crops
-    in one batch.
+    A crop keeps its aspect ratio: its longer side becomes `size`, and the rest is zero, at the
+    right or at the bottom. The reference keeps the size of each crop; with one size the demo can
+    describe many crops in one batch.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (n, 4) integers x0, y0, x1, y1 in pixels, x1 and y1 exclusive.
+        size: pixels of a crop's side.
+
+    Returns:
+        (n, 3, size, size) uint8.
+
+    Raises:
+        ValueError: for a box that is empty or not inside the image.
     """
     crops = torch.zeros(len(boxes), 3, size, size, dtype=torch.uint8)
-    for crop, (x0, y0, x1, y1) in zip(crops, np.asarray(boxes, np.int64)):
+    for crop, (x0, y0, x1, y1) in zip(crops, np.asarray(boxes, np.int64), strict=True):
         if min(x0, y0) < 0 or x1 > image.shape[1] or y1 > image.shape[0]:
             raise ValueError(
-                f"box {(x0, y0, x1, y1)} is outside the image of {image.shape[1]} x {image.shape[0]} pixels"
+                f"box {(x0, y0, x1, y1)} is outside the image of "
+                f"{image.shape[1]} x {image.shape[0]} pixels"
             )
         if x1 <= x0 or y1 <= y0:
             raise ValueError(f"box {(x0, y0, x1, y1)} is empty")
@@ -49,9 +62,18 @@ def crop_boxes(image: np.ndarray, boxes: np.ndarray, *, size: int) -> Tensor:
 
 
 def crop_masks(dataset: Dataset, masks: Sequence[Mask], *, size: int) -> Tensor:
-    """The boxes of n masks, cropped from their images: (n, 3, size, size) uint8, in their order.
+    """Crop the boxes of masks from their images, see `crop_boxes`.
 
-    Raises ValueError for an empty mask.
+    Args:
+        dataset: the images.
+        masks: n masks. An image is read once where its masks follow each other.
+        size: pixels of a crop's side.
+
+    Returns:
+        (n, 3, size, size) uint8, in the order of the masks.
+
+    Raises:
+        ValueError: for an empty mask.
     """
     crops = torch.zeros(len(masks), 3, size, size, dtype=torch.uint8)
     done = 0
@@ -68,36 +90,69 @@ def crop_masks(dataset: Dataset, masks: Sequence[Mask], *, size: int) -> Tensor:
 def embed_masks(
     encoder: Encoder, dataset: Dataset, masks: Sequence[Mask], *, size: int, batch: int
 ) -> np.ndarray:
-    """The CLS token of each mask's crop, (n, D) float32: `crop_masks` and `embed_crops`, of
-    which a few batches are held.
+    """Describe each mask by the CLS token of its crop.
+
+    This is `crop_masks` and `embed_crops`, with the crops of only a few batches in memory.
+
+    Args:
+        encoder: the frozen ViT.
+        dataset: the images.
+        masks: n masks, those of one image next to each other.
+        size: pixels of a crop's side.
+        batch: crops in a batch.
+
+    Returns:
+        (n, D) float32.
+
+    Raises:
+        ValueError: for an empty mask.
     """
     parts = [masks[start : start + batch] for start in range(0, len(masks), batch)]
     features = [np.zeros((0, encoder.width), np.float32)]
     crops = load(partial(crop_masks, dataset, size=size), parts, device=encoder.device)
-    for part in track(crops, total=len(parts), what="batches of crops"):
-        features.append(embed_crops(encoder, part, batch=batch))
+    tracked = track(crops, total=len(parts), what="batches of crops")
+    features += [embed_crops(encoder, part, batch=batch) for part in tracked]
     return np.concatenate(features)
 
 
 def embed_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray:
-    """(n, 3, S, S) uint8 -> (n, D) float32 CLS tokens."""
+    """Compute the CLS token of each crop.
+
+    Args:
+        encoder: the frozen ViT.
+        crops: (n, 3, S, S) uint8; n may be 0.
+        batch: crops in a batch.
+
+    Returns:
+        (n, D) float32.
+    """
     if not len(crops):
         return np.zeros((0, encoder.width), np.float32)
     return torch.cat([encoder.tokens(part).cls.cpu() for part in crops.split(batch)]).numpy()
 
 
 def feature_deviation(features: np.ndarray) -> np.ndarray:
-    """Standard deviation of each dimension, (n, D) -> (D,); 1 where a dimension never changes."""
+    """Compute the standard deviation of each dimension.
+
+    Args:
+        features: (n, D).
+
+    Returns:
+        (D,) float32; 1 where a dimension is constant.
+    """
     deviation = features.std(0)
     return np.where(deviation > 1e-8, deviation, 1.0).astype(np.float32)
 
 
 def whiten(features: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Every dimension divided by its deviation, no centring, then every row by its norm.
+    """Divide every dimension by its deviation, without centring, then every row by its L2 norm.
 
-    (n, D), (D,) -> (n, D).
+    Args:
+        features: (n, D).
+        deviation: (D,), `feature_deviation` of the training masks, also for other masks.
 
-    deviation: from the training masks (`feature_deviation`), also when other masks are whitened.
+    Returns:
+        (n, D) float32.
     """
     scaled = features / deviation
     return (scaled / np.linalg.norm(scaled, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
@@ -106,11 +161,22 @@ def whiten(features: np.ndarray, deviation: np.ndarray) -> np.ndarray:
 def fit_kmeans(
     features: np.ndarray, *, k: int, seed: int, batch_size: int, restarts: int
 ) -> MiniBatchKMeans:
-    """k-means on (n, D) features. restarts: how many initialisations, of which the best inertia is
-    kept.
+    """Fit k-means by mini-batches.
 
-    The result hangs on the seed: report a spread. Raises ValueError where there are fewer masks
-    than clusters.
+    The result depends on the seed: report the spread over several.
+
+    Args:
+        features: (n, D).
+        k: number of clusters.
+        seed: of the initialisation and the mini-batches.
+        batch_size: features in a mini-batch.
+        restarts: number of initialisations; the one with the best inertia is kept.
+
+    Returns:
+        The fitted model of scikit-learn; its `cluster_centers_` are (k, D).
+
+    Raises:
+        ValueError: for fewer features than clusters, or features that are not finite.
     """
     if len(features) < k:
         raise ValueError(
@@ -125,9 +191,16 @@ def fit_kmeans(
 
 
 def assign_clusters(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The nearest centre of each feature: (n, D), (k, D) -> (n,) int64, the first on a tie.
+    """Find the nearest centre of each feature.
 
-    In float64: the difference of squares cancels. n may be 0.
+    Computed in float64, because a difference of squares loses digits.
+
+    Args:
+        features: (n, D); n may be 0.
+        centres: (k, D).
+
+    Returns:
+        (n,) int64, from 0; the lower index on a tie.
     """
     if not len(features):
         return np.zeros(0, np.int64)

@@ -1,22 +1,21 @@
-"""Sharper borders: a fully connected CRF over the pixels of one image, solved by mean field (stage
-6).
+"""Sharper borders by a fully connected CRF over the pixels of one image: stage 6.
 
-Every pair of pixels pays for taking different classes, more the closer the two are (Gaussian
-kernel) and the closer and the more alike in colour (bilateral kernel). With p a pixel's position, I
-its colour, U = -log(probability), each step is
+Every pair of pixels pays for taking different classes: more if they are close (Gaussian kernel),
+and more if they are both close and similar in colour (bilateral kernel). Mean field solves it. With
+p the position of a pixel, I its colour and U = -log(probability), each step is
 
     Q_i(c) ~ exp(-U_i(c) + sum over j of K(i, j) Q_j(c))
     K = gaussian_compat  * norm(exp(-|p_i - p_j|^2 / (2 gaussian_sxy^2)))
-      + bilateral_compat * norm(exp(-|p_i - p_j|^2 / (2 bilateral_sxy^2) - |I_i - I_j|^2 / (2
-      bilateral_srgb^2)))
+      + bilateral_compat * norm(exp(-|p_i - p_j|^2 / (2 bilateral_sxy^2)
+                                    - |I_i - I_j|^2 / (2 bilateral_srgb^2)))
 
-norm(k)_ij = k_ij / sqrt(k_i k_j), k_i the sum of row i. The sum holds j = i too: the paper leaves
-it out, the authors' code does not. The filter is the permutohedral lattice: O(N) for N pixels
-instead of O(N^2), and only about equal.
+norm(k)_ij = k_ij / sqrt(k_i k_j), with k_i the sum of row i. The sum includes j = i: the paper
+leaves it out, the authors' code does not. The filter is the permutohedral lattice: O(N) for N
+pixels instead of O(N^2), and an approximation.
 
 Sources: Kraehenbuehl & Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials", NIPS 2011; their code through pydensecrf (package pydensecrf2, an optional extra).
-Workers import this module: keep it light.
+Worker processes import this module: keep its imports light.
 """
 
 from collections.abc import Iterable, Iterator
@@ -54,15 +53,15 @@ def available() -> bool:
 
 @dataclass(frozen=True)
 class CrfSettings(Settings):
-    """The six numbers of the CRF.
+    """The settings of the CRF.
 
     Attributes:
-        steps: of mean field; 0 gives the probabilities back.
+        steps: steps of mean field; 0 gives the probabilities back.
         gaussian_sxy: standard deviation of the Gaussian kernel in pixels, above 0.
-        gaussian_compat: its weight; 0 leaves it out.
+        gaussian_compat: weight of the Gaussian kernel, 0 or more; 0 leaves it out.
         bilateral_sxy: standard deviation of the bilateral kernel in pixels, above 0.
         bilateral_srgb: its standard deviation in grey levels 0-255, above 0.
-        bilateral_compat: its weight; 0 leaves it out.
+        bilateral_compat: weight of the bilateral kernel, 0 or more; 0 leaves it out.
     """
 
     steps: int
@@ -86,14 +85,14 @@ def dense_crf(image: np.ndarray, probabilities: np.ndarray, settings: CrfSetting
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        probabilities: (C, H, W) float, a softmax's output at the image's size, no logits.
+        probabilities: (C, H, W) float, the output of a softmax at the image's size, not logits.
         settings: of the CRF.
 
     Returns:
         (C, H, W) float32 that sum to 1 over C. A single class has probability 1 everywhere.
 
     Raises:
-        ValueError: for input that does not fit.
+        ValueError: for an image or probabilities of another form.
         CRFMissing: without pydensecrf.
     """
     image, probabilities = np.asarray(image), np.asarray(probabilities)
@@ -126,7 +125,7 @@ def refine_all(
     *,
     workers: int,
 ) -> Iterator[np.ndarray]:
-    """`dense_crf` over many images, in order.
+    """Refine many images in order, each by `dense_crf`.
 
     Args:
         images: (H, W, 3) uint8 RGB each, any iterable.
@@ -155,14 +154,18 @@ def refine_all(
 def _refine_in_processes(
     pairs: Iterator[tuple], settings: CrfSettings, workers: int
 ) -> Iterator[np.ndarray]:
-    # In chunks: `pre_dispatch` bounds what is begun at first, but Parallel goes on reading as tasks
-    # end, whether their results have been taken or not.
+    """Refine in processes, chunk by chunk.
+
+    `pre_dispatch` only bounds the tasks at the start: then Parallel goes on reading as tasks end,
+    whether their results have been taken or not.
+    """
     with Parallel(workers, return_as="generator", batch_size=1) as pool:
         while chunk := list(islice(pairs, CHUNK * workers)):
             yield from pool(delayed(dense_crf)(*pair, settings) for pair in chunk)
 
 
 def _pydensecrf() -> ModuleType:
+    """The module pydensecrf.densecrf, or CRFMissing."""
     try:
         from pydensecrf import densecrf
     except ImportError as error:
@@ -171,6 +174,7 @@ def _pydensecrf() -> ModuleType:
 
 
 def _check(image: np.ndarray, probabilities: np.ndarray) -> None:
+    """Raise ValueError for input of `dense_crf` that does not fit."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
     if (
@@ -179,16 +183,19 @@ def _check(image: np.ndarray, probabilities: np.ndarray) -> None:
         or not len(probabilities)
     ):
         raise ValueError(
-            f"probabilities must be (C, {image.shape[0]}, {image.shape[1]}) as the image, got {probabilities.shape}"
+            f"probabilities must be (C, {image.shape[0]}, {image.shape[1]}) as the image, "
+            f"got {probabilities.shape}"
         )
     if not np.issubdtype(probabilities.dtype, np.floating):
         raise ValueError(f"probabilities must be floating point, got {probabilities.dtype}")
     if not np.isfinite(probabilities).all() or probabilities.min() < 0:
         raise ValueError(
-            f"probabilities must be finite and >= 0, got {probabilities.min()}..{probabilities.max()}: softmax first"
+            f"probabilities must be finite and >= 0, "
+            f"got {probabilities.min()}..{probabilities.max()}: softmax first"
         )
     sums = probabilities.sum(0, dtype=np.float64)
     if np.abs(sums - 1).max() > SUM_TOLERANCE:
         raise ValueError(
-            f"probabilities must sum to 1 over the classes, got sums {sums.min():.4g}..{sums.max():.4g}: softmax first"
+            f"probabilities must sum to 1 over the classes, "
+            f"got sums {sums.min():.4g}..{sums.max():.4g}: softmax first"
         )

@@ -1,14 +1,15 @@
 """Mask R-CNN on clustered masks: stage 3.
 
-One or a few masks with their clusters go in for an image; many come out.
+It trains on one or a few masks an image, each with its cluster, and predicts many.
 
 The network is torchvision's (He et al., arXiv 1703.06870). On the ViT backbone its heads are small:
-two levels, 64 channels in the mask head, 16 regions an image. torchvision counts classes from 1,
-because 0 is background: label = 1 + cluster.
+two levels, 64 channels in the mask head, 16 regions an image in training. torchvision counts
+classes from 1, because 0 is background: label = 1 + cluster.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from mdlib.core.mask import Mask, Masks, mask_to_box
 from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import Dataset
 from mdlib.data.loading import load
-from mdlib.models.backbones import FeatureCache, build_pyramid
+from mdlib.method.pseudo_labels import stack_masks
+from mdlib.models.backbones import FeatureCache, ViTPyramid, build_pyramid
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from mdlib.training import launch
 
@@ -37,21 +39,32 @@ def build_detector(
     shorter_sides: tuple[int, ...],
     cache: FeatureCache | None = None,
 ) -> MaskRCNN:
-    """Mask R-CNN for `num_clusters` clusters.
+    """Build Mask R-CNN for `num_clusters` clusters.
 
-    backbone, weights, trainable_blocks, cache: see backbones.build_pyramid. shorter_sides: images
-    are resized so that their shorter side has one of these numbers of pixels, drawn in training;
-    the last one in prediction.
+    Args:
+        backbone: see `backbones.build_pyramid`.
+        weights: see `backbones.build_pyramid`.
+        trainable_blocks: see `backbones.build_pyramid`.
+        num_clusters: number of clusters, without background.
+        shorter_sides: images are resized so that their shorter side has one of these numbers of
+            pixels: one drawn at random in training, the last one in prediction.
+        cache: see `backbones.build_pyramid`.
+
+    Returns:
+        The network in train mode, on the CPU.
+
+    Raises:
+        WeightsError: for weights that are missing, broken or unfitting.
     """
     body = build_pyramid(backbone, weights=weights, trainable_blocks=trainable_blocks, cache=cache)
-    options = dict(
+    options: dict[str, Any] = dict(
         num_classes=1 + num_clusters,
         min_size=tuple(shorter_sides),
         max_size=2 * max(shorter_sides),
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
     )
-    if backbone == "vit":
+    if isinstance(body, ViTPyramid):
         options = {
             **options,
             "num_classes": None,
@@ -61,9 +74,17 @@ def build_detector(
 
 
 def load_detector(path: Path, *, device: str) -> MaskRCNN:
-    """The detector that stage 03 wrote.
+    """Load the detector that stage 03 wrote.
 
-    Raises WeightsError for a file that is missing, broken or another's.
+    Args:
+        path: its file.
+        device: where it is put.
+
+    Returns:
+        The network in eval mode.
+
+    Raises:
+        WeightsError: for a file that is missing or broken, or of another network.
     """
     state, header = read_weights(path)
     made = check_architecture(
@@ -81,11 +102,14 @@ def load_detector(path: Path, *, device: str) -> MaskRCNN:
 
 
 class RegionHead(nn.Module):
-    """(R, C, 7, 7) -> (R, C + 128): the mean over the region's cells beside what a small layer
-    makes of them all.
+    """The box head: the mean over a region's cells, and a small layer on all of them.
 
-    The mean keeps what the frozen features already know of the subject, so that a few hundred steps
-    teach clusters.
+    (R, C, 7, 7) -> (R, C + hidden). The mean passes on what the frozen features already encode of
+    the object, so that a few hundred steps are enough to learn the clusters.
+
+    Args:
+        channels: C of the features.
+        hidden: outputs of the small layer.
     """
 
     def __init__(self, channels: int, *, hidden: int = 128):
@@ -96,10 +120,12 @@ class RegionHead(nn.Module):
         self.out_channels = channels + hidden
 
     def forward(self, regions: Tensor) -> Tensor:
+        """(R, C, 7, 7) -> (R, C + hidden)."""
         return torch.cat([regions.mean((2, 3)), self.layer(regions)], 1)
 
 
 def _small_heads(num_classes: int, channels: int) -> dict:
+    """Options of MaskRCNN for heads that train on two CPU cores."""
     levels, head = ["0", "1"], RegionHead(channels)
     return dict(
         rpn_anchor_generator=AnchorGenerator(((32, 48), (72, 104)), ((0.5, 1.0, 2.0),) * 2),
@@ -126,6 +152,7 @@ class DetectionBatch(list):
 
     @property
     def ids(self) -> list[str]:
+        """Ids of the images."""
         return [target["id"] for _, target in self]
 
     def to(self, device: str | torch.device) -> "DetectionBatch":
@@ -133,13 +160,21 @@ class DetectionBatch(list):
         return DetectionBatch((image.to(device), _moved(target, device)) for image, target in self)
 
 
-def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
-    """An image's pseudo objects as torchvision wants them, from (n, H, W) bool masks and their n
-    clusters from 0.
+def target_of(masks: np.ndarray, clusters: Iterable[int], *, image_id: str) -> dict:
+    """Make an image's pseudo objects a target of torchvision.
 
-    boxes (n, 4) float, labels (n,) int64 from 1, masks (n, H, W) uint8, and the image's "id".
-    Raises ValueError for an empty mask or one less than two pixels wide or high: its box would be
-    degenerate.
+    Args:
+        masks: (n, H, W) bool.
+        clusters: (n,) cluster of each mask, from 0.
+        image_id: of the image, for the batch and for errors.
+
+    Returns:
+        "boxes" (n, 4) float32 x0, y0, x1, y1 in pixels, "labels" (n,) int64 from 1, "masks"
+        (n, H, W) uint8, and "id", the image's.
+
+    Raises:
+        ValueError: for a mask that is empty, or less than two pixels wide or high: its box would be
+            degenerate.
     """
     boxes = []
     for x0, y0, x1, y1 in map(mask_to_box, masks):
@@ -157,13 +192,23 @@ def target_of(masks: np.ndarray, clusters: list[int], *, image_id: str) -> dict:
 
 
 class DetectionBatches:
-    """batch(step) -> DetectionBatch, a pure function of (seed, step); batch(step, part, parts) -> a
-    part of it.
+    """batch(step) -> DetectionBatch, a pure function of (seed, step).
 
-    Images are mirrored half the time.
+    batch(step, part, parts) gives a part of it. Images are mirrored half the time.
 
-    masks: pseudo objects with their clusters, any number an image. An image without a mask that is
-    large enough for a box is left out; `self.kept` holds the indices of the others.
+    Args:
+        dataset: the pictures.
+        masks: pseudo objects with their clusters, any number an image.
+        batch: pictures in a batch.
+        seed: of pictures and mirroring.
+        device: where batches are put.
+
+    Attributes:
+        kept: indices of the images with a mask that is large enough for a box; the others are left
+            out.
+
+    Raises:
+        ValueError: where no image is kept.
     """
 
     def __init__(self, dataset: Dataset, masks: Masks, *, batch: int, seed: int, device: str):
@@ -185,17 +230,16 @@ class DetectionBatches:
         chosen = rng.choice(self.kept, self.batch, replace=len(self.kept) < self.batch)
         flips = rng.random(self.batch) < 0.5
         own = launch.share(self.batch, part, parts)
-        return DetectionBatch(
-            self._pair(int(i), bool(flip)) for i, flip in zip(chosen[own], flips[own])
-        )
+        pairs = zip(chosen[own], flips[own], strict=True)
+        return DetectionBatch(self._pair(int(i), bool(flip)) for i, flip in pairs)
 
     def _pair(self, index: int, flip: bool) -> tuple[Tensor, dict]:
-        image, found = self.dataset.image(index), self.objects[index]
-        masks = np.stack([mask.pixels() for mask in found])
+        """An image and its target, mirrored or not."""
+        image, own = self.dataset.image(index), self.objects[index]
+        masks, clusters, _ = stack_masks(own, own[0].size)
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
-        ids = self.dataset.ids
-        target = target_of(masks, [mask.cluster for mask in found], image_id=ids[index])
+        target = target_of(masks, clusters, image_id=self.dataset.ids[index])
         return to_tensor(image, "cpu"), target
 
 
@@ -205,7 +249,11 @@ def _moved(target: dict, device: str | torch.device) -> dict:
 
 
 def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict[str, float]]:
-    """The sum of Mask R-CNN's five losses, and each of them."""
+    """Sum Mask R-CNN's five losses.
+
+    Returns:
+        The scalar sum, and each of them by its name without "loss_", as `loop.fit` asks.
+    """
     losses = model([image for image, _ in batch], [target for _, target in batch])
     return sum(losses.values()), {
         name.removeprefix("loss_"): value.item() for name, value in losses.items()
@@ -214,10 +262,17 @@ def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict
 
 @torch.no_grad()
 def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> Iterator[list[Mask]]:
-    """Yield, for each image in order, its predictions, best first; an empty list where there is
-    none.
+    """Yield the predictions of each image, in order.
 
-    A prediction is a mask that is not empty, with its cluster and its score.
+    Args:
+        model: it is put into eval mode.
+        dataset: the images.
+        batch: images in a batch.
+        device: the model's.
+
+    Yields:
+        The masks of an image that are not empty, with cluster and score, best first; an empty list
+        where there is none.
     """
     model.eval()
     ids = iter(dataset.ids)
@@ -227,6 +282,7 @@ def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> It
 
 
 def _masks(image_id: str, output: dict[str, Tensor]) -> list[Mask]:
+    """Masks from torchvision's output for one image; inside is above a probability of 0.5."""
     pixels = (output["masks"][:, 0] > 0.5).cpu().numpy()
     labels, scores = output["labels"].cpu().tolist(), output["scores"].cpu().tolist()
     return [

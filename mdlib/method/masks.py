@@ -1,13 +1,18 @@
 """From the tokens of a frozen ViT to one object mask an image. Pure tensor code.
 
+The CLS token attends to the object. We take the patches that it scores highest, choose the best
+one as the seed, and add up the affinities to those candidates that are similar to the seed. The
+mask is the connected region around the seed where the sum is positive.
+
 Symbols (MaskDistill, arXiv 2206.06363, section 3.1):
     q_cls  query of the CLS token in the last block      k_p  key of patch p, all heads concatenated
     G_CLS(p) = q_cls . k_p, averaged over heads          P    the top_k share of patches by G_CLS
     s      the seed: the best patch of P                 G_I(p, r) = k_p . k_r
-    G_diff(r) = sum of G_I(p, r) over the p in P that look like the seed: G_I(s, p) > 0
+    G_diff(r) = sum of G_I(p, r) over the p in P that are similar to the seed: G_I(s, p) > 0
 
-No N x N affinity is ever built: dot products are linear, so with K (N, D) all keys,
-G_diff = K (sum of the sources' keys). The cost is O(N D) instead of O(N^2 D).
+Cost: no N x N affinity is ever built. Dot products are linear, so with K (N, D) all keys,
+G_diff = K (sum of the sources' keys), where the sources are the p of that sum. This takes O(N D)
+instead of O(N^2 D).
 """
 
 from dataclasses import dataclass, replace
@@ -27,17 +32,17 @@ class MaskRule(Settings):
     """The settings of stage 1: which patches make a mask, and how many masks an image gets.
 
     Attributes:
-        top_k: Share of the patches that are candidates, in (0, 1]; at least one is.
-        cls_heads: How many heads, from the first, are averaged for G_CLS.
-        mass: The reference's mass rule (`apply_mass`), in (0, 1], for keys as trained; or None.
-        center: Where the keys' origin is put (`center_keys`), one of CENTERS.
-        max_masks: How many masks an image has at most; 1 in the paper.
-        min_objectness: A mask with less `several_masks.objectness` is refused; None: never.
-        max_ncut: A mask is cut in two where that costs less than this
+        top_k: share of the patches that are candidates, in (0, 1]; at least one is.
+        cls_heads: number of heads, from the first, that are averaged for G_CLS; 1 or more.
+        mass: the reference's mass rule (`apply_mass`), in (0, 1], for keys as trained; or None.
+        center: where the keys' origin is put (`center_keys`), one of CENTERS.
+        max_masks: most masks of an image, 1 or more; 1 in the paper.
+        min_objectness: a mask with less `several_masks.objectness` is refused; None: never.
+        max_ncut: a mask is cut in two where that costs less than this
             (`several_masks.split_at_cut`); None: never.
 
     Raises:
-        ValueError: A setting is outside its range, or `mass` is set for centred keys.
+        ValueError: where a setting is outside its range, or `mass` is set for centred keys.
     """
 
     top_k: float
@@ -49,6 +54,7 @@ class MaskRule(Settings):
     max_ncut: float | None = None
 
     def __post_init__(self) -> None:
+        """Raise ValueError for a value out of its range."""
         self.check("top_k", 0 < self.top_k <= 1, "in (0, 1]")
         self.check("cls_heads", self.cls_heads >= 1, "1 or more")
         self.check("mass", self.mass is None or 0 < self.mass <= 1, "None or in (0, 1]")
@@ -73,13 +79,23 @@ def object_mask(
     cls_heads: int,
     mass: float | None,
 ) -> Tensor:
-    """The MaskDistill object mask of each image.
+    """Compute the MaskDistill object mask of each image, in float32.
 
-    cls_query (..., heads, d) and keys (..., heads, N, d) float, keys without CLS, N = h * w
-    row-major. top_k in (0, 1]: share of patches that are candidates, at least one. cls_heads: how
-    many heads, from the first, are averaged for G_CLS. mass in (0, 1] or None: the reference's mass
-    rule (`apply_mass`). Returns (..., h, w) bool: the 4-connected region of G_diff > 0 that holds
-    the seed. It is never empty unless the seed's key is zero, so it cannot say "no object here".
+    Args:
+        cls_query: (..., heads, d) float, the CLS token's queries.
+        keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
+        grid_hw: (h, w) of the grid of patches.
+        top_k: share of the patches that are candidates, in (0, 1]; at least one is. Ties go to the
+            lower index.
+        cls_heads: number of heads, from the first, that are averaged for G_CLS.
+        mass: the reference's mass rule (`apply_mass`), in (0, 1]; or None.
+
+    Returns:
+        (..., h, w) bool: the 4-connected region of G_diff > 0 that holds the seed. It is never
+        empty unless the seed's key is zero, so it cannot say that an image has no object.
+
+    Raises:
+        ValueError: where a setting is out of its range, or the tokens do not fit or are not finite.
     """
     rule = MaskRule(top_k=top_k, cls_heads=cls_heads, mass=mass, center="none")
     return trace_mask(cls_query, keys, grid_hw=grid_hw, rule=rule).mask
@@ -87,12 +103,12 @@ def object_mask(
 
 @dataclass(frozen=True)
 class MaskTrace:
-    """How stage 1 came to the mask of each image; P candidates among N patches.
+    """The steps of stage 1 for each image, from scores to mask; P candidates among N patches.
 
     Attributes:
         scores: (..., N) float32, G_CLS.
         candidates: (..., P) int64, row-major indices of patches, best first.
-        sources: (..., P) bool, the candidates that look like the seed.
+        sources: (..., P) bool, the candidates that are similar to the seed.
         g_diff: (..., N) float32.
         mask: (..., h, w) bool.
     """
@@ -113,18 +129,22 @@ def trace_mask(
     features: Tensor | None = None,
     seed: Tensor | None = None,
 ) -> MaskTrace:
-    """One mask of each image with all that led to it: score, choose, diffuse, keep the component.
+    """Compute one mask of each image, and keep every step: score, choose, diffuse, component.
 
     Args:
         cls_query: (..., heads, d) float, the CLS token's queries.
         keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
         grid_hw: (h, w) of the grid of patches.
-        rule: The settings; of them, those of one mask.
-        features: (..., heads, N, d) float, centred: what G_I compares; None: the keys.
+        rule: the settings; those of several masks are not used.
+        features: (..., heads, N, d) float, centred: compared by G_I instead of the keys; None: the
+            keys.
         seed: (...) int64, the patch to start from; None: the best candidate.
 
+    Returns:
+        The trace, with the batch dimensions of the keys.
+
     Raises:
-        ValueError: The tokens do not fit the grid or the rule, or are not finite.
+        ValueError: where the tokens do not fit the grid or the rule, or are not finite.
     """
     batch = keys.shape[:-3]
     cls_query, keys = prepare_tokens(cls_query, keys, grid_hw=grid_hw, rule=rule)
@@ -140,25 +160,47 @@ def trace_mask(
 
 
 def candidate_patches(scores: Tensor, rule: MaskRule) -> Tensor:
-    """P of each image, best first: G_CLS (B, N) -> (B, P) int64."""
+    """Choose P of each image, best first.
+
+    Args:
+        scores: (B, N), G_CLS.
+        rule: the settings.
+
+    Returns:
+        (B, P) int64 indices of patches.
+    """
     kept = scores if rule.mass is None else apply_mass(scores, mass=rule.mass)
     return top_patches(kept, top_k=rule.top_k)
 
 
 def cls_scores(cls_query: Tensor, keys: Tensor, *, cls_heads: int) -> Tensor:
-    """G_CLS: (B, heads, d), (B, heads, N, d) -> (B, N), the mean over the first cls_heads heads.
+    """Compute G_CLS, the mean over the first heads. There is no softmax.
 
-    No softmax.
+    Args:
+        cls_query: (B, heads, d).
+        keys: (B, heads, N, d).
+        cls_heads: number of heads, from the first, that are averaged.
+
+    Returns:
+        (B, N).
     """
     return torch.einsum("bhd,bhnd->bhn", cls_query, keys)[:, :cls_heads].mean(1)
 
 
 def apply_mass(scores: Tensor, *, mass: float) -> Tensor:
-    """The reference's mass rule: (B, N) -> (B, N) with the low scores set to 0.
+    """Set low scores to 0 by the reference's mass rule.
 
-    Scores ascending, divided by their sum, cumulated: a patch keeps its score where the cumulative
-    value exceeds 1 - mass. Meant for attention (non-negative); raw scores may be negative, and then
-    "mass" has no clear meaning. With centred keys they sum to about zero: use None there.
+    The scores in ascending order are divided by their sum and cumulated; a patch keeps its score
+    where the cumulative value exceeds 1 - mass. The rule is meant for attention, which is not
+    negative; raw scores may be negative, and then "mass" has no clear meaning. The scores of
+    centred keys sum to about zero: use None there.
+
+    Args:
+        scores: (B, N).
+        mass: in (0, 1].
+
+    Returns:
+        (B, N).
     """
     ascending, order = scores.sort(dim=-1, stable=True)
     cumulative = (ascending / ascending.sum(-1, keepdim=True)).cumsum(-1)
@@ -167,16 +209,21 @@ def apply_mass(scores: Tensor, *, mass: float) -> Tensor:
 
 
 def top_patches(scores: Tensor, *, top_k: float) -> Tensor:
-    """P: the first max(1, int(top_k * N)) patches, best first, ties to the lower index.
+    """Choose the first max(1, int(top_k * N)) patches, best first; ties go to the lower index.
 
-    (B, N) -> (B, P) int64.
+    Args:
+        scores: (B, N).
+        top_k: share of the patches, in (0, 1].
+
+    Returns:
+        (B, P) int64 indices of patches.
     """
     count = max(1, int(top_k * scores.shape[-1]))
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def diffuse(keys: Tensor, candidates: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-    """G_diff, the summed affinity to the candidates that look like the seed.
+    """Compute G_diff, the summed affinity to the candidates that are similar to the seed.
 
     Args:
         keys: (B, heads, N, d) float.
@@ -196,17 +243,21 @@ def diffuse(keys: Tensor, candidates: Tensor, seed: Tensor) -> tuple[Tensor, Ten
 
 
 def seed_component(foreground: Tensor, seed: Tensor) -> Tensor:
-    """The 4-connected component that holds the seed.
+    """Find the 4-connected component that holds the seed.
 
-    (B, h, w) bool, (B,) row-major index -> (B, h, w) bool.
+    Args:
+        foreground: (B, h, w) bool.
+        seed: (B,) int64, row-major index of a patch.
+
+    Returns:
+        (B, h, w) bool; all False where the seed is not foreground.
     """
-    batch, height, width = foreground.shape
-    reached = torch.zeros_like(foreground).view(batch, -1)
-    reached[torch.arange(batch, device=seed.device), seed] = True
+    reached = torch.zeros_like(foreground).flatten(1)
+    reached[torch.arange(len(reached), device=seed.device), seed] = True
     reached = reached.view_as(foreground) & foreground
     while True:
         before = reached
-        for _ in range(8):  # several steps between two looks: a look makes a GPU wait
+        for _ in range(8):  # several steps between two comparisons, because each makes a GPU wait
             grown = F.pad(reached, (1, 1, 1, 1))
             reached = foreground & (
                 grown[:, 1:-1, 1:-1]
@@ -224,15 +275,26 @@ TOP_SHARE, BOTTOM_SHARE = 0.1, 0.5
 
 
 def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str) -> Tensor:
-    """Move the keys' origin, image by image: (B, heads, d), (B, heads, N, d) -> (B, heads, N, d).
+    """Move the origin of the keys, image by image.
 
-    softmax(q . (k + c)) = softmax(q . k) for every constant c: attention does not care where keys
-    are centred, so training leaves that free (a gauge). The sign test k_p . k_r > 0 does care.
+    softmax(q . (k + c)) = softmax(q . k) for every constant c. Attention does not depend on the
+    keys' origin, so training leaves it free (a gauge); the sign test k_p . k_r > 0 does depend on
+    it.
 
-    center: "none", as trained (the paper). "mean": the mean key; a small object then leaks, because
-    the mean lies close to the background. "balanced": half-way between the mean key of the tenth of
-    the patches that CLS likes best and that of the half it likes least, however small the object
-    is.
+    Args:
+        cls_query: (B, heads, d).
+        keys: (B, heads, N, d).
+        cls_heads: number of heads, from the first, whose scores rank the patches for "balanced".
+        center: "none": as trained (the paper). "mean": at the mean key; the mask of a small object
+            then leaks, because the mean lies close to the background. "balanced": half-way between
+            the mean key of the tenth of the patches with the highest G_CLS (TOP_SHARE) and that of
+            the half with the lowest (BOTTOM_SHARE), however small the object is.
+
+    Returns:
+        (B, heads, N, d).
+
+    Raises:
+        ValueError: for another `center`.
     """
     if center not in CENTERS:
         raise ValueError(f"center must be one of {CENTERS}, got {center!r}")
@@ -250,31 +312,53 @@ def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str)
 
 
 def cls_attention(cls_query: Tensor, keys: Tensor) -> Tensor:
-    """The CLS token's attention to the patches alone: (B, heads, d), (B, heads, N, d) -> (B, heads,
-    N), sum 1 over N.
+    """Compute the CLS token's attention to the patches alone.
+
+    Args:
+        cls_query: (B, heads, d).
+        keys: (B, heads, N, d).
+
+    Returns:
+        (B, heads, N), with sum 1 over N.
     """
-    return (torch.einsum("bhd,bhnd->bhn", cls_query, keys) * cls_query.shape[-1] ** -0.5).softmax(
-        -1
-    )
+    scale = cls_query.shape[-1] ** -0.5
+    return (torch.einsum("bhd,bhnd->bhn", cls_query, keys) * scale).softmax(-1)
 
 
 def attention_share(cls_query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """Share of the CLS token's attention to patches that falls inside the mask, mean over heads:
-    (B,) in [0, 1].
+    """Compute the share of the CLS token's attention that falls inside a mask.
 
-    cls_query (B, heads, d), keys (B, heads, N, d), mask (B, h, w) bool. Blind to the gauge, as
-    attention is.
+    It is a share of the attention to patches, averaged over heads. As attention itself, it does not
+    depend on the keys' origin.
+
+    Args:
+        cls_query: (B, heads, d).
+        keys: (B, heads, N, d).
+        mask: (B, h, w) bool.
+
+    Returns:
+        (B,) in [0, 1].
     """
     return (cls_attention(cls_query, keys).mean(1) * mask.flatten(1)).sum(-1)
 
 
 def mask_to_pixels(
-    mask: Tensor, *, padded_hw: tuple[int, int], image_hw: tuple[int, int], crop_hw=None
+    mask: Tensor,
+    *,
+    padded_hw: tuple[int, int],
+    image_hw: tuple[int, int],
+    crop_hw: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Grid masks to image masks by nearest neighbour: (B, h, w) bool -> (B, H, W) bool.
+    """Enlarge grid masks to image masks by nearest neighbour.
 
-    padded_hw: size of the padded encoder input that the grid covers; crop_hw: its part that is
-    picture (default: all); image_hw: size of the original image, to which that part is resized.
+    Args:
+        mask: (B, h, w) bool.
+        padded_hw: (H, W) in pixels of the padded encoder input, which the grid covers.
+        image_hw: (H, W) of the original image, to which the cropped part is resized.
+        crop_hw: (H, W) of the part of the input that shows the image; None: all of it.
+
+    Returns:
+        (B, H, W) bool at the size of the original image.
     """
     pixels = F.interpolate(mask[:, None].float(), size=padded_hw, mode="nearest-exact")
     height, width = crop_hw or padded_hw
@@ -285,20 +369,20 @@ def mask_to_pixels(
 def prepare_tokens(
     cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], rule: MaskRule
 ) -> tuple[Tensor, Tensor]:
-    """Checked tokens as one batch in float32, the keys centred by the rule.
+    """Check tokens and make them one batch in float32, with the keys centred by the rule.
 
     Args:
         cls_query: (..., heads, d) float.
         keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
         grid_hw: (h, w) of the grid of patches.
-        rule: The settings.
+        rule: the settings.
 
     Returns:
         cls_query: (B, heads, d) float32.
         keys: (B, heads, N, d) float32.
 
     Raises:
-        ValueError: The tokens do not fit the grid or the rule, or are not finite.
+        ValueError: where the tokens do not fit the grid or the rule, or are not finite.
     """
     _check_grid(keys, grid_hw)
     if cls_query.shape != keys.shape[:-2] + keys.shape[-1:]:
@@ -316,12 +400,13 @@ def prepare_tokens(
 
 
 def check_keys(keys: Tensor, grid_hw: tuple[int, int]) -> None:
-    """ValueError for keys that do not fill the grid, or are not finite."""
+    """Raise ValueError for keys (..., heads, N, d) that do not fill the grid, or are not finite."""
     _check_grid(keys, grid_hw)
     _check_finite(keys, "keys")
 
 
 def _check_grid(keys: Tensor, grid_hw: tuple[int, int]) -> None:
+    """Raise ValueError for keys that are not (..., heads, N, d) with N = h * w."""
     if keys.ndim < 3 or keys.shape[-2] != grid_hw[0] * grid_hw[1]:
         raise ValueError(
             f"keys must be (..., heads, N, d) with N = {grid_hw[0]} * {grid_hw[1]}, "
@@ -330,5 +415,6 @@ def _check_grid(keys: Tensor, grid_hw: tuple[int, int]) -> None:
 
 
 def _check_finite(values: Tensor, what: str) -> None:
+    """Raise ValueError for an infinite value or a NaN."""
     if not torch.isfinite(values).all():
         raise ValueError(f"{what} are not finite: was the encoder run in too low a precision?")

@@ -1,6 +1,4 @@
-"""Stage 1 over a whole data set: images through the frozen encoder, one object mask an image, or
-several.
-"""
+"""Stage 1 over a whole data set: the object masks of each image, by a frozen encoder."""
 
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +14,7 @@ from mdlib.method import masks, several_masks
 from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Encoder, Tokens
 
-WINDOW = 100e6  # bytes of pictures among which batches are gathered: about 180 of VOC's
+WINDOW = 100e6  # bytes of images among which batches are gathered: about 180 of VOC's
 
 
 def propose_masks(
@@ -27,11 +25,11 @@ def propose_masks(
     Images of one size share a batch, as `batches_by_size` gathers them.
 
     Args:
-        dataset: The images.
-        encoder: The frozen ViT.
-        rule: The settings of stage 1.
-        input_side: Pixels of the shorter side of an image when the encoder sees it.
-        batch_size: Images in a batch at most.
+        dataset: the images.
+        encoder: the frozen ViT.
+        rule: the settings of stage 1.
+        input_side: pixels of an image's shorter side in the encoder's input.
+        batch_size: most images in a batch.
 
     Yields:
         Masks whose score is the share of the CLS token's attention inside, in [0, 1]. Without
@@ -42,7 +40,8 @@ def propose_masks(
     images = load(dataset.image, range(len(dataset)), device=encoder.device)
     for batch in batches_by_size(images, batch_size=batch_size, window=WINDOW):
         named = {dataset.ids[i]: image for i, image in batch.items()}
-        found |= zip(batch, _propose_batch(named, encoder, rule, input_side=input_side))
+        proposed = _propose_batch(named, encoder, rule, input_side=input_side)
+        found |= zip(batch, proposed, strict=True)
         while following in found:
             yield from found.pop(following)
             following += 1
@@ -52,11 +51,11 @@ def propose_masks(
 def batches_by_size(
     images: Iterable[np.ndarray], *, batch_size: int, window: float
 ) -> Iterator[dict[int, np.ndarray]]:
-    """Batches of images of one size, so that images of mixed sizes fill batches too.
+    """Gather images of one size in batches, so that images of mixed sizes fill batches too.
 
     A batch is given when it is full, at the end, and when the images since its first one take more
-    than `window` bytes. So whoever brings the results back into order never keeps more than those
-    of a window and a batch.
+    than `window` bytes. So a caller that brings the results back into order never keeps more than
+    those of a window and a batch.
 
     Args:
         images: (H, W, 3) uint8 each, of any sizes.
@@ -86,33 +85,42 @@ def batches_by_size(
 def _propose_batch(
     batch: dict[str, np.ndarray], encoder: Encoder, rule: MaskRule, *, input_side: int
 ) -> list[list[Mask]]:
-    """The masks of each of some images of one size, by id.
+    """The masks of each image of a batch of one size; `batch` is {image id: image}.
 
-    Its tensors end with it: the next batch finds their memory free.
+    A function of its own so that its tensors are freed before the next batch.
     """
     images = torch.from_numpy(np.stack(list(batch.values()))).to(encoder.device)
     images = images.permute(0, 3, 1, 2)
     resized = resize_images(images, input_side=input_side)
     found, scores = tokens_to_masks(encoder.tokens(resized), rule)
-    image_hw, crop_hw = tuple(images.shape[-2:]), tuple(resized.shape[-2:])
-    padded_hw = tuple(-(-side // encoder.patch) * encoder.patch for side in crop_hw)
-    pixels = masks.mask_to_pixels(
-        found.flatten(0, 1), padded_hw=padded_hw, crop_hw=crop_hw, image_hw=image_hw
+    grid_h, grid_w = found.shape[-2:]
+    image_hw = (images.shape[-2], images.shape[-1])
+    enlarged = masks.mask_to_pixels(
+        found.flatten(0, 1),
+        padded_hw=(grid_h * encoder.patch, grid_w * encoder.patch),
+        crop_hw=(resized.shape[-2], resized.shape[-1]),
+        image_hw=image_hw,
     )
-    pixels = pixels.view(*found.shape[:2], *image_hw).cpu().numpy()
+    pixels = enlarged.view(*found.shape[:2], *image_hw).cpu().numpy()
     return [
         [
             Mask.from_pixels(mask, image_id=image_id, score=score)
-            for number, (mask, score) in enumerate(zip(own, its_scores))
+            for number, (mask, score) in enumerate(zip(own, its_scores, strict=True))
             if mask.any() or (number == 0 and rule.min_objectness is None)
         ]
-        for image_id, own, its_scores in zip(batch, pixels, scores.tolist())
+        for image_id, own, its_scores in zip(batch, pixels, scores.tolist(), strict=True)
     ]
 
 
-def resize_images(images: torch.Tensor, *, input_side: int) -> torch.Tensor:
-    """(B, 3, H, W) uint8 -> uint8 with the shorter side at `input_side` pixels, bicubic, aspect
-    kept.
+def resize_images(images: Tensor, *, input_side: int) -> Tensor:
+    """Resize images to a shorter side of `input_side` pixels, bicubic, with the aspect ratio kept.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        input_side: pixels.
+
+    Returns:
+        (B, 3, H', W') uint8; the images themselves where nothing is to be done.
     """
     height, width = images.shape[-2:]
     scale = input_side / min(height, width)
@@ -124,11 +132,11 @@ def resize_images(images: torch.Tensor, *, input_side: int) -> torch.Tensor:
 
 
 def tokens_to_masks(tokens: Tokens, rule: MaskRule) -> tuple[Tensor, Tensor]:
-    """What stage 1 does after the ViT.
+    """Compute the masks and their scores from the ViT's tokens.
 
     Args:
-        tokens: Of B images with a grid of h * w patches.
-        rule: The settings of stage 1.
+        tokens: of B images with a grid of h * w patches.
+        rule: the settings of stage 1.
 
     Returns:
         masks: (B, max_masks, h, w) bool, found ones first, all False where there was none.

@@ -1,7 +1,7 @@
 """Confident masks to a label map: stage 4.
 
-The rule: sort an image's predictions by score; keep those at or above the threshold, or the best
-one alone where none reaches it; paste them in that order.
+The rule: sort the predictions of an image by score; keep those at or above the threshold, or the
+best one alone where none reaches it; paste the kept masks in that order.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,14 @@ LARGEST_LABEL = 254  # 255 is void
 
 
 def confident(scores: np.ndarray, *, threshold: float) -> np.ndarray:
-    """Indices of the predictions that are kept, best first: (n,) scores -> (m,) int64.
+    """Select the predictions that are kept, best first.
 
-    Ties go to the lower index.
+    Args:
+        scores: (n,); n may be 0.
+        threshold: least score; where none reaches it the best prediction alone is kept.
+
+    Returns:
+        (m,) int64 indices; ties go to the lower index.
     """
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     kept = order[np.asarray(scores, np.float64)[order] >= threshold]
@@ -27,13 +32,22 @@ def confident(scores: np.ndarray, *, threshold: float) -> np.ndarray:
 def label_map(
     masks: np.ndarray, clusters: np.ndarray, scores: np.ndarray, *, threshold: float, overlap: str
 ) -> np.ndarray:
-    """(n, H, W) bool, (n,) cluster, (n,) score in [0, 1] -> (H, W) uint16: 0 background, 1 +
-    cluster.
+    """Paste the confident masks of an image into a label map.
 
-    overlap: "skip" (the paper's intent) leaves out a mask that touches what is already pasted;
-    "overwrite" (what the reference code comes to) pastes every mask over what is there. Without a
-    prediction all is background. Raises ValueError where the arguments do not fit, or a cluster
-    would collide with the void label 255.
+    Args:
+        masks: (n, H, W) bool; n may be 0, then all is background.
+        clusters: (n,) integers from 0.
+        scores: (n,) in [0, 1].
+        threshold: see `confident`.
+        overlap: "skip" (the paper's intent) leaves out a mask that touches what is already pasted;
+            "overwrite" (the effect of the reference code) pastes every mask over what is there.
+
+    Returns:
+        (H, W) uint16: 0 background, 1 + cluster.
+
+    Raises:
+        ValueError: where the arguments do not fit, or a cluster is negative or would collide with
+            the void label 255.
     """
     masks, clusters, scores = (
         np.asarray(masks, bool),
@@ -42,13 +56,15 @@ def label_map(
     )
     if masks.ndim != 3 or not len(masks) == len(clusters) == len(scores):
         raise ValueError(
-            f"masks must be (n, H, W) with n clusters and scores, got {masks.shape}, {len(clusters)}, {len(scores)}"
+            f"masks must be (n, H, W) with n clusters and scores, "
+            f"got {masks.shape}, {len(clusters)}, {len(scores)}"
         )
     if overlap not in OVERLAPS:
         raise ValueError(f"overlap must be one of {OVERLAPS}, got {overlap!r}")
-    if len(clusters) and not (0 <= clusters.min() and clusters.max() < LARGEST_LABEL):
+    if len(clusters) and (clusters.min() < 0 or clusters.max() >= LARGEST_LABEL):
         raise ValueError(
-            f"a label map holds clusters 0..{LARGEST_LABEL - 1}, got {clusters.min()}..{clusters.max()}"
+            f"a label map holds clusters 0..{LARGEST_LABEL - 1}, "
+            f"got {clusters.min()}..{clusters.max()}"
         )
     labels = np.zeros(masks.shape[1:], np.uint16)
     for i in confident(scores, threshold=threshold):
@@ -60,7 +76,7 @@ def label_map(
 def filtered_map(
     masks: Sequence[Mask], *, image_hw: tuple[int, int], threshold: float, overlap: str
 ) -> np.ndarray:
-    """Stage 4 on one image's predictions: `label_map` of them.
+    """Make the label map of one image's predictions, as stage 4 does: `label_map` of them.
 
     Args:
         masks: predictions of one image, with clusters.
@@ -70,14 +86,17 @@ def filtered_map(
 
     Returns:
         (H, W) uint16: 0 background, 1 + cluster.
+
+    Raises:
+        ValueError: as `label_map`.
     """
     return label_map(*stack_masks(masks, image_hw), threshold=threshold, overlap=overlap)
 
 
 def clustered_map(masks: Sequence[Mask], *, image_hw: tuple[int, int]) -> np.ndarray:
-    """Stage 2's masks of one image with their clusters, none of them left out.
+    """Make the label map of stage 2's masks of one image, with none of them left out.
 
-    The masks of one image do not overlap. Without one all is background.
+    The masks of one image do not overlap. Without a mask all is background.
 
     Args:
         masks: masks of one image, with clusters.
@@ -87,15 +106,26 @@ def clustered_map(masks: Sequence[Mask], *, image_hw: tuple[int, int]) -> np.nda
         (H, W) uint16: 0 background, 1 + cluster.
     """
     labels = np.zeros(image_hw, np.uint16)
-    for mask in masks:
-        labels[mask.pixels()] = 1 + mask.cluster
+    pixels, clusters, _ = stack_masks(masks, image_hw)
+    for own, cluster in zip(pixels, clusters, strict=True):
+        labels[own] = 1 + cluster
     return labels
 
 
 def stack_masks(
     masks: Sequence[Mask], image_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The arrays that `label_map` takes: pixels (n, H, W) bool, clusters (n,), scores (n,)."""
+    """Stack the masks of one image as the arrays that `label_map` takes.
+
+    Args:
+        masks: n masks of one image, with clusters; n may be 0.
+        image_hw: (H, W), for an image without a mask.
+
+    Returns:
+        masks: (n, H, W) bool.
+        clusters: (n,) int64.
+        scores: (n,) float64.
+    """
     pixels = np.stack([m.pixels() for m in masks]) if masks else np.zeros((0, *image_hw), bool)
     clusters = np.array([mask.cluster for mask in masks], np.int64)
     return pixels, clusters, np.array([mask.score for mask in masks], np.float64)

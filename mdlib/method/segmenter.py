@@ -1,7 +1,7 @@
-"""DeepLab-v3 on pseudo label maps: stage 5. And its linear probe: stage 8.
+"""DeepLab-v3 on pseudo label maps: stage 5. Its features are also probed linearly: stage 8.
 
-The head is torchvision's (Chen et al., arXiv 1706.05587): an atrous spatial pyramid, a 3x3 and a
-1x1 convolution. The loss looks at the hardest pixels alone (OHEM, Shrivastava et al., arXiv
+The head is torchvision's (Chen et al., arXiv 1706.05587): atrous spatial pyramid pooling, a 3x3 and
+a 1x1 convolution. The loss is computed on the hardest pixels alone (OHEM, Shrivastava et al., arXiv
 1604.03540).
 """
 
@@ -24,19 +24,29 @@ from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import VOID, Dataset
 from mdlib.data.loading import load
 from mdlib.method import crf
+from mdlib.method.linear_probe import TokenProbe, linear_classifier
 from mdlib.models.backbones import FeatureCache, build_map
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from mdlib.training import launch
 
-# (dilation rates, channels): the paper's for its ResNet-50, and what fits the demo's map of 24 x 24
-# cells.
+# (dilation rates, channels): the paper's for its ResNet-50; for the ViT, what fits the demo's map
+# of 24 x 24 cells
 ASPP_SHAPE = {"resnet50": ((12, 24, 36), 256), "vit": ((2, 4, 6), 96)}
 
 
 class Segmenter(nn.Module):
-    """Images (B, 3, H, W) float in [0, 1] -> logits (B, outputs, H, W), or of another `size`,
-    bilinear from stride 8.
+    """DeepLab-v3: images (B, 3, H, W) float in [0, 1] -> logits (B, outputs, H, W).
+
+    Args:
+        body: images, normalised -> {"out": map of stride 8} with `out_channels`, see
+            `backbones.build_map`.
+        outputs: logits a pixel.
+        rates: dilation rates of the pyramid.
+        channels: of the pyramid and the layers after it.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, body: nn.Module, *, outputs: int, rates: tuple[int, ...], channels: int):
         super().__init__()
@@ -52,7 +62,17 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier sees: (B, channels, h, w)."""
+        """Compute the classifier's input.
+
+        Args:
+            images: (B, 3, H, W) float in [0, 1].
+
+        Returns:
+            (B, channels, h, w) at stride 8.
+
+        Raises:
+            ValueError: for a single image in train mode.
+        """
         if self.training and len(images) < 2:
             raise ValueError(
                 "DeepLab's pooled branch normalises over the batch: train with two images or more"
@@ -60,6 +80,18 @@ class Segmenter(nn.Module):
         return self.pyramid(self.body((images - self.mean) / self.std)["out"])
 
     def forward(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """Compute the logits, enlarged bilinearly from stride 8.
+
+        Args:
+            images: (B, 3, H, W) float in [0, 1].
+            size: (H, W) of the logits; None: that of the images.
+
+        Returns:
+            (B, outputs, H, W) float.
+
+        Raises:
+            ValueError: for a single image in train mode.
+        """
         logits = self.classifier(self.features(images))
         return F.interpolate(
             logits, size=size or images.shape[-2:], mode="bilinear", align_corners=False
@@ -74,9 +106,20 @@ def build_segmenter(
     outputs: int,
     cache: FeatureCache | None = None,
 ) -> Segmenter:
-    """DeepLab-v3 with `outputs` logits a pixel: background and one a cluster.
+    """Build DeepLab-v3.
 
-    See backbones.build_map for the rest.
+    Args:
+        backbone: see `backbones.build_map`.
+        weights: see `backbones.build_map`.
+        trainable_blocks: see `backbones.build_map`.
+        outputs: logits a pixel: background and one a cluster.
+        cache: see `backbones.build_map`.
+
+    Returns:
+        The network in train mode, on the CPU.
+
+    Raises:
+        WeightsError: for weights that are missing, broken or unfitting.
     """
     body = build_map(backbone, weights=weights, trainable_blocks=trainable_blocks, cache=cache)
     rates, channels = ASPP_SHAPE[backbone]
@@ -84,18 +127,18 @@ def build_segmenter(
 
 
 def load_segmenter(path: Path, *, device: str, cache: FeatureCache | None = None) -> Segmenter:
-    """The segmenter that stage 05 wrote.
+    """Load a segmenter that stage 05 or 06 wrote.
 
     Args:
         path: its file.
         device: where it is put.
-        cache: see backbones.build_map.
+        cache: see `backbones.build_map`.
 
     Returns:
         The network in eval mode.
 
     Raises:
-        WeightsError: for a file that is missing, broken or another's.
+        WeightsError: for a file that is missing or broken, or of another network.
     """
     state, header = read_weights(path)
     made = check_architecture(
@@ -109,13 +152,20 @@ def load_segmenter(path: Path, *, device: str, cache: FeatureCache | None = None
 
 
 def reset_classifier(model: Segmenter, *, outputs: int) -> Segmenter:
-    """The linear probe: all is frozen and in eval mode but a new 1x1 convolution, drawn from N(0,
-    0.01).
+    """Turn a segmenter into a linear probe, in place.
+
+    All is frozen and in eval mode but a new 1x1 convolution, see `linear_probe.linear_classifier`.
+
+    Args:
+        model: the segmenter.
+        outputs: logits a pixel of the new layer.
+
+    Returns:
+        The same network.
     """
     model.requires_grad_(False).eval()
-    model.classifier = nn.Conv2d(model.classifier.in_channels, outputs, 1).to(model.mean.device)
-    nn.init.normal_(model.classifier.weight, std=0.01)
-    nn.init.zeros_(model.classifier.bias)
+    channels, device = model.classifier.in_channels, model.mean.device
+    model.classifier = linear_classifier(channels, outputs, device=device)
     return model
 
 
@@ -123,11 +173,18 @@ def reset_classifier(model: Segmenter, *, outputs: int) -> Segmenter:
 
 
 def ohem_loss(logits: Tensor, labels: Tensor, *, share: float) -> Tensor:
-    """Cross-entropy over the hardest `share` of all labelled pixels of a batch, at least one.
+    """Compute the cross-entropy over the hardest `share` of the labelled pixels of a batch.
 
-    logits (B, outputs, H, W), labels (B, H, W) int64 with 255 void; share in (0, 1], 1 is plain
-    cross-entropy. A batch that is all void gives 0, with zero gradients. Raises ValueError for a
-    label without a logit.
+    Args:
+        logits: (B, outputs, H, W) float.
+        labels: (B, H, W) int64 with 255 void.
+        share: in (0, 1], of all labelled pixels, at least one; 1 is plain cross-entropy.
+
+    Returns:
+        The scalar mean; 0, with zero gradients, where all is void.
+
+    Raises:
+        ValueError: for a share out of its range, or a label without a logit.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
@@ -143,7 +200,19 @@ def ohem_loss(logits: Tensor, labels: Tensor, *, share: float) -> Tensor:
 def batch_loss(
     model: nn.Module, batch: "SegmentationBatch", *, share: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """`ohem_loss` of a batch at the size of its labels, and no parts of it, as `loop.fit` asks."""
+    """Compute `ohem_loss` of a batch, at the size of its labels.
+
+    Args:
+        model: a Segmenter, or a network with its arguments.
+        batch: images and labels.
+        share: see `ohem_loss`.
+
+    Returns:
+        The scalar loss, and no parts of it, as `loop.fit` asks.
+
+    Raises:
+        ValueError: as `ohem_loss`.
+    """
     logits = model(batch.images, size=batch.labels.shape[-2:])
     return ohem_loss(logits, batch.labels, share=share), {}
 
@@ -153,8 +222,12 @@ def batch_loss(
 
 @dataclass(frozen=True)
 class SegmentationBatch:
-    """images (B, 3, S, S) float in [0, 1]; labels (B, L, L) int64 of the same squares, 255 void;
-    ids of the images.
+    """Images and label maps of the same squares.
+
+    Attributes:
+        images: (B, 3, S, S) float in [0, 1].
+        labels: (B, L, L) int64, 255 void.
+        ids: of the images.
     """
 
     images: Tensor
@@ -174,7 +247,7 @@ class Augment(Settings):
         side: pixels of the square in which a picture is shown; its longer side fills it.
         label_side: pixels of the square in which its labels are shown.
         scale: pictures are up to this share larger or smaller; in [0, 1).
-        rotation: degrees by which they are turned at most; 0 or more.
+        rotation: degrees by which they are turned at most, either way; in 0..180.
         mirror: whether half of them are mirrored.
     """
 
@@ -193,11 +266,11 @@ class Augment(Settings):
 
     @property
     def repeats(self) -> bool:
-        """Whether views come again, so that a frozen body may keep what it says of them."""
+        """Whether views come again, so that the features of a frozen body may be kept."""
         return not (self.scale or self.rotation)
 
     def draw(self, rng: np.random.Generator) -> "View":
-        """A random view; it takes as many numbers from `rng` whatever the settings."""
+        """Draw a random view; it takes as many numbers from `rng` whatever the settings."""
         scale = rng.uniform(1 - self.scale, 1 + self.scale)
         rotation = rng.uniform(-self.rotation, self.rotation)
         mirrored = rng.random() < 0.5
@@ -213,8 +286,8 @@ class View:
         scale: factor by which it is larger.
         rotation: degrees clockwise.
         mirrored: whether left and right are swapped, after all else.
-        shift: of its middle, right and down, in halves of the square. A zoomed picture is cut, or
-            placed, anywhere.
+        shift: of its middle, right and down, in halves of the square. So a zoomed picture is not
+            always cut, or placed, about its middle.
     """
 
     scale: float = 1.0
@@ -228,17 +301,19 @@ def show(
 ) -> tuple[Tensor, Tensor]:
     """Show a picture and its labels in squares.
 
+    Beside a picture that is not square its border is repeated. What a zoom or a turn uncovers has
+    ImageNet's mean colour, which is 0 after normalisation.
+
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integers, 255 void.
-        view: how.
+        view: how it is shown.
         side: pixels of the picture's square.
         label_side: pixels of the labels' square.
 
     Returns:
-        (3, side, side) float32 in [0, 1], and (label_side, label_side) int64, void outside of the
-        picture. Beside a picture that is no square its border is repeated; what a zoom or a turn
-        uncovers has ImageNet's mean colour, which the network sees as 0.
+        image: (3, side, side) float32 in [0, 1].
+        labels: (label_side, label_side) int64, void outside of the picture.
     """
     height, width = labels.shape
     across, down = max(0, height - width), max(0, width - height)  # what a square lacks
@@ -250,7 +325,7 @@ def show(
         picture = _move(picture, view, interpolation=InterpolationMode.BILINEAR, fill=IMAGENET_MEAN)
         drawn = _move(Mask(drawn), view, fill=VOID).as_subclass(Tensor)
     picture = TF.resize(picture, [side, side], antialias=False)
-    # no Mask here: it would be resized by "nearest", which takes the upper left of the pixels met
+    # a plain tensor: a Mask would be resized by "nearest", which takes the upper left pixel
     exact = InterpolationMode.NEAREST_EXACT
     drawn = TF.resize(drawn, [label_side, label_side], interpolation=exact)
     if view.mirrored:
@@ -279,6 +354,9 @@ class SegmentationBatches:
             which draw from the global random state.
         seed: of pictures and views.
         device: where batches are put.
+
+    Raises:
+        ValueError: for another number of label maps than of pictures, or a batch of less than two.
     """
 
     def __init__(
@@ -324,11 +402,22 @@ class SegmentationBatches:
 
 @torch.no_grad()
 def predict_logits(
-    model: Segmenter, dataset: Dataset, *, side: int, batch: int, device: str
+    model: Segmenter | TokenProbe, dataset: Dataset, *, side: int, batch: int, device: str
 ) -> Iterator[Tensor]:
-    """Yield, for each image in order, its logits (outputs, h, w) at stride 8, float32 on the CPU.
+    """Yield the logits of each image, in order.
 
     The picture is resized to `side` x `side` pixels, as the reference does at 512.
+
+    Args:
+        model: a Segmenter, or a TokenProbe, whose logits are those of its patches; it is put into
+            eval mode.
+        dataset: the images.
+        side: pixels.
+        batch: images in a batch.
+        device: the model's.
+
+    Yields:
+        (outputs, h, w) float32 on the CPU, at stride 8.
     """
     model.eval()
     for decoded in load(dataset.image, range(len(dataset)), device=device, batch=batch):
@@ -345,18 +434,24 @@ def predict_logits(
 
 
 def probabilities(logits: Tensor, *, image_hw: tuple[int, int]) -> Tensor:
-    """(outputs, h, w) logits -> (outputs, H, W) that sum to 1: bilinear to the image first, softmax
-    then.
+    """Enlarge logits bilinearly to the image first, and take the softmax then.
+
+    Args:
+        logits: (outputs, h, w).
+        image_hw: (H, W).
+
+    Returns:
+        (outputs, H, W) that sum to 1 over the outputs.
     """
     return _enlarge(logits, image_hw).softmax(0)
 
 
 def label_map(logits: Tensor, *, image_hw: tuple[int, int]) -> np.ndarray:
-    """The output with the largest logit in each pixel, after bilinear enlargement to the image.
+    """Take the output with the largest logit in each pixel, after bilinear enlargement.
 
     Args:
         logits: (outputs, h, w).
-        image_hw: (H, W).
+        image_hw: (H, W) of the image, to which they are enlarged.
 
     Returns:
         (H, W) uint8; uint16 for more than 255 outputs.
@@ -365,26 +460,32 @@ def label_map(logits: Tensor, *, image_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _enlarge(logits: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """(outputs, h, w) -> (outputs, H, W), bilinear."""
     return F.interpolate(logits[None], size=image_hw, mode="bilinear", align_corners=False)[0]
 
 
 def _smallest_type(labels: np.ndarray, *, outputs: int) -> np.ndarray:
+    """Labels as uint8; as uint16 for more than 255 outputs."""
     return labels.astype(np.uint8 if outputs <= 255 else np.uint16)
 
 
 def refined_maps(
     logits: Iterable[np.ndarray], dataset: Dataset, settings: crf.CrfSettings, *, workers: int
 ) -> Iterator[np.ndarray]:
-    """The label map of each image after the CRF.
+    """Compute the label map of each image after the CRF.
 
     Args:
         logits: (outputs, h, w) of each image, any iterable.
         dataset: the images, in the same order.
         settings: of the CRF.
-        workers: processes, see crf.refine_all.
+        workers: processes, see `crf.refine_all`.
 
     Returns:
         Maps as those of `label_map`, one by one.
+
+    Raises:
+        ValueError: as `crf.refine_all`.
+        CRFMissing: at once, without pydensecrf.
     """
     soft = (
         probabilities(
@@ -395,13 +496,3 @@ def refined_maps(
     images = map(dataset.image, range(len(dataset)))
     refined = crf.refine_all(images, soft, settings, workers=workers)
     return (_smallest_type(p.argmax(0), outputs=len(p)) for p in refined)
-
-
-# ---------------------------------------------------------------- the last of a run
-
-
-def last_round(deeplab_dir: Path, crf_dir: Path) -> Path:
-    """The folder with a run's last segmenter and its logits: 06's where it trained another round,
-    else 05's.
-    """
-    return crf_dir if (crf_dir / "segmenter.safetensors").is_file() else deeplab_dir

@@ -1,8 +1,8 @@
 """Several objects an image: beyond the paper, which keeps one mask and names that as its limit.
 
-Three things are added to `masks.object_mask`: seed again among what is left; a score that says
-whether there is an object at all, so that an empty scene gets no mask; and a cut between two
-objects that touch. Symbols as in `masks`.
+Three things are added to `masks.object_mask`: a new seed among the patches that are left; a score
+that says whether there is an object at all, so that an empty scene gets no mask; and a cut between
+two objects that touch. Symbols as in `masks`.
 """
 
 import math
@@ -22,34 +22,35 @@ from mdlib.method.masks import (
     seed_component,
 )
 
-# What makes two neighbouring patches one object; chosen on the zoo's dev with its grid of 28 x 28.
-REACH = 1.5  # patches: how far neighbourhood goes
-LIKENESS = 3.0  # how much the likeness of keys counts beside it
-LEAST_PART = 0.015  # share of the patches that a part has at least
+# The weights of a mask's graph; chosen on the zoo's dev with its grid of 28 x 28.
+REACH = 1.5  # patches: standard deviation of the Gaussian of distance
+LIKENESS = 3.0  # factor of the cosine of two keys in the exponent
+LEAST_PART = 0.015  # least share of the grid's patches in a part
 
 
 def object_masks(
     cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], rule: MaskRule
 ) -> tuple[Tensor, Tensor]:
-    """Up to `rule.max_masks` object masks of each image: take the mask away, and seed again.
+    """Compute up to `rule.max_masks` object masks of each image.
 
-    A patch that is taken has a zero key from then on, so that it is neither seed nor source nor
-    mask; the next seed is the best candidate that is left. So no two masks overlap. A mask whose
-    contrast is below `rule.min_objectness` is refused, and its image is done: an empty scene has no
-    mask at all. A rule of one mask with keys as trained gives `masks.object_mask`.
+    One mask is taken away, and the next one starts from a new seed. A patch that is taken has a
+    zero key from then on, so that it is neither seed nor source nor part of a mask; the next seed
+    is the best candidate that is left. So no two masks overlap. A mask whose `objectness` is below
+    `rule.min_objectness` is refused, and its image is done: an empty scene has no mask at all. A
+    rule of one mask with keys as trained gives `masks.object_mask`.
 
     Args:
         cls_query: (..., heads, d) float, the CLS token's queries.
         keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
         grid_hw: (h, w) of the grid of patches.
-        rule: The settings.
+        rule: the settings.
 
     Returns:
         masks: (..., max_masks, h, w) bool, found ones first, all False where there was none.
-        contrasts: (..., max_masks) float32, see `objectness`; 0 where there was none.
+        contrasts: (..., max_masks) float32, `objectness` of each; 0 where there was none.
 
     Raises:
-        ValueError: The tokens do not fit the grid or the rule, or are not finite.
+        ValueError: where the tokens do not fit the grid or the rule, or are not finite.
     """
     batch = keys.shape[:-3]
     cls_query, keys = prepare_tokens(cls_query, keys, grid_hw=grid_hw, rule=rule)
@@ -67,7 +68,7 @@ def object_masks(
         mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
         score = objectness(cls_query, keys, mask.flatten(1), ~taken)
         if rule.max_ncut is not None:
-            for i in (score >= floor).nonzero()[:, 0]:  # what is refused whole is not worth a cut
+            for i in (score >= floor).nonzero()[:, 0]:  # a refused mask needs no cut
                 mask[i] = split_at_cut(keys[i], mask[i], seed[i], max_ncut=rule.max_ncut)
             score = objectness(cls_query, keys, mask.flatten(1), ~taken)
         # refused here, and the same again in the rounds to come
@@ -80,14 +81,25 @@ def object_masks(
 
 
 def split_at_cut(keys: Tensor, mask: Tensor, seed: Tensor, *, max_ncut: float) -> Tensor:
-    """Cut a mask at its seams and keep the part with the seed: (heads, N, d), (h, w) bool, () index
-    -> (h, w) bool.
+    """Cut a mask between objects that touch, and keep the part with the seed.
 
-    Objects that touch are one component. A seam between two is short, and the keys change there:
-    the graph of the mask's patches, with weights exp(LIKENESS cos(k_p, k_r) - |p - r|^2 / (2
-    REACH^2)) of keys about the mask's mean, has a cheap normalised cut (`cuts.cheapest_cut`). As
-    long as one costs less than max_ncut, the mask is cut there. The other part is not lost: it is
-    free for the next seed. O(n^3) for the n patches of the mask.
+    Objects that touch are one component. The border between two is short, and the keys change
+    there. So the graph of the mask's patches, with weights
+
+        exp(LIKENESS cos(k_p, k_r) - |p - r|^2 / (2 REACH^2))
+
+    of keys about the mask's mean and positions in patches, has a cheap normalised cut
+    (`normalized_cut.cheapest_cut`). As long as one costs less than max_ncut, the mask is cut there.
+    The other part stays free for the next seed. O(n^3) for the n patches of the mask.
+
+    Args:
+        keys: (heads, N, d) of one image.
+        mask: (h, w) bool.
+        seed: () int64, row-major index of a patch inside the mask.
+        max_ncut: the cost, in [0, 2], from which on a mask is not cut.
+
+    Returns:
+        (h, w) bool, one 4-connected component.
     """
     least = max(1, int(LEAST_PART * mask.numel()))
     while True:
@@ -108,31 +120,39 @@ def split_at_cut(keys: Tensor, mask: Tensor, seed: Tensor, *, max_ncut: float) -
 
 
 def objectness(cls_query: Tensor, keys: Tensor, inside: Tensor, among: Tensor) -> Tensor:
-    """Is this an object?
+    """Score how much a mask is an object: attended to, and different from its surroundings.
 
-    The CLS token must look at it, and it must be one thing, apart from what is around it.
+    The CLS token must attend to it, and its keys must be alike and differ from those outside.
+    Outside is what is in `among` and not inside. The score is a product of two factors:
 
-    cls_query (B, heads, d), keys (B, heads, N, d), inside and among (B, N) bool -> (B,) float32;
-    outside is what is among and not inside. A product: the logarithm of how many times more
-    attention a patch gets inside than outside, which is absolute, so an empty scene, where
-    attention is even, scores low; and in [0, 1] the share of the keys' variance that the mask
-    explains (Otsu's criterion for two classes of one size), B / (B + W) with B = |m_in - m_out|^2 /
-    4 and W = (v_in + v_out) / 2 for means m and variances v, so keys that are noise score low. 0
-    where a side has fewer than two patches, or the keys do not vary. Blind to the keys' origin, as
-    attention is.
+    1. The logarithm of the ratio of the mean attention of a patch inside to that of a patch
+       outside. It is absolute, so an empty scene, where attention is even, scores low.
+    2. The share of the keys' variance that the mask explains, in [0, 1] (Otsu's criterion for two
+       classes of one size): B / (B + W) with B = |m_in - m_out|^2 / 4 and W = (v_in + v_out) / 2
+       for means m and variances v. So keys that are noise score low.
+
+    As attention itself, the score does not depend on the keys' origin.
+
+    Args:
+        cls_query: (B, heads, d).
+        keys: (B, heads, N, d).
+        inside: (B, N) bool, the mask.
+        among: (B, N) bool, the patches that are compared.
+
+    Returns:
+        (B,) float32; 0 where a side has fewer than two patches, or the keys do not vary.
     """
     attention = cls_attention(cls_query, keys).mean(1)
     keys = keys.transpose(1, 2).flatten(2)
     keys = keys - keys.mean(1, keepdim=True)  # (B, N, D)
 
     def moments(side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean attention (B,), mean key (B, D) and variance (B,) of a side (B, N)."""
         side = side.to(keys)
         count = side.sum(1)
         mean = torch.einsum("bn,bnd->bd", side, keys) / count[:, None]
-        variance = ((side * keys.square().sum(2)).sum(1) - count * mean.square().sum(1)) / (
-            count - 1
-        )
-        return (side * attention).sum(1) / count, mean, variance
+        squares = (side * keys.square().sum(2)).sum(1) - count * mean.square().sum(1)
+        return (side * attention).sum(1) / count, mean, squares / (count - 1)
 
     (a_in, m_in, v_in), (a_out, m_out, v_out) = moments(inside), moments(among & ~inside)
     between = (m_in - m_out).square().sum(1) / 4

@@ -1,19 +1,19 @@
 """One training in several processes, one a GPU.
 
-Each takes its part of every batch, and their gradients are averaged.
+Each process takes its part of every batch, and their gradients are averaged.
 
     history = launch(fit, model, batches, loss, recipe, processes=2, checkpoint=..., identity=...)
 
 The processes are started as torchrun starts them (torch.distributed.launcher), which works from a
 notebook's cell too: each is a new Python that imports the function by its name and gets a copy of
-its arguments. The first one alone writes log lines and checkpoints. When they have ended, the
+its arguments. The first process alone writes log lines and checkpoints. When all have ended, the
 function runs once more in the notebook: the last checkpoint says that nothing is left to do, so it
 only takes the weights and the history from there. A training that was stopped goes on in the same
 way.
 
 A script that torchrun itself has started may call `launch` as well: then each of torchrun's
-processes takes its part. `loop.fit` asks this module who it is; in one process all of this does
-nothing.
+processes takes its part. `loop.fit` asks this module which process it is in; in a single process
+none of these functions changes anything.
 """
 
 import copy
@@ -35,21 +35,21 @@ class ProcessError(Exception):
 
 
 def launch(train: Callable, model: nn.Module, *args: Any, processes: int, **options: Any) -> Any:
-    """Call train(model, *args, **options) in so many processes; with one: here.
+    """Call train(model, *args, **options) in several processes; with one: here.
 
     Args:
         train: `loop.fit`, or a function that calls it with a checkpoint. For several processes it
             and its arguments must be picklable: no lambda, and nothing that a notebook defines.
         model: on any device; each process moves its copy to its own GPU.
         args: further arguments of `train`.
-        processes: how many, one a GPU; without a GPU on the CPU.
+        processes: number of processes, one a GPU; without a GPU they run on the CPU.
         options: keywords of `train`, `checkpoint` among them.
 
     Returns:
         What `train` returns; the model is trained in place.
 
     Raises:
-        ValueError: where a training has no checkpoint, or the machine not so many GPUs.
+        ValueError: for several processes without a checkpoint, or more of them than GPUs.
         ProcessError: where a process fails.
     """
     if dist.is_torchelastic_launched():
@@ -117,15 +117,24 @@ def size() -> int:
 
 
 def wait() -> None:
-    """Until all the processes are here."""
+    """Wait until all the processes are here."""
     if size() > 1:
         dist.barrier()
 
 
 def share(batch: int, part: int, parts: int) -> slice:
-    """Where one of `parts` equal parts of a batch lies.
+    """Find one of the equal parts of a batch.
 
-    Raises ValueError where they would not be equal.
+    Args:
+        batch: items in the whole batch.
+        part: which part, from 0.
+        parts: number of parts.
+
+    Returns:
+        The slice of the part.
+
+    Raises:
+        ValueError: where the parts would not be equal.
     """
     if batch % parts:
         raise ValueError(
@@ -136,7 +145,7 @@ def share(batch: int, part: int, parts: int) -> slice:
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """The model itself in one process; else one whose gradients are averaged over the processes."""
+    """Wrap a model so that gradients are averaged over the processes; in one process: itself."""
     if size() == 1:
         return model
     # Mask R-CNN has parameters that take no part in the loss of a batch without a region. BatchNorm
@@ -145,14 +154,22 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def gradients_exchanged(network: nn.Module, *, now: bool) -> AbstractContextManager:
-    """Around the loss of a part of a batch: are gradients averaged after it, or only added up?"""
+    """Decide whether gradients are averaged after the loss of a part of a batch.
+
+    Args:
+        network: as `parallel` gives it.
+        now: whether they are averaged over the processes; else they are only added up.
+
+    Returns:
+        A context for the forward and the backward pass of that part.
+    """
     if now or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
 
 
 def mean(numbers: dict[str, float]) -> dict[str, float]:
-    """The same names with the means over the processes."""
+    """Average numbers over the processes, under the same names."""
     if size() == 1:
         return numbers
     device = "cuda" if torch.cuda.is_available() else "cpu"

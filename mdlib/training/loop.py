@@ -1,14 +1,15 @@
-"""The one training loop: fp32 or bf16, a schedule, resume to the same step, NaN stop, a log line.
+"""The one training loop: float32 or bfloat16, a schedule, checkpoints, and a log line.
 
-Two habits make it resumable without saving any random state. A batch is a function of the step
+It stops where loss or gradient is not finite, and it resumes at the step where it was stopped. Two
+rules make it resumable without saving any random state. A batch is a function of the step
 (`batches(step)`), and the global seed is set anew at each step from (seed, step). So a run that
 was killed and resumed does the same arithmetic as one that was not; on a CPU the weights are
-bit-equal. The first habit also lets worker processes prepare the next batches for a GPU.
+bit-equal. The first rule also lets worker processes prepare the next batches for a GPU.
 
 A batch may be taken in equal parts whose gradients are averaged: one after the other where a card
-is too small for the whole batch (`accumulation_steps`), and one in each process under `launch`. Each part
-has a seed of its own, so that the two ways are the same arithmetic. What looks at the whole batch
-sees a part: BatchNorm's statistics, OHEM's hardest pixels.
+is too small for the whole batch (`accumulation_steps`), and one in each process under `launch`.
+Each part has a seed of its own, so that the two ways are the same arithmetic. What is computed over
+a batch is computed over each part: BatchNorm's statistics, OHEM's hardest pixels.
 """
 
 import json
@@ -47,13 +48,14 @@ class Recipe(Settings):
         optimizer: "adamw", or "sgd" with momentum 0.9 (the reference's).
         peak_lr: learning rate after the warm-up, above 0.
         lr_milestones: steps from which the rate is a tenth; none: half a cosine down to 0.
-        warmup: steps of a linear rise to `peak_lr`.
+        warmup: steps of a linear rise to `peak_lr`; 0 or more.
         weight_decay: of weights; 0 or more.
-        backbone_lr_scale: share of the rate for the body, which starts from trained weights.
-        accumulation_steps: parts in which a process takes its share of a batch, one after the other.
-        seed: of dropout and all else that is drawn in a step; 0 or more.
+        backbone_lr_scale: share of the rate for the body, which starts from trained weights; 0 or
+            more.
+        accumulation_steps: parts in which a process takes its share of a batch, in turn; 1 or more.
+        seed: of dropout and everything else that is drawn in a step; 0 or more.
         schedule: steps of the cosine, where it is longer than the training; None: `steps`.
-        clip_norm: largest norm of the gradient; math.inf: any.
+        clip_norm: largest norm of the gradient, above 0; math.inf: any.
         bf16: whether the loss is computed in bfloat16 on a GPU (slower on most CPUs).
     """
 
@@ -88,10 +90,10 @@ class Recipe(Settings):
         self.check("clip_norm", self.clip_norm > 0, "above 0")
 
     def learning_rate(self, step: int) -> float:
-        """The rate of a step, counted from 0.
+        """Compute the rate of a step, counted from 0.
 
-        Linear to `peak_lr` over `warmup` steps, then half a cosine down to 0; or, with `lr_milestones`,
-        a tenth of it from each of these steps on.
+        Linear to `peak_lr` over `warmup` steps, then half a cosine down to 0; or, with
+        `lr_milestones`, a tenth of the rate before from each of these steps on.
         """
         if step < self.warmup:
             return self.peak_lr * (step + 1) / self.warmup
@@ -115,16 +117,16 @@ def fit(
     """Train a model in place, on its device and in the mode (train or eval) that it is in.
 
     Args:
-        model: what learns, with all that is saved and resumed. Its weights are laid out channels
-            last: convolutions are faster so, on a GPU and on a CPU.
+        model: the network, with all that is saved and resumed. Its weights are laid out channels
+            last, which makes convolutions faster on a GPU and on a CPU.
         batches: batches(step) gives the batch of a step; batches(step, part, parts) a part of it.
             Where it has a method `on_cpu` of the same arguments, and a batch `to(device)`, worker
             processes prepare batches for a GPU.
         loss: loss(model, batch) gives the scalar loss, and parts of it for the log.
-        recipe: how it learns.
+        recipe: optimizer, schedule and seed.
         checkpoint: a file that is written every CHECKPOINT_EVERY steps and at the end, and resumed
             where it is there; None: no checkpoint.
-        identity: what makes this run this run, as JSON; a checkpoint with another is refused.
+        identity: the settings that a run is known by, as JSON; a checkpoint with others is refused.
         after_step: after_step(step) runs after each update (a momentum encoder, an evaluation);
             what it returns is added to the log.
         log_every: steps between two rows.
@@ -171,10 +173,18 @@ def fit(
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of what learns in a model, in groups with their "lr_scale".
+    """Make the optimizer of the parameters that learn, in groups with their "lr_scale".
 
-    The body (`body` or `backbone.body`) learns at `recipe.backbone_lr_scale` of the rate. AdamW decays
-    neither biases and norms nor the positions of a ViT; SGD decays all, as the reference does.
+    The body (`body` or `backbone.body`) learns at `recipe.backbone_lr_scale` of the rate. AdamW
+    decays neither biases and norms nor the positions of a ViT; SGD decays all, as the reference
+    does.
+
+    Args:
+        model: its parameters that need a gradient.
+        recipe: optimizer, decay and scale.
+
+    Returns:
+        AdamW or SGD with momentum 0.9, at the rate 0 until `begin_step` sets it.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -207,10 +217,8 @@ def begin_step(
 
 def _parts(batches: Callable, start: int, recipe: Recipe, device: torch.device) -> Iterator:
     """The parts of all batches that this process takes, from step `start` on, on the device."""
-    first, parts = (
-        launch.rank() * recipe.accumulation_steps,
-        launch.size() * recipe.accumulation_steps,
-    )
+    first = launch.rank() * recipe.accumulation_steps
+    parts = launch.size() * recipe.accumulation_steps
     places = [
         (step,) if parts == 1 else (step, first + part, parts)
         for step in range(start, recipe.steps)
@@ -223,20 +231,24 @@ def _parts(batches: Callable, start: int, recipe: Recipe, device: torch.device) 
 
 
 def _call(function: Callable, arguments: tuple) -> Any:
+    """function(*arguments), for worker processes."""
     return function(*arguments)
 
 
 def _bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the loss is computed in bfloat16."""
     return recipe.bf16 and device.type == "cuda"
 
 
 def _check_loss(value: Tensor, named: Mapping[str, float], step: int, batch: Any) -> None:
+    """Raise TrainingError for a loss that is not finite, with the ids of the batch."""
     if not torch.isfinite(value):
         ids = getattr(batch, "ids", "n/a")
         raise TrainingError(f"loss is {value.item()} at step {step} ({named}); batch ids: {ids}")
 
 
 def _check_gradient(norm: Tensor, value: Tensor, named: Mapping[str, float], step: int) -> None:
+    """Raise TrainingError for a gradient that is not finite."""
     if not torch.isfinite(norm):
         where = f"at step {step}, where the loss is {value.item():.4g} ({named})"
         raise TrainingError(f"the gradient is not finite {where}")
@@ -244,6 +256,7 @@ def _check_gradient(norm: Tensor, value: Tensor, named: Mapping[str, float], ste
 
 @contextmanager
 def _memory_error_explained(step: int) -> Iterator[None]:
+    """Raise TrainingError where the GPU's memory is too small, with the ways out."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -265,6 +278,7 @@ class _Journal:
         self.notes: dict[str, float] = {}
 
     def seconds(self) -> float:
+        """Seconds of training, those before a resume among them."""
         return self.before + time.monotonic() - self.began
 
     def note(self, notes: Mapping[str, float]) -> None:

@@ -1,9 +1,9 @@
-"""How the zoo encoder learns, without a label: by following animals through tracking shots.
+"""How the zoo encoder learns without a label: from animals in tracking shots.
 
-InfoNCE in the manner of MoCo v3 (arXiv 2104.02057): the CLS token of a crop must pick, among all
-clips of the batch, the other frame of its own clip, as a momentum encoder sees it. The two frames
-of a clip share the subject and not the background, so the CLS token learns to attend to subjects.
-The momentum encoder (the teacher: a running mean of the student) is what is kept.
+InfoNCE in the manner of MoCo v3 (arXiv 2104.02057): from the CLS token of a crop, the network must
+find, among all clips of the batch, the other frame of its own clip as a momentum encoder encodes
+it. The two frames of a clip share the subject and not the background, so the CLS token learns to
+attend to subjects. The momentum encoder (the teacher: a running mean of the student) is kept.
 """
 
 import copy
@@ -19,15 +19,20 @@ from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, build_zoo
 
 
 class ProjectionModel(nn.Module):
-    """A ViT with the projection head it needs while it learns.
+    """A ViT with the projection head that it needs while it learns.
 
     Student and teacher are both one of these.
+
+    Args:
+        vit: without a classifier: images -> CLS tokens.
+        dim: dimension of the projection.
     """
 
     def __init__(self, vit: VisionTransformer, *, dim: int = 64):
         super().__init__()
         self.vit = vit
-        layers, width = [], vit.embed_dim
+        layers: list[nn.Module] = []
+        width = vit.embed_dim
         for wider in (384, 384):
             layers += [
                 nn.Linear(width, wider, bias=False),
@@ -40,12 +45,16 @@ class ProjectionModel(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised images -> (B, dim) unit vectors."""
+        """Project images: (B, 3, H, W) normalised -> (B, dim) unit vectors."""
         return F.normalize(self.head(self.vit(images)), dim=-1)
 
 
 def build_models(*, seed: int) -> tuple[ProjectionModel, ProjectionModel]:
-    """(student, teacher): the teacher starts as a copy and never sees a gradient."""
+    """Build (student, teacher): the teacher starts as a copy and never gets a gradient.
+
+    Args:
+        seed: of the weights; it is set as the global seed.
+    """
     torch.manual_seed(seed)
     student = ProjectionModel(build_zoo_vit())
     return student, copy.deepcopy(student).requires_grad_(False)
@@ -53,13 +62,27 @@ def build_models(*, seed: int) -> tuple[ProjectionModel, ProjectionModel]:
 
 @torch.no_grad()
 def update_ema(teacher: ProjectionModel, student: ProjectionModel, *, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter."""
-    for slow, fast in zip(teacher.parameters(), student.parameters()):
+    """Update the teacher in place, parameter by parameter.
+
+    teacher = momentum * teacher + (1 - momentum) * student.
+
+    Args:
+        teacher: changed.
+        student: read.
+        momentum: in [0, 1].
+    """
+    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         slow.lerp_(fast, 1 - momentum)
 
 
 def momentum_schedule(step: int, *, steps: int, base: float) -> float:
-    """From `base` to 1 along half a cosine: the teacher slows down until it stands still."""
+    """Raise the momentum from `base` to 1 along half a cosine, so that the teacher comes to a halt.
+
+    Args:
+        step: from 0.
+        steps: of the whole training.
+        base: momentum of the first step.
+    """
     return 1 - (1 - base) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -67,9 +90,15 @@ def momentum_schedule(step: int, *, steps: int, base: float) -> float:
 
 
 def info_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
-    """(B, d), (B, d) unit vectors; row i of both belongs to clip i.
+    """Compute the cross-entropy of finding the own clip among those of the batch.
 
-    Cross-entropy of finding one's own clip.
+    Args:
+        queries: (B, d) unit vectors.
+        keys: (B, d) unit vectors; row i of both belongs to clip i.
+        temperature: by which similarities are divided, above 0.
+
+    Returns:
+        The scalar mean.
     """
     logits = queries @ keys.T / temperature
     return F.cross_entropy(logits, torch.arange(len(queries), device=queries.device))
@@ -82,9 +111,17 @@ def tracking_loss(
     *,
     temperature: float,
 ) -> Tensor:
-    """InfoNCE of all crops of a batch of B clips against the teacher's view of the other frame.
+    """Compute InfoNCE of all crops against the teacher's large crop of the other frame.
 
-    crops: "large" (2, B, 3, S, S) and "small" (2, B, 3, s, s): one crop of each frame, normalised.
+    Args:
+        student: learns.
+        teacher: gets no gradient.
+        crops: of B clips, one of each frame, normalised: "large" (2, B, 3, S, S) and "small"
+            (2, B, 3, s, s).
+        temperature: see `info_nce`.
+
+    Returns:
+        The scalar mean over crop sizes and frames.
     """
     with torch.no_grad():
         first, second = teacher(crops["large"].flatten(0, 1)).chunk(2)
@@ -102,17 +139,23 @@ def tracking_loss(
 def crop_views(
     frames: Tensor, *, size: int, scale: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """One random square crop of each frame, colour-jittered, mirrored half the time, normalised.
+    """Draw one random square crop of each frame: colour jitter, mirrored half the time, normalised.
 
     By batched tensors: torchvision's ColorJitter draws once a call, and a loop over the clips is
     slower.
 
-    frames (B, 3, H, W) float in [0, 1]; scale: smallest and largest share of the area. Returns (B,
-    3, size, size).
+    Args:
+        frames: (B, 3, H, W) float in [0, 1].
+        size: pixels of a crop's side.
+        scale: smallest and largest share of the area.
+        generator: on the CPU; everything is drawn from it.
+
+    Returns:
+        (B, 3, size, size) float, normalised by ImageNet's mean and standard deviation.
     """
     batch = len(frames)
 
-    def rand(*shape):
+    def rand(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
     side = (scale[0] + (scale[1] - scale[0]) * rand(batch)).sqrt()
@@ -120,7 +163,7 @@ def crop_views(
     flip = torch.where(rand(batch) < 0.5, -1.0, 1.0)
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = side * flip, side, centre
-    grid = F.affine_grid(theta, (batch, 3, size, size), align_corners=False).to(frames.device)
+    grid = F.affine_grid(theta, [batch, 3, size, size], align_corners=False).to(frames.device)
     crops = F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
     crops = jitter_colour(crops, generator=generator)
     mean, std = (
@@ -130,27 +173,29 @@ def crop_views(
 
 
 def jitter_colour(images: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and saturation x 0.6-1.4, hue +-0.6 rad, grey for every fifth.
+    """Jitter colours, each image by its own draws.
 
-    (B, 3, H, W) in [0, 1].
+    Brightness, contrast and saturation x 0.6-1.4, hue +-0.6 rad, grey for every fifth on average.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        generator: on the CPU.
+
+    Returns:
+        (B, 3, H, W) float in [0, 1].
     """
     batch = len(images)
 
-    def between(low, high):
-        return (
-            (low + (high - low) * torch.rand(batch, generator=generator))
-            .view(-1, 1, 1, 1)
-            .to(images.device)
-        )
+    def between(low: float, high: float) -> Tensor:
+        drawn = low + (high - low) * torch.rand(batch, generator=generator)
+        return drawn.view(-1, 1, 1, 1).to(images.device)
 
     images = images * between(0.6, 1.4)
     centre = images.mean((1, 2, 3), keepdim=True)
     images = centre + (images - centre) * between(0.6, 1.4)
-    luma = (images * torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)).sum(
-        1, keepdim=True
-    )
-    # Hue: turn the colour difference about the grey axis (Rodrigues' formula for the axis (1, 1,
-    # 1)).
+    luma_weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
+    luma = (images * luma_weights).sum(1, keepdim=True)
+    # hue: turn the colour difference about the grey axis (1, 1, 1), by Rodrigues' formula
     colour, angle = (images - luma) * between(0.6, 1.4), between(-0.6, 0.6)
     crossed = (colour.roll(1, dims=1) - colour.roll(-1, dims=1)) / math.sqrt(3)
     colour = (
@@ -165,8 +210,18 @@ def jitter_colour(images: Tensor, *, generator: torch.Generator) -> Tensor:
 class ClipBatches:
     """batch(step) -> two crops of each frame of `batch` clips, a pure function of (seed, step).
 
-    clips (P, 2, H, W, 3) uint8 array. Every `wide_every`-th step shows larger crops of fewer clips:
-    the encoder is used on whole scenes, at a resolution that a cheap 64-pixel crop never shows it.
+    Every `wide_every`-th step shows larger crops of a third of the clips, because the encoder is
+    used on whole scenes, at a resolution that a cheap 64-pixel crop never shows it.
+
+    Args:
+        clips: (P, 2, H, W, 3) uint8 RGB, two frames of each clip.
+        batch: clips in a batch.
+        seed: of clips and views.
+        wide_every: steps from one wide step to the next; 0: none.
+        device: where batches are put.
+
+    Raises:
+        ValueError: where the batch is larger than the clips, or too small for a wide step.
     """
 
     def __init__(
@@ -182,15 +237,11 @@ class ClipBatches:
             raise ValueError(f"a batch of {batch} cannot be drawn from {len(clips)} clips")
         if wide_every > 0 and batch < 3:
             raise ValueError(f"wide steps show a third of the batch: {batch} is too small")
-        self.clips, self.batch, self.seed, self.wide_every, self.device = (
-            clips,
-            batch,
-            seed,
-            wide_every,
-            device,
-        )
+        self.clips, self.batch, self.seed = clips, batch, seed
+        self.wide_every, self.device = wide_every, device
 
     def __call__(self, step: int) -> dict[str, Tensor]:
+        """The crops that `tracking_loss` takes, of B clips; on `device`."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         wide = self.wide_every > 0 and step % self.wide_every == self.wide_every - 1
         large, small, count = (112, 48, self.batch // 3) if wide else (64, 32, self.batch)
@@ -210,5 +261,10 @@ class ClipBatches:
 
 
 def encoder_of(learner: ProjectionModel, *, device: str | torch.device) -> Encoder:
-    """A frozen copy of a learner's ViT, to look at while it goes on learning."""
+    """Copy a learner's ViT as a frozen encoder, to examine it while the learner goes on.
+
+    Args:
+        learner: not changed.
+        device: of the copy.
+    """
     return Encoder(copy.deepcopy(learner.vit), name="zoo", device=device)

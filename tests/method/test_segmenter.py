@@ -22,7 +22,6 @@ from mdlib.method.segmenter import (
     batch_loss,
     build_segmenter,
     label_map,
-    last_round,
     load_segmenter,
     ohem_loss,
     predict_logits,
@@ -660,11 +659,3 @@ def test_refined_maps_are_the_crf_of_each_picture(workers):
         soft = probabilities(torch.from_numpy(one), image_hw=scene.image.shape[:2]).numpy()
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, crf.dense_crf(scene.image, soft, settings).argmax(0))
-
-
-def test_the_last_round_is_the_crf_stages_where_it_trained(tmp_path):
-    deeplab, refined = tmp_path / "05", tmp_path / "06"
-    refined.mkdir()
-    assert last_round(deeplab, refined) == deeplab
-    (refined / "segmenter.safetensors").touch()
-    assert last_round(deeplab, refined) == refined
