@@ -1,7 +1,8 @@
 """What a preset needs before it can run, and what of that is missing.
 
 `python -m mdlib check PRESET` prints it: data, weights, disk, memory and time, all at once, since a
-run of hours should not end on a missing file. Every estimate says what it rests on; what nobody has measured is "not measured".
+run of hours should not end on a missing file. Every estimate says what it rests on; what nobody has
+measured is "not measured".
 """
 
 import os
