@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """Base of a frozen dataclass whose fields are named like parameters of a notebook."""
 
@@ -23,7 +24,7 @@ class Settings:
             ValueError: where a field without a default is missing, or a value is out of its range.
             TypeError: where `changed` names something that is no field.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := changed.keys() - fields.keys():
             raise TypeError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
         given = {name: value for name, value in {**parameters, **changed}.items() if name in fields}
@@ -33,6 +34,15 @@ class Settings:
         return cls(**given)
 
     def check(self, name: str, is_right: bool, expected: str) -> None:
-        """Raise ValueError, naming a field and its value, where that is not as expected."""
+        """Check one field.
+
+        Args:
+            name: of the field.
+            is_right: whether its value is as expected.
+            expected: how a right value is described in the message.
+
+        Raises:
+            ValueError: where it is not right; the message names the field and its value.
+        """
         if not is_right:
             raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")

@@ -23,7 +23,7 @@ WORKERS = {"cuda": min(8, os.cpu_count() or 1)}
 class _Items(Dataset):
     """make(item) as a map-style data set."""
 
-    def __init__(self, make: Callable, items: Sequence):
+    def __init__(self, make: Callable, items: Sequence) -> None:
         self.make, self.items = make, items
 
     def __len__(self) -> int:
@@ -60,4 +60,5 @@ def load(
 
 
 def _as_it_is(item: Any) -> Any:
+    """The item, not collated into tensors."""
     return item

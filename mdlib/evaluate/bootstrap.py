@@ -25,8 +25,12 @@ CONFIDENCE = 0.95  # share of the resamples inside an interval
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of two arms, first minus second: its value on all images and seeds, and the ends
-    of its interval.
+    """A difference of two arms, first minus second, and its interval.
+
+    Attributes:
+        value: the difference on all images and seeds.
+        low: the lower end of the interval.
+        high: its upper end.
     """
 
     value: float
@@ -35,10 +39,19 @@ class Interval:
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """The mean of a minus that of b, values of one arm each: (images,) or (seeds, images), paired
-    entry by entry.
+    """The mean of a minus that of b, with a paired bootstrap interval.
 
-    Raises ValueError for shapes that differ, a single image, or values that are not finite.
+    Args:
+        a: (images,) or (seeds, images) values of one arm.
+        b: the values of the other arm, of the same shape, paired entry by entry.
+        resamples: how often images and seeds are drawn anew.
+        seed: of the draws.
+
+    Returns:
+        The difference, in the unit of a and b.
+
+    Raises:
+        ValueError: for shapes that differ, a single image, or values that are not finite.
     """
     a, b = _paired(a, b, axes=2)
     seeds, images = _draws(a.shape[:2], resamples=resamples, seed=seed)
@@ -48,12 +61,23 @@ def mean_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) 
 
 
 def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """The mIoU of a minus that of b, from `metrics.intersection_and_union` of each image:
-    (images, 2, C) or (seeds, images, 2, C).
+    """The mIoU of a minus that of b, with a paired bootstrap interval.
 
     Areas are summed over the drawn images before they are divided, as mIoU is over a set; then the
-    mean is taken over the classes that occur, and over the drawn seeds. Raises ValueError as
-    `mean_difference`.
+    mean is taken over the classes that occur, and over the drawn seeds.
+
+    Args:
+        a: (images, 2, C) or (seeds, images, 2, C) areas of one arm in pixels, the
+            `metrics.intersection_and_union` of each image.
+        b: the areas of the other arm, of the same shape, paired entry by entry.
+        resamples: how often images and seeds are drawn anew.
+        seed: of the draws.
+
+    Returns:
+        The difference, in [-1, 1].
+
+    Raises:
+        ValueError: for shapes that differ, a single image, or values that are not finite.
     """
     a, b = _paired(a, b, axes=4)
     seeds, images = _draws(a.shape[:2], resamples=resamples, seed=seed)
@@ -62,8 +86,14 @@ def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) 
 
 
 def miou(areas: np.ndarray) -> np.ndarray:
-    """The mIoU of a set from the areas of its images: (images, 2, C) -> (), with seeds too ->
-    (seeds,).
+    """The mIoU of a set, from the areas of its images.
+
+    Args:
+        areas: (images, 2, C) or (seeds, images, 2, C), the `metrics.intersection_and_union` of
+            each image in pixels.
+
+    Returns:
+        () or (seeds,) float64, mean over the classes that occur.
     """
     areas = np.asarray(areas)
     return _mious(areas.reshape(-1, *areas.shape[-3:]), np.ones((1, areas.shape[-3]))).reshape(
@@ -91,9 +121,7 @@ def _paired(a: np.ndarray, b: np.ndarray, *, axes: int) -> tuple[np.ndarray, np.
 
 
 def _draws(size: tuple[int, int], *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed (resamples, S) and each image (resamples, I) is drawn, as shares that sum
-    to 1.
-    """
+    """(resamples, S) and (resamples, I): how often each seed and image is drawn; rows sum to 1."""
     rng = np.random.default_rng(seed)
 
     def shares(count: int) -> np.ndarray:
@@ -110,5 +138,6 @@ def _mious(areas: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def _effect(value: float, drawn: np.ndarray) -> Interval:
+    """A value with the percentile interval of its (resamples,) drawn values."""
     low, high = np.percentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return Interval(value, float(low), float(high))

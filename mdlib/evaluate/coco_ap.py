@@ -1,8 +1,9 @@
-"""COCO's average precision and recall of masks, by faster_coco_eval, and the paper's "single"
-protocol.
+"""COCO's average precision and recall of masks, and the paper's "single" protocol.
 
-AP is the mean over IoU thresholds 0.50, 0.55 ... 0.95 with at most 100 predictions an image; AR1,
-AR10 and AR100 are the recalls at 1, 10 and 100 predictions, averaged over the same thresholds.
+The evaluation is that of faster_coco_eval. AP is the mean over IoU thresholds 0.50, 0.55 ... 0.95
+with at most 100 predictions an image; AR1, AR10 and AR100 are the recalls at 1, 10 and 100
+predictions, averaged over the same thresholds.
+
 Sizes are COCO's, in pixels of the picture as it is stored. On pictures much smaller than COCO's 640
 x 480 few objects or none are "large", and a size that no object has is left out; limits that grow
 with the picture would call nearly every object of the zoo large and tell less.
@@ -24,14 +25,18 @@ from mdlib.evaluate.metrics import UNMATCHED, best_overlap, box_iou
 SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
+MAX_DETECTIONS = 100  # predictions of one image that COCO looks at
 
 
 @dataclass(frozen=True)
 class CocoScores:
-    """values: AP, AP50, AP75, AR1, AR10, AR100, and AP_small, AR_small ... of the sizes that occur;
-    empty without an object.
+    """The numbers of an evaluation, and its curves of precision over recall.
 
-    precision (10, 101): the precision at THRESHOLDS and RECALLS, made monotone, mean over classes.
+    Attributes:
+        values: AP, AP50, AP75, AR1, AR10, AR100, and AP_small, AR_small ... of the sizes that
+            occur, in [0, 1]; empty without an object.
+        precision: (10, 101) float64, the precision at THRESHOLDS and RECALLS, made monotone, mean
+            over classes.
     """
 
     values: dict[str, float]
@@ -53,6 +58,9 @@ def coco_scores(
         truths: the true objects of each image, looked at once and in order.
         names: (k,) the class of each cluster, from 1, for an evaluation by class; predictions in a
             cluster of -1 are of no class and are left out (`named`). None: class-agnostic.
+
+    Returns:
+        The scores; zeros where nothing was predicted.
 
     Raises:
         ValueError: where there are only boxes, or the numbers of images differ.
@@ -98,13 +106,13 @@ def single(
     object keeps its prediction, which is a false alarm. Crowds are left out.
 
     Args:
-        images: The predictions of each image, as `coco_scores` takes them.
-        truths: The true objects of each image, looked at once and in order.
-        overlap: What is compared to choose the object: "box" (the paper) or "mask".
+        images: the predictions of each image, as `coco_scores` takes them.
+        truths: the true objects of each image, looked at once and in order.
+        overlap: what is compared to choose the object: "box" (the paper) or "mask".
 
     Returns:
-        images: The most confident prediction of each image.
-        truths: One object of each image; they come one image at a time.
+        images: the most confident prediction of each image.
+        truths: one object of each image; they come one image at a time.
 
     Raises:
         ValueError: `overlap` is neither.
@@ -117,21 +125,29 @@ def single(
 
 
 def _reduced(kept: list[Mask], true: Instances, overlap: str) -> Instances:
+    """The one object of an image that the "single" protocol judges; none where there is none."""
     if not len(true.labels):
         chosen = []
     elif not kept:
         chosen = [int(true.masks.sum((1, 2)).argmax())]
     elif overlap == "box":
-        chosen = [reduce_to_best_box(kept[0].box, true.boxes)]
+        chosen = [reduce_to_best_box(np.array(kept[0].box), true.boxes)]
     else:
         chosen = [best_overlap(kept[0].pixels(), true.masks)[1]]
     return Instances(masks=true.masks[chosen], labels=true.labels[chosen])
 
 
 def named(images: Sequence[Sequence[Mask]], names: np.ndarray) -> list[list[Mask]]:
-    """The predictions whose cluster has a class, names (k,): classes from 1, -1 without one.
+    """The predictions whose cluster has a class.
 
     A prediction of no class can neither be right nor wrong.
+
+    Args:
+        images: the predictions of each image.
+        names: (k,) the class of each cluster, from 1; -1 where it has none.
+
+    Returns:
+        The predictions that are left, image by image, in their order.
     """
     return [[mask for mask in masks if names[mask.cluster] != UNMATCHED] for masks in images]
 
@@ -158,6 +174,7 @@ def _annotations(truths: Iterable[Instances], *, by_class: bool) -> dict:
 
 
 def _annotation(image: int, pixels: np.ndarray) -> dict:
+    """(H, W) bool as an annotation of a COCO file."""
     return Mask.from_pixels(pixels, image_id=str(image)).to_coco(number=0, image_number=image)
 
 
@@ -171,6 +188,7 @@ def _without_predictions(truth: dict) -> CocoScores:
 
 
 def _values(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """(T, R, K, A, M) precision and (T, K, A, M) recall -> the numbers by their names."""
     values = {
         "AP": precision[..., 0, -1],
         "AP50": precision[0, ..., 0, -1],
@@ -183,30 +201,38 @@ def _values(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     return {name: float(_mean(value)) for name, value in values.items() if (value > -1).any()}
 
 
-def _mean(values: np.ndarray, axis=None) -> np.ndarray:
+def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Mean over what is not -1, COCO's mark for "no object"; 0 where nothing is."""
     there = values > -1
     return np.where(there, values, 0).sum(axis) / there.sum(axis).clip(1)
 
 
-MAX_DETECTIONS = 100  # predictions of one image that COCO looks at
-
-
 def reduce_to_best_box(box: np.ndarray, true_boxes: np.ndarray) -> int:
-    """The true box (n, 4) that a predicted box (4,) overlaps best: its index, the first on a tie;
-    -1 only where n = 0.
+    """The true box that a predicted box overlaps best.
 
     For the "single" protocol, whose ground truth is this one object. A box that touches none still
     gets index 0: the object counts as missed, it does not vanish from the truth.
+
+    Args:
+        box: (4,) x0, y0, x1, y1 in pixels, ends exclusive.
+        true_boxes: (n, 4), likewise.
+
+    Returns:
+        The index of the true box, the first on a tie; -1 only where n = 0.
     """
-    return int(box_iou([box], true_boxes)[0].argmax()) if len(true_boxes) else -1
+    return int(box_iou(box, true_boxes)[0].argmax()) if len(true_boxes) else -1
 
 
 def average_precision(scores: np.ndarray, hits: np.ndarray, positives: int) -> float:
     """COCO's AP at one threshold: precision made monotone, averaged at 101 recalls.
 
-    scores (n,) and hits (n,) bool of all predictions; positives: number of true objects. NaN
-    without any.
+    Args:
+        scores: (n,) of all predictions, higher is more confident.
+        hits: (n,) bool, whether each found an object.
+        positives: number of true objects.
+
+    Returns:
+        The average precision, in [0, 1]; NaN without a true object.
     """
     if positives == 0:
         return float("nan")
@@ -220,13 +246,22 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, positives: int) -> f
 
 
 def detection_hits(scores: np.ndarray, overlaps: np.ndarray, *, threshold: float) -> np.ndarray:
-    """COCO's greedy matching in one image: scores (n,), overlaps (n, m) IoU with the true objects
-    -> (n,) bool.
+    """COCO's greedy matching of predictions to true objects, in one image.
 
     Best score first (stable on ties), a prediction takes the free object that it overlaps most, if
-    that IoU reaches threshold; on equal IoUs the last one, as pycocotools. Returned in the order
-    given. Raises ValueError where the shapes do not fit. Source: pycocotools, COCOeval.evaluateImg
-    (no crowds).
+    that IoU reaches the threshold; on equal IoUs the last one, as pycocotools. Source: pycocotools,
+    COCOeval.evaluateImg (no crowds).
+
+    Args:
+        scores: (n,) of the predictions.
+        overlaps: (n, m) IoU of each prediction with each true object.
+        threshold: the lowest IoU of a hit, in (0, 1].
+
+    Returns:
+        (n,) bool, whether each prediction found an object, in the order given.
+
+    Raises:
+        ValueError: where the shapes do not fit.
     """
     scores, overlaps = np.asarray(scores, np.float64), np.asarray(overlaps, np.float64)
     if scores.ndim != 1 or overlaps.ndim != 2 or len(scores) != len(overlaps):

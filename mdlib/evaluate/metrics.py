@@ -22,20 +22,30 @@ UNMATCHED = -1
 def confusion(
     pred: np.ndarray, target: np.ndarray, *, num_preds: int, num_targets: int, ignore: int = 255
 ) -> np.ndarray:
-    """Count pixel pairs: (num_preds, num_targets) int64, entry [p, t] = pixels predicted p where t
-    is true.
+    """Count pairs of predicted and true values, pixel by pixel.
 
-    pred and target: integer arrays of one shape; pixels with target == ignore never count. Add over
-    images. Raises ValueError for a shape mismatch or a value outside the ranges.
+    Args:
+        pred: integers in 0..num_preds - 1, of any shape.
+        target: integers in 0..num_targets - 1, or `ignore`, of the same shape.
+        num_preds: number of predicted values.
+        num_targets: number of true ones.
+        ignore: pixels with this target never count.
+
+    Returns:
+        (num_preds, num_targets) int64, entry [p, t] the pixels predicted p where t is true. Add
+        them up over images.
+
+    Raises:
+        ValueError: for a shape mismatch or a value outside the ranges.
     """
     pred, target = np.asarray(pred), np.asarray(target)
     if pred.shape != target.shape:
         raise ValueError(f"prediction {pred.shape} and target {target.shape} differ in shape")
     counted = target != ignore
     p, t = pred[counted].astype(np.int64), target[counted].astype(np.int64)
-    if p.size and not (0 <= p.min() and p.max() < num_preds):
+    if p.size and (p.min() < 0 or p.max() >= num_preds):
         raise ValueError(f"predictions {p.min()}..{p.max()} are outside 0..{num_preds - 1}")
-    if t.size and not (0 <= t.min() and t.max() < num_targets):
+    if t.size and (t.min() < 0 or t.max() >= num_targets):
         raise ValueError(
             f"targets {t.min()}..{t.max()} are outside 0..{num_targets - 1} (ignored: {ignore})"
         )
@@ -47,8 +57,15 @@ def confusion(
 def per_image_confusion(
     maps: Iterable[np.ndarray], dataset: "Dataset", *, rows: int
 ) -> Iterator[np.ndarray]:
-    """The confusion matrix (rows, C) of each image's label map with its true map; their `sum` is
-    that of the set.
+    """The confusion matrix of each image's label map with its true map.
+
+    Args:
+        maps: (H, W) integers of each image, in the order of the data set.
+        dataset: the images, with semantic labels.
+        rows: number of values in the maps.
+
+    Yields:
+        (rows, C) int64 of each image; their `sum` is that of the set.
     """
     for i, labels in enumerate(maps):
         yield confusion(
@@ -62,12 +79,20 @@ def per_image_confusion(
 def match_hungarian(
     confusion: np.ndarray, *, score: str = "iou", pinned: dict[int, int] | None = None
 ) -> np.ndarray:
-    """One-to-one matching of predictions to classes with the best total score.
+    """Match predictions to classes one-to-one, with the best total score.
 
-    confusion (num_preds, num_targets) counts of pixels or masks. score: "iou", or "count" (the raw
-    counts). pinned: {prediction: class} fixed beforehand. Returns (num_preds,) int64, -1 where
-    nothing was left to match. Ties go to the lower prediction, then the lower class, whatever the
-    solver does.
+    Ties go to the lower prediction, then the lower class, whatever the solver does.
+
+    Args:
+        confusion: (num_preds, num_targets) counts of pixels or masks.
+        score: "iou", or "count" for the raw counts.
+        pinned: {prediction: class} fixed beforehand.
+
+    Returns:
+        (num_preds,) int64 class of each prediction, -1 where nothing was left to match.
+
+    Raises:
+        ValueError: for an unknown score.
     """
     if score not in ("iou", "count"):
         raise ValueError(f'score must be "iou" or "count", got {score!r}')
@@ -98,9 +123,14 @@ def match_hungarian(
 
 
 def match_majority(confusion: np.ndarray, *, pinned: dict[int, int] | None = None) -> np.ndarray:
-    """Many-to-one: each prediction takes its most frequent class (lowest on a tie).
+    """Match many-to-one: each prediction takes its most frequent class, the lowest on a tie.
 
-    Never seen: -1. (num_preds,) int64.
+    Args:
+        confusion: (num_preds, num_targets) counts of pixels or masks.
+        pinned: {prediction: class} fixed beforehand.
+
+    Returns:
+        (num_preds,) int64 class of each prediction, -1 where it was never seen.
     """
     counts = np.asarray(confusion)
     mapping = np.where(counts.sum(1) > 0, counts.argmax(1), UNMATCHED).astype(np.int64)
@@ -110,8 +140,15 @@ def match_majority(confusion: np.ndarray, *, pinned: dict[int, int] | None = Non
 
 
 def merge_predictions(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
-    """(num_preds, num_targets) and (num_preds,) -> (num_targets + 1, num_targets): rows are
-    classes, the last row collects unmatched predictions.
+    """Add up the rows of predictions that stand for the same class.
+
+    Args:
+        confusion: (num_preds, num_targets) counts.
+        mapping: (num_preds,) the class of each prediction, -1 where it has none.
+
+    Returns:
+        (num_targets + 1, num_targets) int64: rows are classes, the last row collects unmatched
+        predictions.
     """
     counts, mapping = np.asarray(confusion), np.asarray(mapping)
     merged = np.zeros((counts.shape[1] + 1, counts.shape[1]), np.int64)
@@ -138,16 +175,30 @@ def intersection_and_union(confusion: np.ndarray, mapping: np.ndarray) -> np.nda
 
 
 def areas_to_iou(areas: np.ndarray) -> np.ndarray:
-    """Intersections and unions (..., 2, C) -> IoU (..., C), NaN where a class has no union."""
+    """Divide intersections by unions.
+
+    Args:
+        areas: (..., 2, C) intersections, then unions, in pixels.
+
+    Returns:
+        (..., C) float64 IoU in [0, 1], NaN where a class has no union.
+    """
     hits, unions = areas[..., 0, :], areas[..., 1, :]
     return np.divide(hits, unions, out=np.full(hits.shape, np.nan), where=unions > 0)
 
 
 def iou(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class after naming: (num_targets,) float64.
+    """Intersection over union of each class after naming.
 
-    NaN where a class is absent from both truth and prediction. What an unmatched prediction counts
-    as: see `intersection_and_union`.
+    What an unmatched prediction counts as: see `intersection_and_union`.
+
+    Args:
+        confusion: (num_preds, num_targets) counts of pixels.
+        mapping: (num_preds,) the class of each prediction, -1 where it has none.
+
+    Returns:
+        (num_targets,) float64 in [0, 1], NaN where a class is absent from both truth and
+        prediction.
     """
     return areas_to_iou(intersection_and_union(confusion, mapping))
 
@@ -158,17 +209,22 @@ def mean_iou(confusion: np.ndarray, mapping: np.ndarray) -> float:
 
 
 def object_agreement(named: np.ndarray, target: np.ndarray, *, ignore: int = 255) -> float:
-    """Share of one image's pixels with the right class, among those that the map or the truth calls
-    an object.
+    """Share of an image's pixels with the right class, where the map or the truth has an object.
 
-    named, target: (H, W) class indices, 0 background; -1 in named is no class. 1.0 where neither
-    sees an object.
+    Args:
+        named: (H, W) class of each pixel, 0 background; -1 is no class.
+        target: (H, W) true class of each pixel, 0 background.
+        ignore: pixels with this target never count.
+
+    Returns:
+        The share, in [0, 1]; 1.0 where neither has an object.
     """
     seen = ((named != 0) | (target != 0)) & (target != ignore)
     return float((named == target)[seen].mean()) if seen.any() else 1.0
 
 
 def _pairwise_iou(counts: np.ndarray) -> np.ndarray:
+    """(num_preds, num_targets) counts -> IoU of each pair, 0 where both are empty."""
     union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
     return np.divide(counts, union, out=np.zeros(counts.shape), where=union > 0)
 
@@ -177,7 +233,15 @@ def _pairwise_iou(counts: np.ndarray) -> np.ndarray:
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, H, W) bool, (m, H, W) bool -> (n, m) float64; two empty masks have IoU 0."""
+    """IoU of each mask of one stack with each of another.
+
+    Args:
+        a: (n, H, W) bool.
+        b: (m, H, W) bool.
+
+    Returns:
+        (n, m) float64 in [0, 1]; two empty masks have IoU 0.
+    """
     a, b = (
         masks.reshape(len(masks), int(np.prod(masks.shape[1:]))).astype(np.float64)
         for masks in (a, b)
@@ -188,7 +252,15 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Boxes x0, y0, x1, y1 with exclusive ends: (n, 4), (m, 4) -> (n, m) float64."""
+    """IoU of each box with each of others.
+
+    Args:
+        a: (n, 4) x0, y0, x1, y1 in pixels, ends exclusive; (4,) is one box.
+        b: (m, 4), likewise.
+
+    Returns:
+        (n, m) float64 in [0, 1]; two empty boxes have IoU 0.
+    """
     a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
     low, high = (
         np.maximum(a[:, None, :2], b[None, :, :2]),
@@ -200,8 +272,14 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def best_overlap(mask: np.ndarray, instances: np.ndarray) -> tuple[float, int]:
-    """(H, W) bool against (n, H, W) bool -> (best IoU, its index); (0.0, -1) where there is no
-    instance.
+    """The instance that a mask overlaps best.
+
+    Args:
+        mask: (H, W) bool.
+        instances: (n, H, W) bool.
+
+    Returns:
+        The best IoU and its index, the first on a tie; (0.0, -1) where there is no instance.
     """
     if not len(instances):
         return 0.0, -1
@@ -210,19 +288,33 @@ def best_overlap(mask: np.ndarray, instances: np.ndarray) -> tuple[float, int]:
 
 
 def top_iou(masks: Sequence[np.ndarray], instances: "Instances") -> float:
-    """IoU of an image's first mask with the object that it overlaps best; 0 without either.
+    """IoU of an image's first mask with the object that it overlaps best.
 
     Args:
         masks: (H, W) bool masks of the image, of which the first is judged.
-        instances: Its true objects.
+        instances: its true objects.
+
+    Returns:
+        The IoU, in [0, 1]; 0 without a mask or an object.
     """
     return best_overlap(masks[0], instances.masks)[0] if len(masks) else 0.0
 
 
 def corloc(boxes: list, truths: list) -> float:
-    """Share of images whose one predicted box (4,) or None has IoU >= 0.5 with any true box (n, 4)."""
+    """CorLoc: share of images whose one predicted box has IoU >= 0.5 with any true box.
+
+    Args:
+        boxes: (4,) x0, y0, x1, y1 of each image in pixels, ends exclusive; None where it has none.
+        truths: (n, 4) true boxes of each image, likewise.
+
+    Returns:
+        The share, in [0, 1]; an image without a predicted or a true box is missed.
+
+    Raises:
+        ValueError: for lists of different lengths.
+    """
     hits = [
-        box is not None and len(true) > 0 and box_iou([box], true).max() >= 0.5
+        box is not None and len(true) > 0 and box_iou(box, true).max() >= 0.5
         for box, true in zip(boxes, truths, strict=True)
     ]
     return float(np.mean(hits))

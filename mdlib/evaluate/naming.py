@@ -19,21 +19,35 @@ from mdlib.evaluate.metrics import UNMATCHED, box_iou, iou, match_hungarian, mat
 
 PROTOCOLS = {  # name: where the names come from, and how
     "train, one-to-one": "counts of training masks, Hungarian (the paper); background is pinned",
-    "train, majority": "counts of training masks, each cluster its most frequent class (the reference, where k is larger)",
+    "train, majority": (
+        "counts of training masks, each cluster its most frequent class "
+        "(the reference, where k is larger)"
+    ),
     "val, one-to-one": "pixel IoU on val, Hungarian, background free as well (most peers)",
-    "val, majority": "pixels of val, each row its most frequent class: more names than peers allow, chosen on val",
+    "val, majority": (
+        "pixels of val, each row its most frequent class: "
+        "more names than peers allow, chosen on val"
+    ),
 }
 
 
 def all_mappings(counts: np.ndarray, confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Every protocol's mapping: counts (k, C) of training masks by cluster and class, confusion (1
-    + k, C) pixels of val.
+    """The mapping of every protocol.
 
-    Each mapping is (1 + k,) int64, -1 where a row has no name.
+    Args:
+        counts: (k, C) training masks by cluster and class.
+        confusion: (1 + k, C) pixels of val by row and class.
+
+    Returns:
+        {name in PROTOCOLS: (1 + k,) int64 class of each row, -1 where it has no name}.
+
+    Raises:
+        ValueError: where the two are not of the same clusters and classes.
     """
     if len(confusion) != 1 + len(counts) or confusion.shape[1] != counts.shape[1]:
         raise ValueError(
-            f"counts {counts.shape} and confusion {confusion.shape} are not of the same clusters and classes"
+            f"counts {counts.shape} and confusion {confusion.shape} "
+            "are not of the same clusters and classes"
         )
     return {
         "train, one-to-one": name_on_train(counts, "one-to-one"),
@@ -44,8 +58,14 @@ def all_mappings(counts: np.ndarray, confusion: np.ndarray) -> dict[str, np.ndar
 
 
 def name_on_train(counts: np.ndarray, rule: str) -> np.ndarray:
-    """Counts (k, C) of training masks -> mapping (1 + k,), background pinned. rule: "one-to-one" or
-    "majority".
+    """Name clusters by the classes of their training masks, background pinned.
+
+    Args:
+        counts: (k, C) training masks by cluster and class.
+        rule: "one-to-one" or "majority".
+
+    Returns:
+        (1 + k,) int64 class of each row, 0 for the first, -1 where it has no name.
     """
     match = (
         match_majority(counts[:, 1:])
@@ -56,11 +76,18 @@ def name_on_train(counts: np.ndarray, rule: str) -> np.ndarray:
 
 
 def score_mapping(confusion: np.ndarray, mapping: np.ndarray) -> dict:
-    """mIoU under a mapping, and what classes that no row stands for take from it.
+    """The mIoU under a mapping, and what classes that no row stands for take from it.
 
-    "miou" as metrics.mean_iou; "missing": the classes that occur and have no row, each with IoU 0;
-    "miou_named": the mean over the others; "cost": the second minus the first. The cost is an
-    account of this mapping: a row that took a missing class's name would lose its own.
+    The cost is an account of this mapping: a row that took a missing class's name would lose its
+    own.
+
+    Args:
+        confusion: (1 + k, C) pixels by row and class.
+        mapping: (1 + k,) the class of each row, -1 where it has none.
+
+    Returns:
+        "miou" as `metrics.mean_iou`; "missing", the classes that occur and have no row, each with
+        IoU 0; "miou_named", the mean over the others; "cost", "miou_named" minus "miou".
     """
     values = iou(confusion, mapping)
     occurs = confusion.sum(0) > 0
@@ -77,12 +104,19 @@ def score_mapping(confusion: np.ndarray, mapping: np.ndarray) -> dict:
 
 
 def clustering_scores(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """How well clusters and classes of n masks agree, without a name: (n,), (n,) integers -> nmi,
-    ari, purity.
+    """How well the clusters and classes of masks agree, without a name.
 
-    nmi in [0, 1]: normalised mutual information (arithmetic mean); ari in [-0.5, 1]: Rand index
-    above chance, 0 for random clusters; purity in (0, 1]: share of masks in their cluster's most
-    frequent class, which grows with k. Raises ValueError without a mask.
+    Args:
+        clusters: (n,) integers, the cluster of each mask.
+        classes: (n,) integers, its class.
+
+    Returns:
+        "nmi" in [0, 1]: normalised mutual information (arithmetic mean); "ari" in [-0.5, 1]: Rand
+        index above chance, 0 for random clusters; "purity" in (0, 1]: share of masks in their
+        cluster's most frequent class, which grows with k.
+
+    Raises:
+        ValueError: without a mask.
     """
     clusters, classes = np.asarray(clusters), np.asarray(classes)
     if not len(clusters):
@@ -99,14 +133,22 @@ def mask_class(mask: Mask, instances: Instances) -> int:
     """The class of the true box that overlaps the mask's box best; 0 where none overlaps."""
     if mask.box is None or not len(instances.labels):
         return 0
-    overlaps = box_iou([mask.box], instances.boxes)[0]
+    overlaps = box_iou(np.array(mask.box), instances.boxes)[0]
     return int(instances.labels[overlaps.argmax()]) if overlaps.max() > 0 else 0
 
 
 def mask_classes(masks: Sequence[Mask], dataset: Dataset) -> np.ndarray:
-    """The class of each mask, (n,) int64, as `mask_class`; the masks of an image follow each other.
+    """The class of each mask, as `mask_class`.
 
-    Raises NoLabels where the data set has no objects.
+    Args:
+        masks: n masks; those of an image follow each other.
+        dataset: their images.
+
+    Returns:
+        (n,) int64, 0 for background.
+
+    Raises:
+        NoLabels: where the data set has no objects.
     """
     found: list[int] = []
     for image_id, of_image in groupby(masks, key=lambda mask: mask.image_id):
@@ -118,8 +160,19 @@ def mask_classes(masks: Sequence[Mask], dataset: Dataset) -> np.ndarray:
 def count_matrix(
     clusters: np.ndarray, classes: np.ndarray, *, k: int, num_classes: int
 ) -> np.ndarray:
-    """(n,) cluster and (n,) class of each mask -> (k, num_classes) int64 counts; class 0 is
-    background.
+    """Count masks by cluster and class.
+
+    Args:
+        clusters: (n,) integers in 0..k - 1, the cluster of each mask.
+        classes: (n,) integers in 0..num_classes - 1, its class; 0 is background.
+        k: number of clusters.
+        num_classes: number of classes, background among them.
+
+    Returns:
+        (k, num_classes) int64.
+
+    Raises:
+        ValueError: for a negative cluster or class.
     """
     if len(clusters) and (min(clusters) < 0 or min(classes) < 0):
         raise ValueError("clusters and classes count from 0: leave masks without one out")
@@ -129,10 +182,14 @@ def count_matrix(
 
 
 def name_clusters(counts: np.ndarray) -> np.ndarray:
-    """The class of each cluster, from (k, num_classes) counts of masks: (k,) int64, -1 where
-    nothing is left to name.
+    """The class of each cluster, from the classes of its masks; never background.
 
     One-to-one by the Hungarian method; with more clusters than classes each takes its majority.
-    Never background.
+
+    Args:
+        counts: (k, num_classes) masks by cluster and class, as `count_matrix`.
+
+    Returns:
+        (k,) int64, -1 where nothing is left to name.
     """
     return name_on_train(counts, "one-to-one" if len(counts) < counts.shape[1] else "majority")[1:]

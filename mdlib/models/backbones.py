@@ -2,16 +2,17 @@
 
 None has ever seen a label.
 
-    "vit"       the course's own encoder, for two CPU cores: one map of stride 8, made a pyramid where one is needed
-                (Li et al., "Exploring plain ViT backbones", arXiv 2203.16527: a plain ViT needs no
-                more than that)
+    "vit"       the course's own encoder, for two CPU cores: one map of stride 8, made a pyramid
+                where one is needed (Li et al., "Exploring plain ViT backbones", arXiv 2203.16527:
+                a plain ViT needs no more than that)
     "resnet50"  the paper's: with an FPN for Mask R-CNN, at stride 8 for DeepLab-v3
 
 Self-supervised weights of a ResNet-50 that are known by name (PUBLISHED_WEIGHTS), fetched once into
 the user's cache:
 
     "dino_resnet50"    DINO (arXiv 2104.14294), for Mask R-CNN as in LOST's recipe
-    "mocov2_resnet50"  MoCo v2, 800 epochs (arXiv 2003.04297), for DeepLab-v3 as in the paper; CC BY-NC 4.0
+    "mocov2_resnet50"  MoCo v2, 800 epochs (arXiv 2003.04297), for DeepLab-v3 as in the paper;
+                       CC BY-NC 4.0
 
 torchvision would load supervised ImageNet weights where none are named; here `weights=None` is
 always passed on.
@@ -20,6 +21,7 @@ always passed on.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -59,15 +61,24 @@ class FeatureCache:
         max_bytes: of all maps together; what comes when they are reached is not kept.
     """
 
-    def __init__(self, max_bytes: int):
+    def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes = max_bytes, 0
         self.maps: dict[bytes, Tensor] = {}
 
     def __call__(self, images: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
-        """extract(images) in half precision's accuracy: (B, 3, H, W) -> (B, D, h, w) float32."""
+        """Compute the maps of a batch, or take them from the cache.
+
+        Args:
+            images: (B, 3, H, W).
+            extract: (1, 3, H, W) -> (1, D, h, w), the body.
+
+        Returns:
+            (B, D, h, w) float32, in half precision's accuracy.
+        """
         return torch.stack([self._one(image, extract) for image in images]).float()
 
     def _one(self, image: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
+        """(3, H, W) -> (D, h, w) float16."""
         key = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()
         if (found := self.maps.get(key)) is None:
             found = extract(image[None])[0].half()
@@ -78,24 +89,28 @@ class FeatureCache:
 
 
 class ViTMap(nn.Module):
-    """A ViT as a convolutional body: (B, 3, H, W) normalised -> {"out": (B, D, H / 8, W / 8)},
-    whitened.
+    """A ViT as a convolutional body of stride 8, whose map is whitened.
 
     All tokens share one large vector, and what differs between subjects is a hundred times smaller:
     without whitening (as in stage 2; here a running one, channel by channel) heads hardly learn
     clusters in a few hundred steps.
 
-    The last `trainable_blocks` blocks and the final norm learn; what comes before is frozen, as
-    DeepLab's first layers are in the reference. H and W are padded to whole patches by repeating
-    the border, as the encoder does.
+    H and W are padded to whole patches by repeating the border, as the encoder does.
 
-    cache: where nothing learns, each picture's map is taken from there, so it is computed once. On
-    two CPU cores the body is most of a training step.
+    Args:
+        vit: the network; its `requires_grad` is set here.
+        trainable_blocks: how many of the last blocks learn, and the final norm with them; what
+            comes before is frozen, as DeepLab's first layers are in the reference.
+        cache: where nothing learns, each picture's map is taken from there, so it is computed
+            once. On two CPU cores the body is most of a training step.
+
+    Raises:
+        ValueError: for more trainable blocks than there are, or fewer than none.
     """
 
     def __init__(
         self, vit: VisionTransformer, *, trainable_blocks: int, cache: FeatureCache | None = None
-    ):
+    ) -> None:
         super().__init__()
         if not 0 <= trainable_blocks <= len(vit.blocks):
             raise ValueError(
@@ -110,16 +125,26 @@ class ViTMap(nn.Module):
             part.requires_grad_(True)
         self.train()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; the stem stays in evaluation mode."""
         super().train(mode)
         self.vit.patch_embed.eval()  # the stem's BatchNorm keeps its statistics
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the whitened map of a batch.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+
+        Returns:
+            {"out": (B, D, H / 8, W / 8) float32}, sides rounded up.
+        """
         maps = self._extract(images) if self.cache is None else self.cache(images, self._extract)
         return {"out": self.whiten(maps)}
 
     def _extract(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D, h, w), the patch tokens as a map."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
         grid_hw = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
@@ -134,15 +159,26 @@ class ViTMap(nn.Module):
 
 
 class ViTPyramid(nn.Module):
-    """The ViT's one map as the two levels that Mask R-CNN looks at: stride 8 as it is, stride 16 by
-    averaging.
+    """The ViT's one map as the two levels that Mask R-CNN looks at.
+
+    Args:
+        body: gives the map of stride 8, which is the first level as it is; the second one, of
+            stride 16, is made by averaging.
     """
 
-    def __init__(self, body: ViTMap):
+    def __init__(self, body: ViTMap) -> None:
         super().__init__()
         self.body, self.out_channels = body, body.out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute both levels of a batch.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+
+        Returns:
+            {"0": (B, D, H / 8, W / 8), "1": (B, D, H / 16, W / 16)} float32, sides rounded up.
+        """
         fine = self.body(images)["out"]
         return {"0": fine, "1": F.avg_pool2d(fine, 2, ceil_mode=True, count_include_pad=False)}
 
@@ -154,15 +190,25 @@ def build_map(
     trainable_blocks: int,
     cache: FeatureCache | None = None,
 ) -> nn.Module:
-    """A body for DeepLab-v3: {"out": feature map of stride 8}, and its `out_channels`.
+    """Build a body for DeepLab-v3.
 
-    weights: a file of self-supervised weights; None or "random": none of them. For "vit"
-    safetensors as pretrain writes them; for "resnet50" also a name in PUBLISHED_WEIGHTS, or a file
-    of torch.save or safetensors with torchvision's key names and no head, or a checkpoint of MoCo
-    v2. trainable_blocks: how many of the ViT's blocks, or of the ResNet's four layers, learn; the
-    others are frozen. cache: for "vit" where nothing learns; else it is not used. Raises
-    WeightsError for weights that are missing, broken or unfitting,
-    or cannot be fetched.
+    Args:
+        name: one of BACKBONES.
+        weights: a file of self-supervised weights; None or "random": none of them. For "vit"
+            safetensors as `pretrain` writes them; for "resnet50" also a name in
+            PUBLISHED_WEIGHTS, or a file of torch.save or safetensors with torchvision's key names
+            and no head, or a checkpoint of MoCo v2.
+        trainable_blocks: how many of the ViT's blocks, or of the ResNet's four layers, learn; the
+            others are frozen.
+        cache: for "vit" where nothing learns; else it is not used.
+
+    Returns:
+        A module, (B, 3, H, W) float32 normalised -> {"out": feature map of stride 8}, with its
+        number of channels as `out_channels`.
+
+    Raises:
+        ValueError: for an unknown name, or a `trainable_blocks` out of its range.
+        WeightsError: for weights that are missing, broken or unfitting, or cannot be fetched.
     """
     _check_name(name)
     if name == "vit":
@@ -181,9 +227,20 @@ def build_pyramid(
     trainable_blocks: int,
     cache: FeatureCache | None = None,
 ) -> nn.Module:
-    """A body for Mask R-CNN: {level: feature map}, all of `out_channels`.
+    """Build a body for Mask R-CNN.
 
-    See `build_map` for the rest.
+    Args:
+        name: one of BACKBONES.
+        weights: as in `build_map`.
+        trainable_blocks: as in `build_map`.
+        cache: as in `build_map`.
+
+    Returns:
+        A module, (B, 3, H, W) float32 normalised -> {level: feature map}, all of `out_channels`.
+
+    Raises:
+        ValueError: for an unknown name, or a `trainable_blocks` out of its range.
+        WeightsError: for weights that are missing, broken or unfitting, or cannot be fetched.
     """
     _check_name(name)
     if name == "vit":
@@ -196,6 +253,7 @@ def build_pyramid(
 
 
 def _zoo_vit(weights: str | Path | None) -> VisionTransformer:
+    """The course's ViT, with weights from a file where one is given."""
     vit = build_zoo_vit()
     if weights not in (None, "random"):
         fit_weights(vit, load_weights(weights, architecture=ZOO_ARCHITECTURE), source=weights)
@@ -203,15 +261,17 @@ def _zoo_vit(weights: str | Path | None) -> VisionTransformer:
 
 
 class _StillNorm(nn.BatchNorm2d):
-    """A BatchNorm whose statistics stand still, as its weights do, where it is frozen: a batch of
-    few pictures has poor ones.
+    """A BatchNorm whose statistics stand still, as its weights do, where it is frozen.
+
+    A batch of few pictures has poor statistics.
     """
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         return super().train(mode and self.weight.requires_grad)
 
 
-def _resnet50(weights: str | Path | None, **options) -> nn.Module:
+def _resnet50(weights: str | Path | None, **options: Any) -> nn.Module:
+    """A ResNet-50 without a head; options: of torchvision's `resnet50`."""
     network = resnet50(weights=None, norm_layer=_StillNorm, **options)
     network.fc = nn.Identity()  # a head for ImageNet's classes has no place here
     if weights not in (None, "random"):

@@ -17,12 +17,15 @@ GIVEN = ("torch", "torchvision")  # Colab's own fit its GPU; pip would bring oth
 
 
 def in_colab() -> bool:
+    """Whether this process is a kernel of Colab."""
     return "google.colab" in sys.modules
 
 
 def missing_packages() -> list[str]:
-    """The dependencies of pyproject.toml that are not installed, as pip takes them; never one of
-    GIVEN.
+    """List the dependencies of pyproject.toml that are not installed.
+
+    Returns:
+        Requirements as pip takes them; never one of GIVEN.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [
@@ -36,6 +39,9 @@ def install_missing() -> None:
     """In Colab, pip-install `missing_packages`, with torch held at the version that is there.
 
     Elsewhere, nothing.
+
+    Raises:
+        subprocess.CalledProcessError: where pip fails.
     """
     wanted = missing_packages() if in_colab() else []
     if not wanted:
@@ -51,10 +57,12 @@ def install_missing() -> None:
 
 
 def _name(requirement: str) -> str:
-    return re.match(r"[\w.-]+", requirement).group()
+    """The package in a requirement such as "numpy>=2.0"."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 def _version(name: str) -> str | None:
+    """The installed version of a package, if there is one."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""What a preset needs before it can run, and what of that is missing: `python -m mdlib check
-PRESET`.
+"""What a preset needs before it can run, and what of that is missing.
 
-Data, weights, disk, memory and time, all at once: a run of hours should not end on a missing file.
-Every estimate says what it rests on; what nobody has measured is "not measured".
+`python -m mdlib check PRESET` prints it: data, weights, disk, memory and time, all at once, since a
+run of hours should not end on a missing file. Every estimate says what it rests on; what nobody has
+measured is "not measured".
 """
 
 import os
@@ -41,7 +41,15 @@ ALL_IMAGES = 20_000  # of a split whose number is not published: as many as COCO
 def check(preset_name: str, overrides: dict[str, dict]) -> list[str]:
     """Print what a preset needs and what it will take.
 
-    Returns what is missing, one line each; what the run fetches itself is not.
+    Args:
+        preset_name: a file in presets/.
+        overrides: {notebook: {parameter: value}}, as `parse_sets` gives them.
+
+    Returns:
+        What is missing, one line each; what the run fetches itself is not.
+
+    Raises:
+        PresetError: an unknown preset, notebook or parameter, or a value of a wrong type.
     """
     preset = load_preset(preset_name)
     parameters = resolve(preset, overrides)
@@ -50,14 +58,14 @@ def check(preset_name: str, overrides: dict[str, dict]) -> list[str]:
     missing = [*missing_data(parameters), *missing_weights(parameters), *_missing_room(parameters)]
     for line in (disk(parameters), *time_and_memory(preset_name, preset)):
         print(line)
-    gpu = (
-        f" ({torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB)"
-        if device() == "cuda"
-        else ""
-    )
-    free = shutil.disk_usage(ROOT).free / 1e9, psutil.virtual_memory().available / 1e9
+    gpu = ""
+    if device() == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+        gpu = f" ({torch.cuda.get_device_name()}, {memory:.0f} GB)"
+    disk_free, memory_free = shutil.disk_usage(ROOT).free, psutil.virtual_memory().available
     print(
-        f"here: {device()}{gpu}, {os.cpu_count()} CPU cores; free disk {free[0]:.0f} GB, free memory {free[1]:.0f} GB"
+        f"here: {device()}{gpu}, {os.cpu_count()} CPU cores; "
+        f"free disk {disk_free / 1e9:.0f} GB, free memory {memory_free / 1e9:.0f} GB"
     )
     for line in weights_to_fetch(parameters):
         print(f"to fetch: {line}")
@@ -71,7 +79,14 @@ def check(preset_name: str, overrides: dict[str, dict]) -> list[str]:
 
 
 def missing_data(parameters: dict[str, dict]) -> list[str]:
-    """All that is wrong with the data sets that notebook 00 opens, and how to get them."""
+    """All that is wrong with the data sets that notebook 00 opens, and how to get them.
+
+    Args:
+        parameters: {notebook: {parameter: value}}, complete, as `resolve` gives them.
+
+    Returns:
+        One line for each problem.
+    """
     return [
         problem
         for name, root, splits in datasets_of(parameters)
@@ -80,8 +95,13 @@ def missing_data(parameters: dict[str, dict]) -> list[str]:
 
 
 def datasets_of(parameters: dict[str, dict]) -> list[tuple[str, str, list[str]]]:
-    """(name, root, splits) of the preset's data set, of which 09 may name one more split, and of
-    its support set if it has one.
+    """The data sets that a run opens: the preset's own, and its support set if it has one.
+
+    Args:
+        parameters: {notebook: {parameter: value}}, complete, as `resolve` gives them.
+
+    Returns:
+        (name, root, splits) of each; 09 may name one more split than 00. Empty without 00.
     """
     if "00_prepare_data" not in parameters:
         return []
@@ -104,6 +124,7 @@ def datasets_of(parameters: dict[str, dict]) -> list[tuple[str, str, list[str]]]
 
 
 def _wrong(name: str, root: str, splits: list[str]) -> list[str]:
+    """What is wrong with a data set, and how to get it."""
     try:
         problems = check_dataset(name, ROOT / root, splits=splits)
     except ValueError as error:  # an unknown name
@@ -117,7 +138,14 @@ def _wrong(name: str, root: str, splits: list[str]) -> list[str]:
 
 
 def missing_weights(parameters: dict[str, dict]) -> list[str]:
-    """Files of weights that a parameter names and that are not there, and how to get them."""
+    """Files of weights that a parameter names and that are not there, and how to get them.
+
+    Args:
+        parameters: {notebook: {parameter: value}}, complete, as `resolve` gives them.
+
+    Returns:
+        One line for each file, sorted.
+    """
     return sorted(
         {
             line
@@ -128,8 +156,15 @@ def missing_weights(parameters: dict[str, dict]) -> list[str]:
 
 
 def weights_to_fetch(parameters: dict[str, dict]) -> list[str]:
-    """Published weights that are in no cache yet: the run fetches them, and stops there where it
-    has no network.
+    """Published weights that are in no cache yet.
+
+    The run fetches them, and stops there where it has no network.
+
+    Args:
+        parameters: {notebook: {parameter: value}}, complete, as `resolve` gives them.
+
+    Returns:
+        One line for each of the weights, sorted.
     """
     return sorted(
         {
@@ -141,6 +176,7 @@ def weights_to_fetch(parameters: dict[str, dict]) -> list[str]:
 
 
 def _published(weights: str | None) -> bool:
+    """Whether the run fetches these weights itself."""
     return weights is None or weights in PUBLISHED_WEIGHTS
 
 
@@ -157,13 +193,20 @@ def _weights(parameters: dict[str, dict]) -> Iterator[tuple[str, str | None]]:
 
 
 def _lack(network: str, weights: str | None) -> str | None:
+    """What to do about weights that are not there; None where nothing is missing."""
     if weights == "random":
         return None
     if weights is None:
         if network not in PUBLISHED or cached_vit(network) is not None:
             return None
-        fetch = f"from mdlib.models.encoder import load_encoder; load_encoder('{network}', device='cpu')"
-        return f'weights of {network}: the run fetches them, or `python -c "{fetch}"`; without a network, a file as `weights`'
+        fetch = (
+            "from mdlib.models.encoder import load_encoder; "
+            f"load_encoder('{network}', device='cpu')"
+        )
+        return (
+            f'weights of {network}: the run fetches them, or `python -c "{fetch}"`; '
+            "without a network, a file as `weights`"
+        )
     if weights in PUBLISHED_WEIGHTS:
         url, _ = PUBLISHED_WEIGHTS[weights]
         if cached_checkpoint(url).is_file():
@@ -182,18 +225,30 @@ def _lack(network: str, weights: str | None) -> str | None:
 
 
 def disk(parameters: dict[str, dict]) -> str:
-    """How much disk data, weights and artifacts take, as a line."""
-    needed = gigabytes(parameters)
+    """How much disk data, weights and artifacts take.
+
+    Args:
+        parameters: {notebook: {parameter: value}}, complete, as `resolve` gives them.
+
+    Returns:
+        A line to print.
+    """
+    sizes = ", ".join(f"{what} {size:.1f} GB" for what, size in gigabytes(parameters).items())
     return (
-        "disk: "
-        + ", ".join(f"{what} {size:.1f} GB" for what, size in needed.items())
-        + " (archives with their content, if still to come; artifacts estimated from the parameters)"
+        f"disk: {sizes} "
+        "(archives with their content, if still to come; artifacts estimated from the parameters)"
     )
 
 
 def gigabytes(parameters: dict[str, dict]) -> dict[str, float]:
-    """Disk that is still to be filled: the data set if it is not there (archive and content),
-    weights, artifacts.
+    """Disk that is still to be filled.
+
+    Args:
+        parameters: {notebook: {parameter: value}}, complete, as `resolve` gives them.
+
+    Returns:
+        Gigabytes (1e9 bytes) of the "data set" if it is not there (archive and content),
+        "weights" and "artifacts".
     """
     sources = [
         (ROOT / root, each)
@@ -212,8 +267,14 @@ def gigabytes(parameters: dict[str, dict]) -> dict[str, float]:
 
 
 def images_of(prepared: dict) -> dict[str, int]:
-    """How many images play each role of notebook 00, and how many the support set has; all of a
-    split: as many as are published.
+    """How many images play each role of notebook 00, and how many the support set has.
+
+    Args:
+        prepared: the parameters of 00.
+
+    Returns:
+        {role: number of images}, "train", "dev", "val" and "support", of those that there are.
+        For all of a split: as many as are published, ALL_IMAGES where that is not known.
     """
     parts = {
         role: (prepared["dataset"], prepared[f"{role}_split"], prepared[f"{role}_images"])
@@ -229,37 +290,40 @@ def images_of(prepared: dict) -> dict[str, int]:
 
 
 def _artifacts(parameters: dict[str, dict]) -> float:
+    """Gigabytes of what the stages write, estimated on the high side."""
     counts = images_of(parameters["00_prepare_data"]) if "00_prepare_data" in parameters else {}
     total = 0.1 + IMAGE_GIGABYTES * sum(counts.values())
-    for name in ("03_train_mask_rcnn", "05_train_deeplab"):
+    for name, networks in (("03_train_mask_rcnn", 1), ("05_train_deeplab", 2)):
         if name in parameters:
-            total += NETWORK_GIGABYTES[parameters[name]["backbone"]] * (
-                1 if name.startswith("03") else 2
-            )
+            total += NETWORK_GIGABYTES[parameters[name]["backbone"]] * networks
     # half-precision logits of two networks at stride 8, of dev and val
     if "05_train_deeplab" in parameters:
-        cells, outputs = (
-            (parameters["05_train_deeplab"]["side"] / 8) ** 2,
-            1 + parameters["02_cluster_masks"]["k"],
-        )
-        total += 2 * 2e-9 * cells * outputs * sum(counts.get(role, 0) for role in ("dev", "val"))
+        cells = (parameters["05_train_deeplab"]["side"] / 8) ** 2
+        outputs = 1 + parameters["02_cluster_masks"]["k"]
+        total += 2 * 2e-9 * cells * outputs * (counts.get("dev", 0) + counts.get("val", 0))
     return total
 
 
 def _missing_room(parameters: dict[str, dict]) -> list[str]:
+    """What is wrong with the disk that a run writes to."""
     place = ROOT / "reports" if (ROOT / "reports").exists() else ROOT
     free, needed = shutil.disk_usage(place).free / 1e9, sum(gigabytes(parameters).values())
     lines = [f"disk: {needed:.1f} GB are needed, {free:.1f} GB are free"] if free < needed else []
-    return lines + (
-        []
-        if os.access(place, os.W_OK)
-        else ["reports/ cannot be written: give --out a folder that can"]
-    )
+    if not os.access(place, os.W_OK):
+        lines.append("reports/ cannot be written: give --out a folder that can")
+    return lines
 
 
 def time_and_memory(preset_name: str, preset: Preset) -> list[str]:
-    """How long a run takes and how much GPU memory, as lines: from the preset's measured seconds,
-    or from a rehearsal's results.
+    """How long a run takes, and how much GPU memory.
+
+    Args:
+        preset_name: of the preset, as the results of a rehearsal name it.
+        preset: its measured seconds are summed.
+
+    Returns:
+        Lines to print: from the results of rehearsals, from the measured seconds, or "not
+        measured" without either.
     """
     lines = []
     for path in sorted(RESULTS.glob("rehearse_*.json")):

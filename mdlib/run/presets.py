@@ -165,12 +165,14 @@ def read_parameters(notebook: str) -> dict[str, Parameter]:
     parameters = {}
     lines = tagged[0].splitlines()
     for node in ast.parse(tagged[0]).body:
-        if not isinstance(node, ast.AnnAssign):
+        if not (
+            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
+        ):
             raise PresetError(
                 f"{notebook}: a parameters cell holds lines `name: type = value`, "
                 f"got {ast.unparse(node)!r}"
             )
-        comment = lines[node.end_lineno - 1].partition("#")[2].strip()
+        comment = lines[(node.end_lineno or node.lineno) - 1].partition("#")[2].strip()
         parameters[node.target.id] = Parameter(
             ast.unparse(node.annotation), ast.literal_eval(node.value), comment
         )
@@ -273,7 +275,17 @@ TYPES: dict[str, object] = {
 
 
 def parse_sets(items: list[str]) -> dict[str, dict[str, object]]:
-    """["01_distill_masks.top_k=0.3", ...] -> {"01_distill_masks": {"top_k": 0.3}}."""
+    """Read the values of `--set` on the command line.
+
+    Args:
+        items: such as "01_distill_masks.top_k=0.3"; what follows "=" is YAML.
+
+    Returns:
+        {notebook: {parameter: value}}, such as {"01_distill_masks": {"top_k": 0.3}}.
+
+    Raises:
+        PresetError: an item of another form.
+    """
     overrides: dict[str, dict[str, object]] = {}
     for item in items:
         target, equals, text = item.partition("=")

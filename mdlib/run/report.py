@@ -11,7 +11,7 @@ from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import ROOT
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
-from mdlib.run.stage import ZOO, data_label, device, read_manifest, versions
+from mdlib.run.stage import ZOO, data_label, read_manifest, versions
 from mdlib.studies.claims import claims_table, gather_claims, write_claims
 
 OVERVIEW = "12_report"  # the stage whose figures open the page
@@ -23,25 +23,38 @@ TEMPLATES = Environment(
 
 
 def collect(run_dir: Path, preset: Preset) -> dict:
-    """The content of metrics.json: {"run": ..., "metrics": {name: value}, "bands": {name: [low,
-    high]}}, and "skipped": {stage: reason} where stages had nothing to do.
+    """Gather what metrics.json holds, from the manifests of a finished run.
+
+    Args:
+        run_dir: the run's folder.
+        preset: what ran.
+
+    Returns:
+        "run": preset, data set, seed, device, versions, commit and seconds; "metrics": {name:
+        value}; "bands": {name: [low, high]}; and "skipped": {stage: reason} where stages had
+        nothing to do.
+
+    Raises:
+        StoreError: a stage of the preset has not run.
     """
     manifests = [read_manifest(run_dir, name) for name in preset.notebooks]
     metrics = {name: value for manifest in manifests for name, value in manifest["metrics"].items()}
     info = read_json(run_dir / "artifacts" / "run.json")
     seeds = {m["parameters"]["seed"] for m in manifests if "seed" in m["parameters"]}
+    # a manifest without a device is of an earlier version
+    devices = sorted({manifest.get("device", "unknown device") for manifest in manifests})
     run = {
         **info,
         "data": data_label(run_dir),
         "seed": min(seeds) if len(seeds) == 1 else sorted(seeds),
-        "device": f"{device()}, {os.cpu_count()} CPU cores",
+        "device": f"{' and '.join(devices)}, {os.cpu_count()} CPU cores",
         "versions": versions(),
         "commit": _commit(),
         "seconds": round(sum(m["seconds"] for m in manifests), 1),
     }
     skipped = {
         name: manifest["skipped"]
-        for name, manifest in zip(preset.notebooks, manifests)
+        for name, manifest in zip(preset.notebooks, manifests, strict=True)
         if "skipped" in manifest
     }
     return {
@@ -53,7 +66,15 @@ def collect(run_dir: Path, preset: Preset) -> dict:
 
 
 def write(run_dir: Path, preset: Preset) -> None:
-    """Write metrics.json, claims.json, summary.md and index.html of a finished run."""
+    """Write metrics.json, claims.json, summary.md and index.html of a finished run.
+
+    Args:
+        run_dir: the run's folder.
+        preset: what ran.
+
+    Raises:
+        StoreError: a stage of the preset has not run.
+    """
     content = collect(run_dir, preset)
     write_json(run_dir / "metrics.json", content)
     claims = gather_claims([run_dir / "artifacts" / name for name in preset.notebooks])
@@ -66,8 +87,14 @@ def write(run_dir: Path, preset: Preset) -> None:
 
 
 def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
-    """(metric, value, band, verdict, meaning) for every metric, in the order of MEANINGS, unknown
-    ones last.
+    """Draw up the table of metrics, as text.
+
+    Args:
+        content: of metrics.json, see `collect`.
+
+    Returns:
+        (metric, value, band, verdict, meaning) for every metric, in the order of MEANINGS, unknown
+        ones last. The verdict is "within" or "OUTSIDE"; empty, as the band, where there is none.
     """
     metrics, bands = content["metrics"], content["bands"]
     order = [m for m in MEANINGS if m in metrics] + sorted(m for m in metrics if m not in MEANINGS)
@@ -83,17 +110,37 @@ def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
 
 
 README_METRICS = (
-    "mask_iou", "mask_iou_train", "detector_mask_iou", "corloc", "cluster_accuracy", "cluster_accuracy_one_to_one",
-    "pseudo_miou_unfiltered", "pseudo_miou", "masks_miou_clustering", "miou_clustering", "miou_clustering_crf",
-    "miou_clustering_valmatch", "miou_linear", "miou_supervised", "mask_rcnn_ap50_single", "mask_rcnn_ap50_multi",
-)  # fmt: skip
+    "mask_iou",
+    "mask_iou_train",
+    "detector_mask_iou",
+    "corloc",
+    "cluster_accuracy",
+    "cluster_accuracy_one_to_one",
+    "pseudo_miou_unfiltered",
+    "pseudo_miou",
+    "masks_miou_clustering",
+    "miou_clustering",
+    "miou_clustering_crf",
+    "miou_clustering_valmatch",
+    "miou_linear",
+    "miou_supervised",
+    "mask_rcnn_ap50_single",
+    "mask_rcnn_ap50_multi",
+)
 README_MARKS = {
     what: (f"<!-- {what}:begin -->", f"<!-- {what}:end -->") for what in ("results", "claims")
 }
 
 
 def readme_table(content: dict) -> str:
-    """The README's results table, from the content of a metrics.json."""
+    """Draw up the README's table of results, in Markdown.
+
+    Args:
+        content: of metrics.json, see `collect`.
+
+    Returns:
+        The line about the run, and a row for each of README_METRICS that it has.
+    """
     rows = [row for row in metric_rows(content) if row[0] in README_METRICS]
     lines = ["| metric | measured | band | what it is |", "|---|---|---|---|"]
     lines += [
@@ -103,12 +150,24 @@ def readme_table(content: dict) -> str:
 
 
 def readme_claims(content: dict, claims: list[dict]) -> str:
-    """The README's table of claims, from the contents of a metrics.json and a claims.json."""
+    """Draw up the README's table of claims, in Markdown.
+
+    Args:
+        content: of metrics.json, see `collect`.
+        claims: the records of claims.json.
+
+    Returns:
+        The line about the run, and a row for each claim.
+    """
     return "\n".join([_run_line(content), "", claims_table(claims)])
 
 
 def write_readme(run_dir: Path) -> None:
-    """Put a run's claims between their marks in README.md, or its results where it tested none."""
+    """Put a run's claims between their marks in README.md, or its results where it tested none.
+
+    Args:
+        run_dir: the run's folder, with its report.
+    """
     content, claims = (read_json(run_dir / name) for name in ("metrics.json", "claims.json"))
     tested = any(record["effect"] is not None for record in claims)
     begin, end = README_MARKS["claims" if tested else "results"]
@@ -120,13 +179,18 @@ def write_readme(run_dir: Path) -> None:
 
 
 def render_notebook(path: Path) -> None:
-    """Executed notebook -> HTML page beside it."""
+    """Turn an executed notebook into an HTML page beside it.
+
+    Args:
+        path: of the notebook.
+    """
     exporter = HTMLExporter(template_name="lab", theme="light")
     page, _ = exporter.from_filename(str(path))
     write_text(path.with_suffix(".html"), page)
 
 
 def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict]) -> str:
+    """The summary of a run."""
     lines = [
         f"# {title}",
         "",
@@ -149,14 +213,19 @@ def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict])
 
 
 def _run_line(content: dict) -> str:
+    """What was run where, as a line."""
     run = content["run"]
     line = (
-        f"Measured by this code: preset {run['preset']}, seed {run['seed']}, {run['device']}, torch {run['versions']['torch']}, "
-        f"commit {run['commit']}, {run['seconds']:.0f} s in notebooks. "
+        f"Measured by this code: preset {run['preset']}, seed {run['seed']}, {run['device']}, "
+        f"torch {run['versions']['torch']}, commit {run['commit']}, "
+        f"{run['seconds']:.0f} s in notebooks. "
     )
     if run.get("data", ZOO) != ZOO:
         return f"{line}Data set: {run['data']}."
-    return f"{line}Bands are for the zoo on this preset; no number here stands beside one of VOC or COCO."
+    return (
+        f"{line}Bands are for the zoo on this preset; "
+        "no number here stands beside one of VOC or COCO."
+    )
 
 
 def _html(
@@ -180,9 +249,7 @@ def _html(
 
 
 def _commit() -> str:
-    """The commit that ran, "-dirty" where other files than reports, which a run writes itself,
-    differ from it.
-    """
+    """The commit that ran, "-dirty" where files other than a run's own reports differ from it."""
     git = ["git", "-C", str(ROOT)]
     try:
         said = [

@@ -1,8 +1,8 @@
 """One stage of a run: a folder that is written under a temporary name and renamed when whole.
 
 `manifest.json` in it is the commit record: parameters, digests of inputs and of the code, versions,
-seconds, metrics. A stage whose manifest still matches need not run again; `stale_reason` says what
-changed.
+device, seconds, metrics. A stage whose manifest still matches need not run again; `stale_reason`
+says what changed.
 """
 
 import ast
@@ -37,6 +37,8 @@ from mdlib.run.presets import check_value, read_parameters
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mdlib.run.artifacts import RunArtifacts
+
 # how the embedded data set is called wherever a number or figure of it is shown
 ZOO = "zoo (composited)"
 # the one parameter that says where, not what: it is no part of a stage's identity
@@ -54,11 +56,8 @@ LIBRARIES = (
     "matplotlib",
 )
 
-if TYPE_CHECKING:
-    from mdlib.run.artifacts import RunArtifacts
 
-
-class StageSkipped(Exception):  # noqa: N818, it is no error
+class StageSkipped(Exception):
     """This stage has nothing to do here, such as scoring without labels; the message says why.
 
     Not an error.
@@ -262,6 +261,7 @@ class Stage:
             "files": self.files,
             "code": code_digest(self.name),
             "versions": versions(),
+            "device": device(),
             "seconds": round(time.monotonic() - self.began, 2),
             "metrics": metrics,
             "figures": self.figures,
@@ -459,10 +459,10 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
 def code_digest(notebook: str) -> str:
     """Digest of a notebook's code and of the mdlib modules it imports, directly or not.
 
-    Comments and docstrings do not count, nor do the modules of NEUTRAL and what they import.
+    Comments and docstrings do not count, nor do the modules of IGNORED_CODE and what they import.
 
     Args:
-        notebook: its name; cells with a tag in ASIDE do not count.
+        notebook: its name; cells with a tag in IGNORED_TAGS do not count.
 
     Returns:
         The digest of the syntax trees.
@@ -486,7 +486,7 @@ def code_digest(notebook: str) -> str:
 
 
 def _imports(tree: ast.Module) -> set[Path]:
-    """The files of the mdlib modules that a module imports, anywhere in it, but for NEUTRAL."""
+    """The files of the mdlib modules that a module imports anywhere, but for IGNORED_CODE."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -505,10 +505,10 @@ def _imports(tree: ast.Module) -> set[Path]:
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     """The tree itself, every docstring in it emptied."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            node.body[0].value.value = ""
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            match node.body:
+                case [ast.Expr(value=ast.Constant(value=str()) as docstring), *_]:
+                    docstring.value = ""
     return tree
 
 

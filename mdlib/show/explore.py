@@ -9,6 +9,7 @@ them.
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -25,10 +26,18 @@ from mdlib.show import figures
 def patch_view(
     tokens: Tokens, *, patch: int | None, head: int | None, top_k: float, center: str
 ) -> dict[str, np.ndarray]:
-    """Stage 1 of one image, from any patch and in any head: name -> (h, w) map.
+    """Stage 1 of one image, from any patch and in any head.
 
-    patch: row-major index that serves as the seed; None: the best candidate. head: this one alone;
-    None: all. "candidates" is 0 elsewhere, 1 at candidates, 2 at sources, 3 at the seed.
+    Args:
+        tokens: of the image, the first of its batch.
+        patch: row-major index that serves as the seed; None: the best candidate.
+        head: this one alone; None: all.
+        top_k: share of the patches that are candidates, in (0, 1].
+        center: the keys' origin, one of `masks.CENTERS`.
+
+    Returns:
+        Maps (h, w): "G_CLS", "candidates", "affinity", "G_diff" and "mask". "candidates" is 1 at
+        candidates, 2 at sources, 3 at the seed, 0 elsewhere.
     """
     heads = slice(None) if head is None else slice(head, head + 1)
     query, keys = tokens.cls_query[:1, heads], tokens.keys[:1, heads]
@@ -58,8 +67,16 @@ def patch_view(
 def cluster_view(
     z: np.ndarray, centres: np.ndarray, *, cluster: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Members of a cluster nearest to its centre and farthest from it: two arrays of at most
-    `count` indices into z (n, D).
+    """Members of a cluster nearest to its centre, and farthest from it.
+
+    Args:
+        z: (n, D) features, whitened.
+        centres: (k, D).
+        cluster: in 0..k - 1.
+        count: how many of each, at most.
+
+    Returns:
+        Two arrays of indices into z: the nearest first, and the farthest first.
     """
     members = np.flatnonzero(clusters.assign_clusters(z, centres) == cluster)
     ranked = members[((z[members] - centres[cluster]) ** 2).sum(1).argsort(kind="stable")]
@@ -74,8 +91,18 @@ def threshold_view(
     threshold: float,
     classes: int,
 ) -> tuple[list[np.ndarray], float]:
-    """Label maps at a threshold, and their mIoU. predictions: (masks, clusters, scores) of each
-    image, as pseudo.label_map takes them.
+    """Label maps at a threshold, and their mIoU.
+
+    Args:
+        predictions: (masks, clusters, scores) of each image, as `pseudo_labels.stack_masks` gives
+            and `pseudo_labels.label_map` takes them.
+        true: (H, W) true class of each pixel, of each image.
+        names: (1 + k,) the class of each value in a label map, -1 where it has none.
+        threshold: of `pseudo_labels.label_map`, in [0, 1].
+        classes: number of classes, background among them.
+
+    Returns:
+        The label map of each image, (H, W) integers, and the mIoU of them all.
     """
     maps = [
         pseudo_labels.label_map(*found, threshold=threshold, overlap="skip")
@@ -85,15 +112,24 @@ def threshold_view(
         metrics.confusion(*pair, num_preds=len(names), num_targets=classes)
         for pair in zip(maps, true, strict=True)
     )
-    return maps, metrics.mean_iou(sum(counts), names)
+    total = sum(counts, np.zeros((len(names), classes), np.int64))
+    return maps, metrics.mean_iou(total, names)
 
 
 def crf_view(
     image: np.ndarray, probabilities: np.ndarray, settings: crf.CrfSettings, *, most: int = 6
 ) -> np.ndarray:
-    """The CRF's labels (H, W).
+    """Label one picture with the CRF.
 
-    Only the `most` classes with the largest mass take part: a slider must not wait for sixty.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        probabilities: (C, H, W), the network's.
+        settings: of the CRF.
+        most: only so many classes with the largest mass take part: a slider must not wait for
+            sixty.
+
+    Returns:
+        (H, W) integers, the class of each pixel.
     """
     kept = np.sort(np.argsort(-probabilities.sum((1, 2)), kind="stable")[:most])
     p = probabilities[kept] + 1e-6
@@ -104,10 +140,20 @@ def crf_view(
 
 
 def patches(tokens: Tokens, image: np.ndarray, *, top_k: float, center: str) -> widgets.VBox | None:
-    """01: choose a patch as the seed, a head, `top_k` and the keys' origin."""
+    """For 01: choose a patch as the seed, a head, `top_k` and the keys' origin.
+
+    Args:
+        tokens: of the image, the first of its batch.
+        image: (H, W, 3) uint8 RGB.
+        top_k: the slider's first value, in (0, 1].
+        center: the first choice, one of `masks.CENTERS`.
+
+    Returns:
+        The sliders with their figure; None under the runner.
+    """
     height, width = tokens.grid_hw
 
-    def draw(row, column, head, top_k, center):
+    def draw(row: int, column: int, head: int, top_k: float, center: str) -> None:
         patch = None if row < 0 or column < 0 else row * width + column
         maps = patch_view(
             tokens, patch=patch, head=None if head < 0 else head, top_k=top_k, center=center
@@ -127,11 +173,21 @@ def patches(tokens: Tokens, image: np.ndarray, *, top_k: float, center: str) -> 
 def members(
     z: np.ndarray, crops: torch.Tensor, centres: np.ndarray, *, seed: int
 ) -> widgets.VBox | None:
-    """02: choose a cluster and k; its nearest and its farthest masks."""
+    """For 02: choose a cluster and k; its nearest and its farthest masks are shown.
+
+    Args:
+        z: (n, D) features of the masks, whitened.
+        crops: (n, 3, S, S) uint8 of the masks, as `clusters.crop_masks` gives them.
+        centres: (k, D) of the notebook's clusters.
+        seed: of k-means where another k is chosen.
+
+    Returns:
+        The sliders with their figure; None under the runner.
+    """
     pictures = crops.permute(0, 2, 3, 1).numpy()
     fitted, most = {len(centres): centres}, max(len(centres), min(100, len(z)))
 
-    def draw(k, cluster):
+    def draw(k: int, cluster: int) -> None:
         if k not in fitted:
             fitted[k] = clusters.fit_kmeans(
                 z, k=k, seed=seed, batch_size=1000, restarts=1
@@ -154,16 +210,27 @@ def members(
 def thresholds(
     predictions: list[tuple], samples: list, names: np.ndarray, *, threshold: float, classes: int
 ) -> widgets.VBox | None:
-    """04: move the threshold; masks, label maps and their mIoU on these samples."""
+    """For 04: move the threshold; masks, label maps and their mIoU on these samples are shown.
+
+    Args:
+        predictions: (masks, clusters, scores) of each sample, see `threshold_view`.
+        samples: of the data set, with semantic labels; the first eight are drawn.
+        names: (1 + k,) the class of each value in a label map, -1 where it has none.
+        threshold: the slider's first value, in [0, 1].
+        classes: number of classes, background among them.
+
+    Returns:
+        The slider with its figure; None under the runner.
+    """
     colours, true = class_colours(classes), [sample.semantic for sample in samples]
 
-    def draw(threshold):
+    def draw(threshold: float) -> None:
         maps, miou = threshold_view(predictions, true, names, threshold=threshold, classes=classes)
         kept = [
             found[0][pseudo_labels.confident(found[2], threshold=threshold)]
             for found in predictions[:8]
         ]
-        painted = [overlay(s.image, k) for s, k in zip(samples, kept)]
+        painted = [overlay(s.image, k) for s, k in zip(samples[:8], kept, strict=True)]
         named = [colorize(np.maximum(names[m], 0), colours) for m in maps[:8]]
         _mosaic(
             [painted, named],
@@ -188,10 +255,22 @@ def borders(
     classes: int,
     settings: crf.CrfSettings,
 ) -> widgets.VBox | None:
-    """06: move the CRF's parameters on one picture."""
+    """For 06: move the CRF's parameters on one picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        probabilities: (1 + k, H, W), the network's.
+        true: (H, W) true class of each pixel.
+        names: (1 + k,) the class of each of the network's outputs, -1 where it has none.
+        classes: number of classes, background among them.
+        settings: the sliders' first values.
+
+    Returns:
+        The sliders with their figure; None under the runner.
+    """
     colours = class_colours(classes)
 
-    def draw(**moved):
+    def draw(**moved: Any) -> None:
         found = crf_view(image, probabilities, replace(settings, **moved))
         maps = [
             colorize(np.maximum(names[m], 0), colours) for m in (probabilities.argmax(0), found)
@@ -234,11 +313,9 @@ def _mosaic(rows: list[list[np.ndarray]], *, columns: int, title: str, side: int
 
 
 def _live(draw: Callable, **controls: widgets.ValueWidget) -> widgets.VBox | None:
-    """Sliders above the figure that `draw` makes; under the runner (MDLIB_BATCH) the figure alone,
-    with their first values.
-    """
+    """Sliders above the figure that `draw` makes; under the runner (MDLIB_BATCH) drawn once."""
 
-    def redraw(**values):
+    def redraw(**values: Any) -> None:
         draw(**values)
         plt.show()
 

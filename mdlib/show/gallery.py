@@ -1,5 +1,6 @@
-"""What is in a folder of pictures, for people: names for clusters, thumbnails, a contact sheet,
-files to take away.
+"""What is in a folder of pictures, for people.
+
+Names for clusters, thumbnails, a contact sheet, files to take away.
 
 Nothing here needs a label. Clusters stand in the order of their size, masks in the order of their
 distance to the centre.
@@ -37,7 +38,13 @@ SAMPLE = 2000  # masks of which the silhouette is the mean; all pairs of them ar
 
 @dataclass(frozen=True)
 class Cluster:
-    """members: (m,) indices of its masks, nearest to the centre first."""
+    """A cluster with its masks.
+
+    Attributes:
+        number: from 0, as stage 2 gave it.
+        name: that a person gave it, else `unnamed`.
+        members: (m,) indices of its masks, nearest to the centre first.
+    """
 
     number: int
     name: str
@@ -45,11 +52,18 @@ class Cluster:
 
 
 def read_names(path: Path, *, k: int) -> dict[int, str]:
-    """The names that a person gave to clusters: a YAML or JSON file {number: name}; numbers 0..k -
-    1, not all need one.
+    """Read the names that a person gave to clusters.
 
-    Raises StoreError for a file that is missing or something else, and for numbers that the run
-    does not have.
+    Args:
+        path: of a YAML or JSON file {number: name}; numbers 0..k - 1, not all need one.
+        k: number of clusters.
+
+    Returns:
+        {number: name}, names without spaces around them.
+
+    Raises:
+        StoreError: for a file that is missing or something else, and for numbers that the run does
+            not have.
     """
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -59,7 +73,8 @@ def read_names(path: Path, *, k: int) -> dict[int, str]:
         raise StoreError(f"{path} is neither YAML nor JSON: {error}") from None
     if not isinstance(given, dict):
         raise StoreError(
-            f"{path} must hold cluster numbers and names, one `3: cat` a line; it holds {given!r:.80}"
+            f"{path} must hold cluster numbers and names, one `3: cat` a line; "
+            f"it holds {given!r:.80}"
         )
     names: dict[int, str] = {}
     for number, name in given.items():
@@ -78,15 +93,23 @@ def read_names(path: Path, *, k: int) -> dict[int, str]:
 
 
 def unnamed(number: int) -> str:
+    """What a cluster without a name is called."""
     return f"cluster {number}"
 
 
 def group(
     features: np.ndarray, centres: np.ndarray, assigned: np.ndarray, names: dict[int, str]
 ) -> list[Cluster]:
-    """Clusters by size, the largest first, empty ones left out.
+    """Gather the masks of each cluster.
 
-    (n, D) whitened, (k, D), (n,) cluster of each mask.
+    Args:
+        features: (n, D) of the masks, whitened.
+        centres: (k, D).
+        assigned: (n,) integers, the cluster of each mask.
+        names: {number: name} of clusters; not all need one.
+
+    Returns:
+        Clusters by size, the largest first, empty ones left out.
     """
     distance = ((features - centres[assigned]) ** 2).sum(1)
     nearest = distance.argsort(kind="stable")
@@ -98,16 +121,28 @@ def group(
 def try_k(
     features: np.ndarray, ks: list[int], *, runs: int, seed: int, batch_size: int
 ) -> list[dict]:
-    """k-means for each k, `runs` times with other seeds: one {"k", "inertia", "silhouette"} a run.
+    """Run k-means for several numbers of clusters, each with several seeds.
 
-    inertia: sum of the squared distances to the centres, as a share of what it is for one cluster.
-    silhouette [1]: mean over masks of (b - a) / max(a, b), where a is the mean distance to the
-    other masks of its cluster and b that to those of the next one; in [-1, 1]. Raises ValueError
-    for a k outside 2..n - 1, where the silhouette has no meaning.
+    Args:
+        features: (n, D) of the masks.
+        ks: numbers of clusters, in 2..n - 1.
+        runs: how many seeds each of them gets.
+        seed: the first seed.
+        batch_size: of `clusters.fit_kmeans`.
+
+    Returns:
+        One {"k", "inertia", "silhouette"} a run. Inertia: sum of the squared distances to the
+        centres, as a share of what it is for one cluster. Silhouette [1]: mean over masks of
+        (b - a) / max(a, b), where a is the mean distance to the other masks of its cluster and b
+        that to those of the next one; in [-1, 1].
+
+    Raises:
+        ValueError: for a k outside 2..n - 1, where the silhouette has no meaning.
     """
     if min(ks) < 2 or max(ks) >= len(features):
         raise ValueError(
-            f"k must be at least 2 and less than the number of masks, {len(features)}; asked for {min(ks)} to {max(ks)}"
+            f"k must be at least 2 and less than the number of masks, {len(features)}; "
+            f"asked for {min(ks)} to {max(ks)}"
         )
     whole = float(((features - features.mean(0)) ** 2).sum())
     rows = []
@@ -123,8 +158,15 @@ def try_k(
 
 
 def silhouette(features: np.ndarray, assigned: np.ndarray, *, seed: int) -> float:
-    """Mean silhouette, from SAMPLE of the masks where there are more. 0 where one cluster holds
-    them all, or each its own.
+    """Mean silhouette of the masks, or of SAMPLE of them where there are more.
+
+    Args:
+        features: (n, D) of the masks.
+        assigned: (n,) integers, the cluster of each mask.
+        seed: draws the sample.
+
+    Returns:
+        The mean, in [-1, 1]; 0 where one cluster holds them all, or each its own.
     """
     chosen = np.random.default_rng(seed).permutation(len(features))[:SAMPLE]
     features, assigned = features[chosen], assigned[chosen]
@@ -139,8 +181,18 @@ def silhouette(features: np.ndarray, assigned: np.ndarray, *, seed: int) -> floa
 
 
 def thumbnail(image: np.ndarray, mask: np.ndarray, *, side: int) -> np.ndarray:
-    """(H, W, 3) uint8 and (H, W) bool -> (side, side, 3) uint8: the mask with a border and its
-    surroundings, which are faded.
+    """Cut out a mask with a border and its surroundings, which are faded.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool.
+        side: pixels of the thumbnail's side.
+
+    Returns:
+        (side, side, 3) uint8 RGB.
+
+    Raises:
+        ValueError: if the mask is empty.
     """
     height, width = mask.shape
     x0, y0, x1, y1 = mask_to_box(mask)
@@ -150,24 +202,35 @@ def thumbnail(image: np.ndarray, mask: np.ndarray, *, side: int) -> np.ndarray:
         max(0, x0 - margin) : min(width, x1 + margin),
     ]
     part, inside = Image.fromarray(image[window]), Image.fromarray(mask[window])
-    size = [max(1, round(s * side / max(part.size))) for s in part.size]
-    shown = np.asarray(inside.resize(size, Image.NEAREST))
-    drawn = overlay(np.asarray(part.resize(size, Image.LANCZOS)), shown[None], strength=0.0)
+    wide, high = (max(1, round(s * side / max(part.size))) for s in part.size)
+    shown = np.asarray(inside.resize((wide, high), Image.Resampling.NEAREST))
+    resized = np.asarray(part.resize((wide, high), Image.Resampling.LANCZOS))
+    drawn = overlay(resized, shown[None], strength=0.0)
     drawn[~shown] = 0.4 * drawn[~shown] + 0.6 * PAPER
     square = np.full((side, side, 3), PAPER)
-    top, left = (side - size[1]) // 2, (side - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = drawn
+    top, left = (side - high) // 2, (side - wide) // 2
+    square[top : top + high, left : left + wide] = drawn
     return (square * 255).round().astype(np.uint8)
 
 
 def thumbnails(
     dataset: Dataset, masks: Sequence[Mask], chosen: list[int], *, side: int
 ) -> dict[int, np.ndarray]:
-    """{index of a mask: its thumbnail} for the chosen masks; each picture is opened once."""
+    """Draw the thumbnails of some masks; each picture is opened once.
+
+    Args:
+        dataset: the pictures.
+        masks: of these pictures.
+        chosen: indices of the masks.
+        side: pixels of a thumbnail's side.
+
+    Returns:
+        {index of a mask: (side, side, 3) uint8}.
+    """
     wanted: dict[int, list[int]] = {}
     for index in chosen:
         wanted.setdefault(dataset.index_of(masks[index].image_id), []).append(index)
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for i in track(sorted(wanted), total=len(wanted), what="thumbnails"):
         image = dataset.image(i)
         found |= {index: thumbnail(image, masks[index].pixels(), side=side) for index in wanted[i]}

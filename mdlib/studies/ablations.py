@@ -28,8 +28,15 @@ AFFINITIES = ("keys", "queries", "values", "patches")
 
 
 def image_tokens(dataset: Dataset, encoder: Encoder, *, input_side: int) -> list[Tokens]:
-    """The tokens of each image, alone in its batch, seen with its shorter side at input_side pixels
-    as in stage 1.
+    """The tokens of each image, alone in its batch, seen as in stage 1.
+
+    Args:
+        dataset: the images.
+        encoder: computes the tokens.
+        input_side: pixels of an image's shorter side when the encoder sees it.
+
+    Returns:
+        The tokens of each image, B = 1, in the order of the data set.
     """
     images = (
         torch.from_numpy(dataset.image(i)).permute(2, 0, 1)[None] for i in range(len(dataset))
@@ -46,8 +53,8 @@ def affinity_mask(tokens: Tokens, rule: MaskRule, *, affinity: str) -> tuple[Ten
     that it does not.
 
     Args:
-        tokens: Of B images with a grid of h * w patches.
-        rule: The settings of stage 1; of them, those of one mask.
+        tokens: of B images with a grid of h * w patches.
+        rule: the settings of stage 1; of them, those of one mask.
         affinity: "keys" (the method), "queries" or "values" of the last block, or "patches", its
             output tokens.
 
@@ -95,26 +102,26 @@ def masks_by_rule(
     """What a rule finds in each image, as stage 1 writes it.
 
     Args:
-        rule: Tokens of one image -> masks (1, h, w) or (1, n, h, w) bool and scores of as many; an
+        rule: tokens of one image -> masks (1, h, w) or (1, n, h, w) bool and scores of as many; an
             empty mask is none.
-        tokens: Of each image, see `image_tokens`.
-        dataset: The images.
-        input_side: Pixels of an image's shorter side when the encoder saw it.
-        patch: Pixels of a patch's side.
+        tokens: of each image, see `image_tokens`.
+        dataset: the images.
+        input_side: pixels of an image's shorter side when the encoder saw it.
+        patch: pixels of a patch's side.
 
     Returns:
         The masks of each image, in the rule's order.
     """
     found = []
     for i, seen in enumerate(tokens):
-        image_hw = dataset.size(i)
         grids, scores = rule(seen)
         grids = grids.reshape(-1, *seen.grid_hw)
-        scale = input_side / min(image_hw)
-        crop_hw = tuple(round(side * scale) for side in image_hw)
-        padded_hw = tuple(cells * patch for cells in seen.grid_hw)
+        (height, width), (rows, columns) = dataset.size(i), seen.grid_hw
+        scale = input_side / min(height, width)
+        crop_hw = round(height * scale), round(width * scale)
+        padded_hw = rows * patch, columns * patch
         pixels = masks.mask_to_pixels(
-            grids, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=image_hw
+            grids, padded_hw=padded_hw, crop_hw=crop_hw, image_hw=(height, width)
         )
         found.append(
             [
@@ -134,9 +141,19 @@ def masks_by_rule(
 def embed_three_ways(
     encoder: Encoder, dataset: Dataset, found_masks: Sequence[Mask], *, size: int, batch: int
 ) -> dict[str, np.ndarray]:
-    """Three descriptions of n masks, each (n, D): the CLS token of the box crop (the paper), the
-    CLS token of the crop with all outside the mask black, and the mean of the box crop's patch
-    tokens inside the mask.
+    """Describe masks in three ways.
+
+    Args:
+        encoder: computes the tokens.
+        dataset: the images.
+        found_masks: n masks of these images.
+        size: pixels of a crop's side.
+        batch: crops that the encoder sees at once.
+
+    Returns:
+        Three (n, D) float32: "box crop", the CLS token of the box crop (the paper); "masked crop",
+        the CLS token of the crop with all outside the mask black; "masked pooling", the mean of the
+        box crop's patch tokens inside the mask.
     """
     crops = clusters.crop_masks(dataset, found_masks, size=size)
     inside = torch.zeros(len(found_masks), size, size, dtype=torch.bool)
@@ -144,7 +161,7 @@ def embed_three_ways(
         shown = np.repeat(mask.pixels()[..., None], 3, 2).astype(np.uint8) * 255
         inside[i] = clusters.crop_boxes(shown, np.array([mask.box]), size=size)[0, 0] > 127
     found: dict[str, list[Tensor]] = {"box crop": [], "masked crop": [], "masked pooling": []}
-    for some, within in zip(crops.split(batch), inside.split(batch)):
+    for some, within in zip(crops.split(batch), inside.split(batch), strict=True):
         tokens = encoder.tokens(some)
         found["box crop"].append(tokens.cls)
         found["masked crop"].append(encoder.tokens(some * within[:, None]).cls)
@@ -163,8 +180,19 @@ TRANSFORMS = ("as they are", "L2", "deviation", "deviation, L2", "PCA, L2", "PCA
 def transform(
     name: str, train: np.ndarray, other: np.ndarray, *, components: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both (n, D) and (m, D) features, transformed by what the first say. "deviation, L2" is the
-    reference's whitening.
+    """Transform features by what the first set of them says; its statistics serve both.
+
+    Args:
+        name: one of TRANSFORMS; "deviation, L2" is the reference's whitening.
+        train: (n, D) features.
+        other: (m, D) features.
+        components: of the PCA, at most; fewer where n or D is less.
+
+    Returns:
+        Both as float32, (n, D') and (m, D'); D' = D without a PCA.
+
+    Raises:
+        ValueError: for an unknown name.
     """
     if name not in TRANSFORMS:
         raise ValueError(f"transform must be one of {TRANSFORMS}, got {name!r}")
@@ -190,11 +218,21 @@ def cluster_scores(
     k: int,
     num_classes: int,
     seeds: Iterable[int],
-    **recipe,
+    **recipe: int,
 ) -> dict[str, list[float]]:
-    """k-means on train's (features, classes) for each seed, judged on dev's: "accuracy" (each
-    cluster named by its majority on train), "one to one" (Hungarian on train) and "nmi". recipe:
-    batch_size and restarts of clusters.fit_kmeans.
+    """Run k-means on train's features for each seed, and judge the clusters on dev's.
+
+    Args:
+        train: (n, D) features and (n,) classes.
+        dev: (m, D) features and (m,) classes.
+        k: number of clusters.
+        num_classes: number of classes, background among them.
+        seeds: one run of k-means each.
+        recipe: `batch_size` and `restarts` of `clusters.fit_kmeans`.
+
+    Returns:
+        A value for each seed, in [0, 1]: "accuracy" (each cluster named by its majority on train),
+        "one to one" (Hungarian on train) and "nmi".
     """
     scores: dict[str, list[float]] = {"accuracy": [], "one to one": [], "nmi": []}
     for seed in seeds:
@@ -214,8 +252,15 @@ def cluster_scores(
 
 
 def kept_at_random(scores: np.ndarray, *, threshold: float, rng: np.random.Generator) -> np.ndarray:
-    """As many of an image's predictions as pseudo.confident keeps, drawn at random, best first:
-    (n,) -> (m,) int64.
+    """As many of an image's predictions as `pseudo_labels.confident` keeps, drawn at random.
+
+    Args:
+        scores: (n,) of the predictions.
+        threshold: of `pseudo_labels.confident`.
+        rng: draws them.
+
+    Returns:
+        (m,) int64 indices, best first.
     """
     count = len(pseudo_labels.confident(scores, threshold=threshold))
     drawn = rng.choice(len(scores), count, replace=False) if count else np.zeros(0, np.int64)

@@ -19,10 +19,20 @@ def claim(number: str, text: str, *, experiment: str, effect: Interval | None) -
     """One record of claims.json.
 
     It holds where the whole interval lies above zero; else it does not: an interval across zero has
-    not shown it. effect None: it was not run.
+    not shown it.
 
-    number: a key of PAPER_CLAIMS, or "" for a claim of ours. experiment: what was compared on what,
-    with the unit.
+    Args:
+        number: a key of PAPER_CLAIMS, or "" for a claim of ours.
+        text: the claim.
+        experiment: what was compared on what, with the unit.
+        effect: the difference with its interval; None: it was not run.
+
+    Returns:
+        "number", "claim", "experiment", "effect", "interval" (two numbers; None where it was not
+        run) and "verdict".
+
+    Raises:
+        ValueError: for an unknown number.
     """
     if number and number not in PAPER_CLAIMS:
         raise ValueError(
@@ -41,13 +51,23 @@ def claim(number: str, text: str, *, experiment: str, effect: Interval | None) -
 
 
 def write_claims(folder: Path, records: list[dict]) -> None:
-    """claims.json of a stage, or of a run: records of `claim`."""
+    """Write claims.json of a stage, or of a run.
+
+    Args:
+        folder: of the stage or the run.
+        records: as `claim` makes them.
+    """
     write_json(Path(folder) / "claims.json", records)
 
 
 def gather_claims(folders: list[Path]) -> list[dict]:
-    """The claims in these folders (one without claims.json adds none), and those of the paper that
-    nobody tested.
+    """The claims of several stages, and those of the paper that nobody tested.
+
+    Args:
+        folders: of the stages; one without claims.json adds none.
+
+    Returns:
+        The records, by number; claims of ours come last.
     """
     files = [Path(folder) / "claims.json" for folder in folders]
     records = [record for file in files if file.is_file() for record in read_json(file)]
@@ -61,7 +81,14 @@ def gather_claims(folders: list[Path]) -> list[dict]:
 
 
 def claims_table(records: list[dict]) -> str:
-    """Records as a table in Markdown."""
+    """Draw up a table of claims, in Markdown.
+
+    Args:
+        records: as `claim` makes them.
+
+    Returns:
+        The table, one row a claim.
+    """
     rows = ["| claim | experiment | effect | 95 % interval | verdict |", "|---|---|---|---|---|"]
     for record in records:
         effect, interval = "", ""

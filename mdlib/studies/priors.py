@@ -1,21 +1,29 @@
-"""Baselines for stage 1: where is the object, by other rules on the same tokens, or from the
-picture alone.
+"""Baselines for stage 1: where is the object?
+
+Other rules find it from the same tokens, or from the picture alone.
 
 Symbols: k_p, the key of patch p, all heads concatenated; N = h * w patches, row-major. Masks are
 bool. Keys have no origin of their own (`masks.center_keys`), and all rules but the attention's
 depend on it: say which one was used.
 
-                     one object all over the image,
-                     or none: keys are all equal       a tie                                     can say "no object"
-    attention_mask   the whole image                   all patches of the tied value             no
-    lost             the whole image                   the seed with the lower index             no
-    token_cut        the whole image                   `cuts.second_eigenvector`                 no
-    mask_cut         the whole image, then nothing     `cuts.second_eigenvector`                 no, but "no more"
-    salient_mask     nothing                           the component of the first maximum        yes
+                   one object all over
+                   the image, or none:                                      can say
+                   keys are all equal    a tie                              "no object"
+    attention_mask the whole image       all patches of the tied value      no
+    lost           the whole image       the seed with the lower index      no
+    token_cut      the whole image       see `second_eigenvector`           no
+    mask_cut       the whole image,      see `second_eigenvector`           no, but
+                   then nothing                                             "no more"
+    salient_mask   nothing               the component of the first maximum yes
 
-1. Caron et al., DINO, arXiv 2104.14294.            4. Wang et al., CutLER (MaskCut), arXiv 2301.11320.
-2. Siméoni et al., LOST, arXiv 2109.14279.          5. Achanta et al., Frequency-tuned salient region detection, CVPR 2009.
-3. Wang et al., TokenCut, arXiv 2202.11539.         6. Wei et al., Geodesic saliency using background priors, ECCV 2012.
+`second_eigenvector` is that of method/normalized_cut.py.
+
+1. Caron et al., DINO, arXiv 2104.14294.
+2. Siméoni et al., LOST, arXiv 2109.14279.
+3. Wang et al., TokenCut, arXiv 2202.11539.
+4. Wang et al., CutLER (MaskCut), arXiv 2301.11320.
+5. Achanta et al., Frequency-tuned salient region detection, CVPR 2009.
+6. Wei et al., Geodesic saliency using background priors, ECCV 2012.
 """
 
 import numpy as np
@@ -36,16 +44,26 @@ EPSILON = 1e-5  # the weight of patches that are not alike (3, 4): it keeps the 
 
 
 def attention_mask(attention: Tensor, *, grid_hw: tuple[int, int], mass: float) -> Tensor:
-    """DINO-seg (1): the patches that hold the upper `mass` of the attention, the component of the
-    best one.
+    """DINO-seg (1): the patches that hold the upper `mass` of the attention.
 
-    attention (..., N), non-negative, of one head or a mean of heads (`masks.cls_attention`) ->
-    (..., h, w). A patch is kept while the patches above it hold less than mass, in (0, 1]; equal
-    patches stay together.
+    A patch is kept while the patches above it hold less than `mass`; equal patches stay together.
+    Of those kept, the component of the best one is the mask.
+
+    Args:
+        attention: (..., N), non-negative, of one head or a mean of heads (`masks.cls_attention`).
+        grid_hw: rows and columns of the patches.
+        mass: share of the attention, in (0, 1].
+
+    Returns:
+        (..., h, w) bool.
+
+    Raises:
+        ValueError: for attention of another shape or below zero, or a mass out of its range.
     """
     if attention.shape[-1] != grid_hw[0] * grid_hw[1] or not (attention >= 0).all():
         raise ValueError(
-            f"attention must be (..., {grid_hw[0]} * {grid_hw[1]}) and non-negative, got {tuple(attention.shape)}"
+            f"attention must be (..., {grid_hw[0]} * {grid_hw[1]}) and non-negative, "
+            f"got {tuple(attention.shape)}"
         )
     if not 0 < mass <= 1:
         raise ValueError(f"mass must be in (0, 1], got {mass}")
@@ -61,12 +79,22 @@ def attention_mask(attention: Tensor, *, grid_hw: tuple[int, int], mass: float) 
 
 
 def lost(keys: Tensor, *, grid_hw: tuple[int, int], expansion: int) -> Tensor:
-    """LOST (2): an object is small, so its patches are like few others. keys (..., heads, N, d) ->
-    (..., h, w).
+    """LOST (2): an object is small, so its patches are like few others.
 
     Patches are alike where k_p . k_r >= 0. Seed: the patch that is like the fewest. The patches
-    among the `expansion` such with the fewest (100 in the paper) that are like the seed join it, S.
-    Mask: where k_p . (sum of S) >= 0, the component of the seed.
+    among the `expansion` such with the fewest that are like the seed join it, S. Mask: where
+    k_p . (sum of S) >= 0, the component of the seed.
+
+    Args:
+        keys: (..., heads, N, d).
+        grid_hw: rows and columns of the patches.
+        expansion: number of patches that may join the seed, 1 or more; 100 in the paper.
+
+    Returns:
+        (..., h, w) bool.
+
+    Raises:
+        ValueError: for keys of another shape, or an expansion below 1.
     """
     if expansion < 1:
         raise ValueError(f"expansion must be 1 or more, got {expansion}")
@@ -83,11 +111,22 @@ def lost(keys: Tensor, *, grid_hw: tuple[int, int], expansion: int) -> Tensor:
 
 
 def token_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float) -> Tensor:
-    """TokenCut (3): one normalised cut of the patches. keys (..., heads, N, d) -> (..., h, w).
+    """TokenCut (3): one normalised cut of the patches.
 
-    Weight 1 where the cosine of two keys reaches tau (0.2 in the paper), EPSILON elsewhere. The
-    second eigenvector y is cut at its mean; the object is the side of the entry of largest
-    magnitude, the component of that entry. Cost: an eigenproblem an image, see `cuts`.
+    Weight 1 where the cosine of two keys reaches tau, EPSILON elsewhere. The second eigenvector y
+    is cut at its mean; the object is the side of the entry of largest magnitude, the component of
+    that entry. Cost: an eigenproblem an image, see `normalized_cut`.
+
+    Args:
+        keys: (..., heads, N, d).
+        grid_hw: rows and columns of the patches.
+        tau: the lowest cosine of patches that are alike, in [-1, 1]; 0.2 in the paper.
+
+    Returns:
+        (..., h, w) bool.
+
+    Raises:
+        ValueError: for keys of another shape.
     """
     found = []
     for image in _flat(keys, grid_hw):
@@ -102,20 +141,31 @@ def token_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float) -> Tensor:
 
 
 def mask_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float, max_masks: int) -> Tensor:
-    """MaskCut (4): TokenCut again and again. keys (..., heads, N, d) -> (..., max_masks, h, w), all
-    False when nothing is left.
+    """MaskCut (4): TokenCut again and again.
 
-    As `token_cut` (tau is 0.15 in the paper, max_masks 3), but a side with two or more corners of
-    the image is background: then the other side is the object. The patches of a mask leave the
-    graph before the next cut. (The paper sets their keys to zero: that leaves them hanging on
-    EPSILON.) What is left is done when no cut of it is better than another.
+    As `token_cut`, but a side with two or more corners of the image is background: then the other
+    side is the object. The patches of a mask leave the graph before the next cut. (The paper sets
+    their keys to zero: that leaves them hanging on EPSILON.) What is left is done when no cut of it
+    is better than another.
+
+    Args:
+        keys: (..., heads, N, d).
+        grid_hw: rows and columns of the patches.
+        tau: the lowest cosine of patches that are alike, in [-1, 1]; 0.15 in the paper.
+        max_masks: number of cuts at most, 1 or more; 3 in the paper.
+
+    Returns:
+        (..., max_masks, h, w) bool, all False when nothing is left.
+
+    Raises:
+        ValueError: for keys of another shape, or max_masks below 1.
     """
     if max_masks < 1:
         raise ValueError(f"max_masks must be 1 or more, got {max_masks}")
     (height, width), flat = grid_hw, _flat(keys, grid_hw)
     corners = [0, width - 1, (height - 1) * width, height * width - 1]
     found = torch.zeros(len(flat), max_masks, height * width, dtype=torch.bool, device=keys.device)
-    for image, masks in zip(flat, found):
+    for image, masks in zip(flat, found, strict=True):
         for number, mask in enumerate(masks):
             left = (~masks.any(0)).nonzero()[:, 0]
             y = _eigenvector(image[left], tau)
@@ -133,11 +183,13 @@ def mask_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float, max_masks: i
 
 
 def _flat(keys: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """(..., heads, N, d) -> (B, N, D) float64, all heads of a patch in a row."""
     check_keys(keys, grid_hw)
-    return keys.reshape(-1, *keys.shape[-3:]).transpose(1, 2).flatten(2).double()  # (B, N, D)
+    return keys.reshape(-1, *keys.shape[-3:]).transpose(1, 2).flatten(2).double()
 
 
 def _eigenvector(keys: Tensor, tau: float) -> Tensor:
+    """(n, D) keys -> (n,) second eigenvector of their graph; zeros where no cut is the best."""
     unit = F.normalize(keys, dim=1)
     return normalized_cut.second_eigenvector(torch.where(unit @ unit.T >= tau, 1.0, EPSILON))
 
@@ -146,10 +198,18 @@ def _eigenvector(keys: Tensor, tau: float) -> Tensor:
 
 
 def frequency_tuned_saliency(image: np.ndarray) -> np.ndarray:
-    """How far a pixel's colour is from the picture's mean colour (5): (H, W, 3) uint8 RGB -> (H, W)
-    float64, in Lab units.
+    """How far a pixel's colour is from the picture's mean colour (5).
 
     The picture is smoothed by a binomial filter of 5 x 5 first.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+
+    Returns:
+        (H, W) float64, in Lab units.
+
+    Raises:
+        ValueError: for an image of another shape or dtype.
     """
     lab = to_lab(image)
     binomial = np.array([1, 4, 6, 4, 1]) / 16
@@ -158,13 +218,21 @@ def frequency_tuned_saliency(image: np.ndarray) -> np.ndarray:
 
 
 def geodesic_saliency(image: np.ndarray) -> np.ndarray:
-    """How hard it is to leave the picture (6): (H, W, 3) uint8 RGB -> (H, W) float64, in Lab units;
-    0 on the border.
+    """How hard it is to leave the picture (6).
 
     The border is taken for background. A step between two neighbours costs the difference of their
     colours in Lab, or nothing where that is below what is normal, the mean over pixels of the step
     to the most similar neighbour. The saliency of a pixel is the cost of its cheapest path to the
     border. Nodes are pixels here (patches in the paper).
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+
+    Returns:
+        (H, W) float64, in Lab units; 0 on the border.
+
+    Raises:
+        ValueError: for an image of another shape or dtype.
     """
     lab = to_lab(image)
     nodes = np.arange(lab.shape[0] * lab.shape[1]).reshape(lab.shape[:2])
@@ -184,17 +252,31 @@ def geodesic_saliency(image: np.ndarray) -> np.ndarray:
 
 
 def salient_mask(saliency: np.ndarray, *, factor: float) -> np.ndarray:
-    """(H, W) -> (H, W) bool: saliency above factor times its mean (2 in (5)), the 4-connected
-    component of the maximum.
+    """The pixels of high saliency: the 4-connected component of the maximum.
 
-    Empty where saliency is the same everywhere, if factor >= 1.
+    Args:
+        saliency: (H, W), any unit.
+        factor: pixels above `factor` times the mean are kept; 2 in (5).
+
+    Returns:
+        (H, W) bool; empty where saliency is the same everywhere, if factor >= 1.
     """
     regions, _ = ndimage.label(saliency > factor * saliency.mean())
     return (regions == regions.flat[saliency.argmax()]) & (regions > 0)
 
 
 def to_lab(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 sRGB -> (H, W, 3) float64 CIE Lab, white point D65: L in [0, 100]."""
+    """Turn sRGB into CIE Lab, white point D65.
+
+    Args:
+        image: (H, W, 3) uint8 sRGB.
+
+    Returns:
+        (H, W, 3) float64, L in [0, 100].
+
+    Raises:
+        ValueError: for an image of another shape or dtype.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     rgb = image / 255
@@ -215,12 +297,22 @@ def to_lab(image: np.ndarray) -> np.ndarray:
 
 
 def centre_box(image_hw: tuple[int, int], *, side: float) -> np.ndarray:
-    """(H, W) bool: a box in the centre with `side` of the picture's height and width; side 1 is the
-    whole image.
+    """A box in the centre.
+
+    Args:
+        image_hw: height and width of the picture, in pixels.
+        side: share of both that the box has, in (0, 1]; 1 is the whole image.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ValueError: for a side out of its range.
     """
     if not 0 < side <= 1:
         raise ValueError(f"side must be in (0, 1], got {side}")
     mask = np.zeros(image_hw, bool)
     margins = [round(length * (1 - side) / 2) for length in image_hw]
-    mask[tuple(slice(margin, length - margin) for margin, length in zip(margins, image_hw))] = True
+    (top, left), (height, width) = margins, image_hw
+    mask[top : height - top, left : width - left] = True
     return mask

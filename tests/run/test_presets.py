@@ -1,5 +1,6 @@
 """Presets: what they inherit, what they may say, and the values that a parameter takes."""
 
+import nbformat
 import pytest
 import yaml
 
@@ -51,6 +52,15 @@ def test_a_file_that_is_no_preset_is_refused(folder, text):
     folder("odd", text)
     with pytest.raises(PresetError, match=r"odd\.yaml"):
         load_preset("odd")
+
+
+@pytest.mark.parametrize("line", ["seed = 1", "seed: int", "a.seed: int = 1"])
+def test_a_parameters_cell_with_another_kind_of_line_is_refused(tmp_path, monkeypatch, line):
+    cell = nbformat.v4.new_code_cell(f"k: int = 2\n{line}", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "odd.ipynb")
+    monkeypatch.setattr(presets, "NOTEBOOKS", tmp_path)
+    with pytest.raises(PresetError, match="name: type = value"):
+        presets.read_parameters("odd")
 
 
 # ---------------------------------------------------------------- extends

@@ -1,13 +1,17 @@
 """The page of a run: what stands in it, and where it leads."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mdlib.core.files import read_json, write_json, write_text
+from mdlib.core.paths import ROOT
 from mdlib.evaluate import bootstrap
 from mdlib.run import report
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
-from mdlib.run.stage import Stage, StageSkipped
+from mdlib.run.stage import Stage, StageSkipped, device, manifest_path
 from mdlib.studies.claims import claim, write_claims
 
 
@@ -23,6 +27,31 @@ def run(tmp_path):
     return tmp_path, Preset(
         description="a test", notebooks=["00_prepare_data"], bands={"mask_iou": (0.6, 0.9)}
     )
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [("cpu", "cpu, "), ("cuda", "cuda, "), (None, "unknown device, ")],
+)
+def test_the_device_is_the_one_that_the_stages_ran_on(run, recorded, shown):
+    folder, preset = run
+    path = manifest_path(folder, "00_prepare_data")
+    manifest = read_json(path)
+    assert manifest.pop("device") == device()
+    write_json(path, manifest | ({"device": recorded} if recorded else {}))
+    assert report.collect(folder, preset)["run"]["device"].startswith(shown)
+
+
+def test_the_report_is_written_without_torch(run):
+    folder, _ = run
+    code = (
+        "import sys; from pathlib import Path; from mdlib.run import report; "
+        "from mdlib.run.presets import Preset; "
+        "preset = Preset(description='a test', notebooks=['00_prepare_data']); "
+        f"report.write(Path({str(folder)!r}), preset); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert (folder / "index.html").is_file()
 
 
 def test_metrics_stand_in_the_order_of_their_meanings_and_unknown_ones_last(run):
