@@ -158,7 +158,7 @@ def test_the_recipes_name_files_that_exist():
     assert not gone
     assert all((ROOT / file).parent.is_dir() for file in files)
     functions = {"OPENERS": "data", "check_dataset": "data.checks", "read_image": "data.images"}
-    functions |= {name: "models.hub" for name in ("TIMM_NAMES", "RENAMING", "build_published_vit")}
+    functions |= dict.fromkeys(("TIMM_NAMES", "RENAMING", "build_published_vit"), "models.hub")
     functions |= {"capture_qkv": "models.encoder", "README_METRICS": "run.report"}
     for name, module in functions.items():
         assert f"`{name}`" in text and is_there(f"mdlib.{module}.{name}"), name

@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -268,7 +269,8 @@ def test_constraints_pin_every_dependency():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pins = {plain(name): version for name, version in pins.items()}
-    for line in PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), []):
+    extras = chain.from_iterable(PROJECT["optional-dependencies"].values())
+    for line in chain(PROJECT["dependencies"], extras):
         needed = Requirement(line)
         assert plain(needed.name) in pins, f"{needed.name} is not pinned"
         assert needed.specifier.contains(pins[plain(needed.name)]), (
