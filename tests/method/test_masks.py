@@ -182,8 +182,8 @@ def test_a_rule_takes_its_own_names_and_misses_none():
     rule = masks.MaskRule.of({**own, "input_side": 224, "np": np})
     assert vars(rule) == own
     assert rule.one_mask() == RULE
-    with pytest.raises(KeyError, match="max_ncut"):
-        masks.MaskRule.of({name: own[name] for name in own if name != "max_ncut"})
+    with pytest.raises(ValueError, match="is missing center"):
+        masks.MaskRule.of({name: own[name] for name in own if name != "center"})
 
 
 def test_a_trace_holds_the_steps_of_the_mask():
