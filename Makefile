@@ -45,9 +45,10 @@ test: .venv/.installed ## run all tests, in ten minutes on two CPU cores
 test-fast: .venv/.installed ## run the tests that start no kernel and train little, in a minute
 	$(PYTEST) -m "not slow"
 
-lint: .venv/.installed ## check format, imports and that notebooks are stripped; pre-commit does it too
+lint: .venv/.installed ## check rules, format, types and that notebooks are stripped; pre-commit does it too
+	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check --quiet .
-	@$(PY) -m ruff check --quiet --select F,I,UP,W .
+	@$(PY) -m mypy
 	@$(PY) -m nbstripout --verify --keep-id --extra-keys 'metadata.papermill cell.metadata.papermill cell.metadata.execution' notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 lab: .venv/.installed ## open the notebooks in JupyterLab

@@ -1,13 +1,14 @@
-"""Evaluation at the true size: confusion, matching and mean IoU over the 1,449 label maps of VOC
-2012 val, on one core.
+"""Evaluation at the true size: the 1,449 label maps of VOC 2012 val, on one core.
 
-    python benchmarks/evaluate_voc_labels.py MAPS      writes benchmarks/results/evaluate_voc_labels.json
+    python benchmarks/evaluate_voc_labels.py MAPS
+
+writes benchmarks/results/evaluate_voc_labels.json.
 
 MAPS: a folder or a zip file with palette PNGs, such as VOCdevkit/VOC2012/SegmentationClass. Two
 predictions are evaluated, the map itself and the map with its labels shuffled. Timed, for each:
-decoding and checking the maps, counting, matching, mean IoU. Not timed: unzipping. A perfect
-prediction must give exactly 1.0, and so must a relabelled one after matching, whatever is predicted
-at void pixels. Evaluation needs no torch, so none is loaded until the memory was read.
+decoding and checking the maps, the confusion matrix, matching, mean IoU. Not timed: unzipping.
+A perfect prediction must give exactly 1.0, and so must a relabelled one after matching, whatever is
+predicted at void pixels. Evaluation needs no torch, so none is loaded until the memory was read.
 """
 
 import argparse
@@ -33,6 +34,7 @@ NUM = len(CLASSES)
 
 
 def main() -> None:
+    """Evaluate the maps and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("maps", type=Path, help="folder or zip file of palette PNGs")
     maps = parser.parse_args().maps
@@ -52,6 +54,7 @@ def main() -> None:
 
 
 def evaluate(paths: list[Path]) -> dict:
+    """Evaluate a perfect prediction and a relabelled one; returns what is written."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     shuffled = np.random.default_rng(0).permutation(NUM)
@@ -105,7 +108,7 @@ def timed(paths: list[Path], predict: Callable[[np.ndarray], np.ndarray]) -> dic
 
 
 def peak_mb() -> float:
-    """Largest memory of this process so far. ru_maxrss counts kilobytes on Linux, bytes on macOS."""
+    """Largest memory of this process so far; ru_maxrss: kilobytes on Linux, bytes on macOS."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         1e6 if sys.platform == "darwin" else 1e3
     )

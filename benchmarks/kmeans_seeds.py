@@ -1,7 +1,10 @@
-"""How far the demo's cluster metrics move with the seed of k-means: where the bands of
-presets/demo.yaml come from.
+"""How much the demo's cluster metrics change with the seed of k-means.
 
-    python benchmarks/kmeans_seeds.py      after a demo run; writes benchmarks/results/kmeans_seeds.json
+The bands of presets/demo.yaml come from it.
+
+    python benchmarks/kmeans_seeds.py      after a demo run
+
+writes benchmarks/results/kmeans_seeds.json.
 """
 
 import numpy as np
@@ -20,6 +23,7 @@ SEEDS = range(10)
 
 
 def main() -> None:
+    """Cluster with each seed, score each clustering, and write the summary."""
     run = RunArtifacts(ROOT / "reports" / "demo")
     fitted = run.clusters()
     options = resolve(load_preset("demo"), {})["02_cluster_masks"]

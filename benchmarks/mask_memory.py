@@ -2,7 +2,9 @@
 
 Stage 1 on 200, 2,000 and 20,000 images, each in a process of its own.
 
-    python benchmarks/mask_memory.py       about 6 minutes; writes benchmarks/results/mask_memory.json
+    python benchmarks/mask_memory.py       about 6 minutes
+
+writes benchmarks/results/mask_memory.json.
 
 Measured: the peak resident memory of the whole process, with Python and PyTorch in it and malloc
 set as for the runner's kernels, of what notebook 01 does: images of 375 x 500 pixels, every third
@@ -49,11 +51,13 @@ class Blobs(Dataset):
         self.ids = tuple(f"{i:06d}" for i in range(count))
 
     def size(self, i: int) -> tuple[int, int]:
+        """Height and width: every third upright, every fiftieth a little narrower."""
         height, width = (WIDTH, HEIGHT) if i % 3 == 2 else (HEIGHT, WIDTH)
         # rare sizes, which wait for others of their kind
         return height, width - (i // 50 % 100 if i % 50 == 0 else 0)
 
     def image(self, i: int) -> np.ndarray:
+        """Draw the i-th picture."""
         rng, (height, width) = np.random.default_rng(i), self.size(i)
         y, x = np.ogrid[:height, :width]
         centre, radii = rng.uniform(0.3, 0.7, 2) * (height, width), rng.uniform(40, 120, 2)
@@ -62,13 +66,12 @@ class Blobs(Dataset):
 
 
 class MeanColours:
-    """In an encoder's place: the key of a patch is its mean colour about grey, and CLS asks for
-    what is bright.
-    """
+    """A stand-in encoder: a key is a patch's mean colour minus grey, CLS looks for brightness."""
 
     patch, device = 16, "cpu"
 
     def tokens(self, images: torch.Tensor) -> Tokens:
+        """One head of three dimensions, the colours."""
         rest = (0, -images.shape[-1] % self.patch, 0, -images.shape[-2] % self.patch)
         each = (F.pad(image.float() / 255 - 0.5, rest, value=-0.25) for image in images)
         # one by one: floats of a batch are the network's
@@ -99,6 +102,7 @@ def distill_all(kept: str, count: int) -> int:
 
 
 def main() -> None:
+    """Run each case in a process of its own and write the peaks."""
     peaks = {}
     for kept, count in RUNS:
         command, environment = (
@@ -109,7 +113,8 @@ def main() -> None:
         peaks[f"{kept}_{count}"] = round(int(done.stdout) / 1e6, 1)
         print(kept, count, peaks[f"{kept}_{count}"], "MB", flush=True)
     result = {
-        "what": f"peak resident memory of stage 1 on images of {HEIGHT} x {WIDTH} pixels and some other sizes with a stand-in encoder, MB",
+        "what": f"peak resident memory of stage 1 on images of {HEIGHT} x {WIDTH} pixels "
+        "and some other sizes with a stand-in encoder, MB",
         "peak_mb": peaks,
         "rle_20000_over_200": round(peaks["rle_20000"] / peaks["rle_200"], 4),
         "versions": versions(),

@@ -25,6 +25,7 @@ SIDE, BATCH, REPEATS = 224, 16, 15
 
 
 def main() -> None:
+    """Time both and write the medians."""
     data = open_dataset("zoo", root=ROOT / "data" / "zoo", split="dev", count=BATCH)
     images = torch.from_numpy(np.stack([data.image(i) for i in range(BATCH)])).permute(0, 3, 1, 2)
     resized = proposals.resize_images(images, input_side=SIDE).to(device())
@@ -40,11 +41,13 @@ def main() -> None:
         forward.append(middle - start)
         extra.append(clock() - middle)
     result = {
-        "what": f"zoo encoder, {BATCH} images of {SIDE} px, median of {REPEATS}, milliseconds an image",
+        "what": f"zoo encoder, {BATCH} images of {SIDE} px, median of {REPEATS}, "
+        "milliseconds an image",
         "forward_ms": round(statistics.median(forward) / BATCH * 1e3, 3),
         "masks_ms": round(statistics.median(extra) / BATCH * 1e3, 3),
         "masks_share_of_forward": round(statistics.median(extra) / statistics.median(forward), 4),
-        "machine": f"{device()}, {os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{device()}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads",
         "versions": versions(),
     }
     write_json(ROOT / "benchmarks" / "results" / "mask_stage.json", result)
@@ -52,6 +55,7 @@ def main() -> None:
 
 
 def clock() -> float:
+    """Seconds, after the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,9 @@ DISTINCT = 48
 
 
 class VocShaped(Dataset):
-    """`count` pictures of VOC's sizes: `DISTINCT` composed scenes, again and again, from JPEG files
-    in `folder`.
+    """`count` pictures of VOC's sizes.
+
+    `DISTINCT` composed scenes, over and over, from JPEG files in `folder`.
     """
 
     name, classes, labels = "voc-shaped", CLASSES, "masks"
@@ -84,18 +86,23 @@ class VocShaped(Dataset):
         return other
 
     def path(self, i: int) -> Path:
+        """The JPEG file of a picture."""
         return self.folder / f"{i % DISTINCT}.jpg"
 
     def size(self, i: int) -> tuple[int, int]:
+        """Height and width, from the file."""
         return image_size(self.path(i))
 
     def image(self, i: int) -> np.ndarray:
+        """Decode the file."""
         return read_image(self.path(i))
 
     def semantic(self, i: int) -> np.ndarray:
+        """The true label map."""
         return paint_exact(self.instances(i))
 
     def instances(self, i: int) -> Instances:
+        """The true objects."""
         return self.objects[i % DISTINCT]
 
 
@@ -106,6 +113,7 @@ class Rehearsal:
         self.device, self.budget, self.rows = device, budget, {}
 
     def seconds(self, run: Callable[[int], object], images: int) -> float:
+        """How long run(images) takes."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
@@ -115,7 +123,7 @@ class Rehearsal:
         return time.perf_counter() - began
 
     def rate(self, run: Callable[[int], object], unit: int) -> float:
-        """Images a second of run(images), which handles any multiple of `unit`, within the budget."""
+        """Images a second of run(images), for a multiple of `unit` within the budget."""
         if self.device == "cuda":
             run(unit)  # kernels are chosen, memory is taken
         first = self.seconds(run, unit)
@@ -149,11 +157,12 @@ def peak_gb(device: str) -> float:
 
 
 def digits(value: float) -> float:
-    """Four of them: more were not measured."""
+    """Round to four significant digits; more were not measured."""
     return float(f"{value:.4g}")
 
 
 def consume(items) -> None:
+    """Iterate to the end and keep nothing."""
     for _ in items:
         pass
 
@@ -222,7 +231,9 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
     found = Masks(
         Mask.from_pixels(pixels, image_id=image_id, cluster=int(label) - 1)
         for image_id, objects in seen.items()
-        for pixels, label in list(zip(objects.masks, objects.labels))[: p1["max_masks"]]
+        for pixels, label in islice(
+            zip(objects.masks, objects.labels, strict=True), p1["max_masks"]
+        )
     )
     describer = load_encoder(p2["encoder_name"], weights="random", device=device)
     crops = dict(size=p2["crop_side"], batch=p2["batch_size"])
@@ -238,10 +249,13 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         np.random.default_rng(0).standard_normal((len(found), describer.width)).astype(np.float32)
     )
     fit = dict(k=p2["k"], seed=0, batch_size=p2["kmeans_batch"], restarts=1)
-    go.stage(
-        "02 k-means", lambda images: [clusters.fit_kmeans(features, **fit) for _ in range(images // len(features))],
-        unit=len(features), images=len(features) * p2["restarts"],
-    )  # fmt: skip
+
+    def k_means(images: int) -> None:
+        for _ in range(images // len(features)):
+            clusters.fit_kmeans(features, **fit)
+
+    unit = len(features)
+    go.stage("02 k-means", k_means, unit=unit, images=unit * p2["restarts"])
 
     # 03 and 04: the detector
     network = detector.build_detector(
@@ -259,11 +273,12 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         unit=unit,
         images=p3["steps"] * p3["batch"],
     )
-    predictions = lambda images: detector.predict(
-        network, data.first(images), batch=unit, device=device
-    )  # noqa: E731
+    detect = partial(detector.predict, network, batch=unit, device=device)
     go.stage(
-        "03 predictions", lambda images: consume(predictions(images)), unit=unit, images=everything
+        "03 predictions",
+        lambda images: consume(detect(data.first(images))),
+        unit=unit,
+        images=everything,
     )
 
     def label_maps(images: int) -> None:
@@ -303,25 +318,25 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
         unit=unit,
         images=2 * p5["steps"] * p5["batch"],
     )
-    logits = lambda images: segmenter.predict_logits(  # noqa: E731
-        network, data.first(images), side=p5["side"], batch=unit, device=device
-    )
+    segment = partial(segmenter.predict_logits, network, side=p5["side"], batch=unit, device=device)
     go.stage(
         "05 logits",
-        lambda images: consume(logits(images)),
+        lambda images: consume(segment(data.first(images))),
         unit=unit,
         images=2 * (everything - counts["train"]),
     )
     if crf.available() and "06_refine_with_crf" in p:
         p6, image = p["06_refine_with_crf"], data.image(0)
         settings = crf.CrfSettings.of(p6, steps=p6["mean_field_steps"])
-        (answer,) = logits(1)
-        soft = segmenter.probabilities(answer, image_hw=image.shape[:2]).numpy()
+        (logits,) = segment(data.first(1))
+        soft = segmenter.probabilities(logits, image_hw=image.shape[:2]).numpy()
         refined = everything - counts["train"] + (p6["rounds"] - 1) * counts["train"]
-        go.stage(
-            "06 CRF, one worker's share", lambda images: [crf.dense_crf(image, soft, settings) for _ in range(images)],
-            unit=1, images=refined // p6["workers"],
-        )  # fmt: skip
+
+        def refine(images: int) -> None:
+            for _ in range(images):
+                crf.dense_crf(image, soft, settings)
+
+        go.stage("06 CRF, one worker's share", refine, unit=1, images=refined // p6["workers"])
         if p6["rounds"] > 1:
             again = go.rows["05 training, two networks"]
             more = (p6["rounds"] - 1) * again["images"] // 2
@@ -356,11 +371,13 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
 
 @torch.no_grad()
 def forward(encoder, pictures: torch.Tensor) -> None:
+    """Run the network on a batch, in bfloat16 on a GPU."""
     with torch.autocast(encoder.device.type, torch.bfloat16, enabled=encoder.device.type == "cuda"):
         encoder.model.forward_features(encoder.preprocess(pictures))
 
 
 def main() -> None:
+    """Rehearse a preset and write its hours and memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
@@ -375,14 +392,16 @@ def main() -> None:
     on_gpu = given.device == "cuda"
     card = f"{torch.cuda.get_device_name()}, " if on_gpu else ""
     result = {
-        "what": f"{given.preset} at its true size, random weights, {given.budget:g} s a stage, projected to {counts} images",
+        "what": f"{given.preset} at its true size, random weights, {given.budget:g} s a stage, "
+        f"projected to {counts} images",
         "preset": given.preset,
         "hours": round(sum(row["hours"] for row in go.rows.values()), 2),
         "peak_gb": max(row["peak_gb"] for row in go.rows.values()),
         "memory_of": "GPU" if on_gpu else "process",
         "stages": go.rows,
         "mask_stage": alone,
-        "machine": f"{card}{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{card}{os.cpu_count()} cores, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads",
         "versions": versions(),
     }
     path = ROOT / "benchmarks" / "results" / f"rehearse_{given.preset}_{given.device}.json"

@@ -128,7 +128,7 @@ def label_maps(
     SBD's, without.
     """
     semantic, objects = np.zeros((2, *masks.shape[1:]), np.uint8)
-    for number, (mask, label) in enumerate(zip(masks, labels), 1):
+    for number, (mask, label) in enumerate(zip(masks, labels, strict=True), 1):
         semantic[mask], objects[mask] = label, number
     for mask in masks if void else ():
         band = ndimage.binary_dilation(mask, iterations=2) & ~ndimage.binary_erosion(mask)
@@ -139,7 +139,7 @@ def label_maps(
 def write_xml(path: Path, masks: np.ndarray, labels: np.ndarray, *, folder: str) -> None:
     height, width = masks.shape[1:]
     objects = ""
-    for number, (mask, label) in enumerate(zip(masks, labels)):
+    for number, (mask, label) in enumerate(zip(masks, labels, strict=True)):
         x0, y0, x1, y1 = mask_to_box(mask)
         objects += (
             f"<object><name>{CLASSES[label]}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>{number % 2}</difficult>"
@@ -288,7 +288,7 @@ def make_coco(root: Path, zoo_root: Path, *, train: int = 8, val: int = 4) -> Pa
                 annotations.append(
                     {"image_id": id_, "category_id": 1, "iscrowd": 1, "segmentation": crowd}
                 )
-            for mask, label in zip(masks, labels) if number != 3 else ():
+            for mask, label in zip(masks, labels, strict=True) if number != 3 else ():
                 x0, y0, x1, y1 = mask_to_box(mask)
                 annotations.append(
                     {

@@ -5,10 +5,11 @@ the code.
 import ast
 import pkgutil
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
-from cells import SOLUTIONS, STAGES, prose_of
+from cells import SOLUTIONS, STAGES, cells_of, code_of, prose_of
 from test_hygiene import FOLDERS
 
 from mdlib.core.paths import ROOT
@@ -135,9 +136,72 @@ def test_an_unknown_name_is_found():
     assert unknown_names(text) == ["core.files.nothing", "core.gone.atomic", "run.stage.Stage.gone"]
 
 
-@pytest.mark.xfail(strict=True, reason="it names types that are being written; then this mark goes")
 def test_what_the_architecture_names_is_in_the_library():
     assert not unknown_names(ARCHITECTURE)
+
+
+def words_of_the_code() -> set[str]:
+    """Every word of the library, of notebooks' code, and of what configures them."""
+    files = [*(ROOT / "mdlib").rglob("*.py"), *(ROOT / "presets").iterdir()]
+    files += [ROOT / "Makefile", ROOT / "pyproject.toml"]
+    files += [ROOT / "tests" / "conftest.py", ROOT / "tests" / "models" / "test_hub.py"]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    others = (ROOT / folder for folder in ("tests", "notebooks", "data/zoo"))
+    texts += [path.name for path in chain(files, *(folder.rglob("*") for folder in others))]
+    texts += [cell.id for path in STAGES for cell in cells_of(path)]
+    texts += ["\n".join(code_of(path)) for path in (*STAGES, *SOLUTIONS)]
+    return set(re.findall(r"\w+", "\n".join(texts)))
+
+
+WORDS = words_of_the_code()
+FILE_TYPES = ("json", "npy", "npz", "png", "py", "html", "yaml", "csv", "safetensors")
+# as prose calls them: `clusters.whiten`; `stage` is a notebook's variable
+MODULES = {
+    path.stem: f"mdlib.{path.parent.name}.{path.stem}"
+    for path in (ROOT / "mdlib").glob("*/[a-z]*.py")
+    if path.stem != "stage"
+}
+
+
+def gone_names(text: str) -> list[str]:
+    """Names in backticks, dotted or of a file, with a word that is nowhere in the code.
+
+    A role at the end, as in masks_dev.json, is put in by an f-string; NAME and NN are to be chosen.
+    """
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    named = re.findall(r"`([A-Za-z_][\w./]*)(?:\(\))?`", text)
+    return [name for name in named if not re.search("NAME|NN_", name) and not is_in_the_code(name)]
+
+
+def is_in_the_code(name: str) -> bool:
+    first, *rest = name.split(".")
+    if first == "mdlib" and rest:
+        return is_there(name)
+    if first in MODULES and rest and rest[-1] not in FILE_TYPES:
+        return is_there(f"{MODULES[first]}.{'.'.join(rest)}")
+    words = re.findall(r"\w+", name)
+    return all(w in WORDS or re.sub(r"_(train|dev|val)$", "", w) in WORDS for w in words)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(page for page in PAGES if page.name != "CHANGELOG.md"),  # it names what is gone
+        ROOT / "data" / "README.md",
+        *STAGES,
+        *SOLUTIONS,
+    ],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
+def test_names_in_prose_are_those_of_the_code(path):
+    assert not gone_names(text_of(path))
+
+
+def test_a_name_that_is_gone_is_found():
+    text = "`masks_dev.json`, `val_clusters.json`, `mdlib.datasets.checks`, `object_mask()`, `a b`"
+    text += "`clusters.whiten`, `clusters.propose_masks`, `clusters.json`, `data/coco.py`"
+    gone = ["val_clusters.json", "mdlib.datasets.checks", "clusters.propose_masks"]
+    assert gone_names(text) == gone
 
 
 def test_the_architecture_has_a_sentence_for_each_folder():
@@ -158,7 +222,7 @@ def test_the_recipes_name_files_that_exist():
     assert not gone
     assert all((ROOT / file).parent.is_dir() for file in files)
     functions = {"OPENERS": "data", "check_dataset": "data.checks", "read_image": "data.images"}
-    functions |= {name: "models.hub" for name in ("TIMM_NAMES", "RENAMING", "build_published_vit")}
+    functions |= dict.fromkeys(("TIMM_NAMES", "RENAMING", "build_published_vit"), "models.hub")
     functions |= {"capture_qkv": "models.encoder", "README_METRICS": "run.report"}
     for name, module in functions.items():
         assert f"`{name}`" in text and is_there(f"mdlib.{module}.{name}"), name

@@ -127,9 +127,8 @@ def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
                 - {image["file_name"] for image in data.images}
             )
             if strays:
-                problems.append(
-                    f"{data.folder}: {len(strays)} images are in no annotation file: {preview(strays)}"
-                )
+                some = f"{len(strays)} images are in no annotation file: {preview(strays)}"
+                problems.append(f"{data.folder}: {some}")
     problems += _absent(sizes, "images are missing")
     faults = []
     for path, size in track(sizes.items(), total=len(sizes), what="checking the images of coco"):

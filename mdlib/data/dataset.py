@@ -17,7 +17,7 @@ from mdlib.data.sample import Instances, Sample
 Labels = Literal["masks", "maps", "boxes", "none"]
 
 
-class NoLabels(ValueError):  # noqa: N818 - the name says the error
+class NoLabels(ValueError):
     """A data set was asked for labels that it does not have."""
 
 

@@ -56,5 +56,6 @@ def check_exist(paths: list[Path], *, what: str) -> None:
         folders = preview(sorted({str(path.parent) for path in gone}))
         raise FileNotFoundError(
             f"{what}: {len(gone)} of {len(paths)} files are missing in {folders}: "
-            f"{preview(path.name for path in gone)}. Was the data set copied or unpacked as a whole?"
+            f"{preview(path.name for path in gone)}. "
+            "Was the data set copied or unpacked as a whole?"
         )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 
-class Mismatch(AssertionError):  # noqa: N818
+class Mismatch(AssertionError):
     """The function is not right.
 
     The message shows the small input, what was expected and what came.

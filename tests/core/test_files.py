@@ -38,9 +38,14 @@ from mdlib.core.weights import (
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "artifact.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
-        temporary.write_text("half of the n")
-        raise RuntimeError("killed here")
+
+    def write_half():
+        with atomic(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -107,10 +112,10 @@ def test_nan_is_refused_and_the_old_file_stays(tmp_path, value):
 
 
 def test_missing_and_broken_json_name_the_file(tmp_path):
-    with pytest.raises(StoreError, match="absent.json is missing"):
+    with pytest.raises(StoreError, match=r"absent.json is missing"):
         read_json(tmp_path / "absent.json")
     (tmp_path / "half.json").write_text('{"a": ')
-    with pytest.raises(StoreError, match="half.json is not JSON"):
+    with pytest.raises(StoreError, match=r"half.json is not JSON"):
         read_json(tmp_path / "half.json")
 
 
@@ -181,7 +186,7 @@ def test_the_architecture_of_a_header_is_given_back():
 )
 def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
     with pytest.raises(
-        WeightsError, match="w.safetensors holds .*, expected a mask_rcnn with backbone"
+        WeightsError, match=r"w.safetensors holds .*, expected a mask_rcnn with backbone"
     ):
         check_architecture(header, network="mask_rcnn", keys=("backbone",), source="w.safetensors")
 
@@ -233,14 +238,14 @@ def test_a_picture_is_no_label_map(tmp_path, mode):
 
 
 def test_missing_and_truncated_label_maps_name_the_file(rng, tmp_path):
-    with pytest.raises(StoreError, match="absent.png is missing"):
+    with pytest.raises(StoreError, match=r"absent.png is missing"):
         read_label_map(tmp_path / "absent.png")
     write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
     whole = (tmp_path / "map.png").read_bytes()
     assert len(whole) > 1500
     for cut in (0, 4, 20, 60, 1000, len(whole) - 30):
         (tmp_path / "map.png").write_bytes(whole[:cut])
-        with pytest.raises(StoreError, match="map.png is not a whole PNG"):
+        with pytest.raises(StoreError, match=r"map.png is not a whole PNG"):
             read_label_map(tmp_path / "map.png")
 
 
@@ -249,7 +254,7 @@ def test_a_damaged_label_map_is_refused(rng, tmp_path):
     damaged = bytearray((tmp_path / "map.png").read_bytes())
     damaged[1200] ^= 0xFF
     (tmp_path / "map.png").write_bytes(damaged)
-    with pytest.raises(StoreError, match="map.png is not a whole PNG"):
+    with pytest.raises(StoreError, match=r"map.png is not a whole PNG"):
         read_label_map(tmp_path / "map.png")
 
 
@@ -274,7 +279,7 @@ def test_pickled_objects_are_neither_written_nor_read(tmp_path):
 
 
 def test_missing_and_truncated_arrays_name_the_file(tmp_path):
-    with pytest.raises(StoreError, match="absent.npy is missing"):
+    with pytest.raises(StoreError, match=r"absent.npy is missing"):
         read_array(tmp_path / "absent.npy")
     write_array(tmp_path / "a.npy", np.zeros(100))
     whole = (tmp_path / "a.npy").read_bytes()

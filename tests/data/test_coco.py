@@ -133,7 +133,7 @@ def test_objects_and_crowds_are_what_pycocotools_decodes(kit, judge, split):
         objects = [a for a in everything if not a["iscrowd"]]
         assert len(sample.instances.masks) == len(objects)
         for mask, label, annotation in zip(
-            sample.instances.masks, sample.instances.labels, objects
+            sample.instances.masks, sample.instances.labels, objects, strict=True
         ):
             np.testing.assert_array_equal(mask, truth.annToMask(annotation))
             assert data.classes[label] == truth.cats[annotation["category_id"]]["name"]
@@ -228,7 +228,7 @@ def test_an_outline_thinner_than_a_pixel_is_left_out(broken, kit):
 
 
 def test_what_is_missing_is_named(kit, broken, tmp_path):
-    with pytest.raises(ValueError, match="coco split 'val'.*coco20k.*val2017"):
+    with pytest.raises(ValueError, match=r"coco split 'val'.*coco20k.*val2017"):
         opened(kit, "val")
     with pytest.raises(FileNotFoundError, match=r"no val2017 at .*fetch_dataset\(\"coco\""):
         opened(tmp_path, "val2017")
@@ -241,10 +241,10 @@ def test_what_is_missing_is_named(kit, broken, tmp_path):
     (broken / "coco_20k_filenames.txt").unlink()
     assert len(opened(broken, "train2014")) == 8  # which needs no list
     for split in ("coco20k", "dev"):
-        with pytest.raises(FileNotFoundError, match="coco_20k_filenames.txt is missing"):
+        with pytest.raises(FileNotFoundError, match=r"coco_20k_filenames.txt is missing"):
             opened(broken, split)
     (broken / "annotations" / "instances_val2017.json").unlink()
-    with pytest.raises(FileNotFoundError, match="instances_val2017.json are missing"):
+    with pytest.raises(FileNotFoundError, match=r"instances_val2017.json are missing"):
         opened(broken, "val2017")
 
 
@@ -252,7 +252,7 @@ def test_lists_that_do_not_fit_are_refused(broken):
     path = broken / "coco_20k_filenames.txt"
     for text in ("train2014/COCO_train2014_000000000008.jpg\n<html>\n", "\n"):
         path.write_text(text)
-        with pytest.raises(ValueError, match="coco_20k_filenames.txt: expected a file name"):
+        with pytest.raises(ValueError, match=r"coco_20k_filenames.txt: expected a file name"):
             opened(broken, "coco20k")
     path.write_text(
         "train2014/COCO_train2014_000000000008.jpg\ntrain2014/COCO_train2014_000000004444.jpg\n"
@@ -280,7 +280,7 @@ def test_files_that_are_no_instance_annotations_are_refused(broken):
         '{"categories": [], "images": [{"id": 1}]}',
     ):
         path.write_text(text)
-        with pytest.raises(ValueError, match="instances_val2017.json: not a whole file"):
+        with pytest.raises(ValueError, match=r"instances_val2017.json: not a whole file"):
             opened(broken, "val2017")
 
 
@@ -327,8 +327,10 @@ def test_an_unknown_category_and_another_size_are_refused_by_name(broken):
 def test_a_whole_set_has_no_problem_and_a_miniature_is_told_from_it(kit, monkeypatch):
     problems = check_dataset("coco", kit, splits=SPLITS)
     assert [p.partition(" are listed")[0] for p in problems] == [
-        "coco train2014: 8 images", "coco val2017: 4 images", "coco coco20k: 6 images",
-    ]  # fmt: skip
+        "coco train2014: 8 images",
+        "coco val2017: 4 images",
+        "coco coco20k: 6 images",
+    ]
     assert "19,817 are published" in problems[2]
     monkeypatch.setattr(coco, "COUNTS", {"train2014": 8, "val2017": 4, "coco20k": 6})
     assert (

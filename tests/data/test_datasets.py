@@ -78,7 +78,9 @@ def test_the_semantic_map_is_the_instances_painted(all_scenes):
 
 def test_boxes_are_tight(all_scenes):
     for sample in all_scenes[::4]:
-        for mask, (x0, y0, x1, y1) in zip(sample.instances.masks, sample.instances.boxes):
+        for mask, (x0, y0, x1, y1) in zip(
+            sample.instances.masks, sample.instances.boxes, strict=True
+        ):
             ys, xs = np.nonzero(mask)
             assert (x0, y0, x1, y1) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
@@ -124,16 +126,16 @@ def test_a_data_set_ends(zoo_root):
 
 def test_clips_are_pure_and_of_train_cutouts_alone(zoo_root):
     one, other = ClipDataset(zoo_root, seed=5), ClipDataset(zoo_root, seed=5)
-    for a, b, c in zip(one[3], other[3], ClipDataset(zoo_root, seed=6)[3]):
+    for a, b, c in zip(one[3], other[3], ClipDataset(zoo_root, seed=6)[3], strict=True):
         np.testing.assert_array_equal(a, b)
         assert (a != c).any()
     assert {c.split for c in one.cutouts} == {"train"}
 
 
 def test_unknown_names_are_refused_with_the_known_ones(zoo_root, tmp_path):
-    with pytest.raises(ValueError, match="'test'.*val"):
+    with pytest.raises(ValueError, match=r"'test'.*val"):
         zoo(zoo_root, "test")
-    with pytest.raises(ValueError, match="'cityscapes'.*zoo"):
+    with pytest.raises(ValueError, match=r"'cityscapes'.*zoo"):
         open_dataset("cityscapes", root=zoo_root, split="val")
     with pytest.raises(FileNotFoundError, match="no zoo at"):
         zoo(tmp_path)

@@ -134,7 +134,7 @@ def test_a_broken_picture_is_named_when_it_is_read(tmp_path):
     (tmp_path / "b.jpg").write_text("not a picture")
     data = opened(tmp_path)
     assert data[0].id == "a"
-    with pytest.raises(ImageError, match="b.jpg"):
+    with pytest.raises(ImageError, match=r"b.jpg"):
         data[1]
 
 
@@ -143,8 +143,16 @@ def test_a_broken_picture_is_named_when_it_is_read(tmp_path):
 
 def test_ids_never_collide():
     files = [
-        "a.jpg", "a.png", "A.JPG", "a/b.jpg", "a__b.jpg", "c.jpg", "x/" * 90 + "y.jpg", "x/" * 90 + "z.jpg", "海" * 80 + ".png",
-    ]  # fmt: skip
+        "a.jpg",
+        "a.png",
+        "A.JPG",
+        "a/b.jpg",
+        "a__b.jpg",
+        "c.jpg",
+        "x/" * 90 + "y.jpg",
+        "x/" * 90 + "z.jpg",
+        "海" * 80 + ".png",
+    ]
     ids = make_ids(files)
     assert len({id_.casefold() for id_ in ids}) == len(files)
     assert [id_.partition("~")[0] for id_ in ids[:6]] == [
@@ -175,9 +183,9 @@ def test_an_id_does_not_hang_on_the_count(tmp_path):
 
 
 def test_wrong_folders_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder at .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*absent"):
         opened(tmp_path / "absent")
-    with pytest.raises(ValueError, match="a.jpg is a file; give the folder"):
+    with pytest.raises(ValueError, match=r"a.jpg is a file; give the folder"):
         opened(save(tmp_path / "a.jpg"))
     touch(tmp_path / "texts" / "notes.txt")
     with pytest.raises(
@@ -376,5 +384,5 @@ def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="absent does not exist"):
         open_pictures([save(tmp_path / "a.png"), tmp_path / "absent"])
-    with pytest.raises(StoreError, match="no picture in .*empty: known endings are .*png"):
+    with pytest.raises(StoreError, match=r"no picture in .*empty: known endings are .*png"):
         open_pictures([tmp_path / "empty"])

@@ -245,9 +245,9 @@ def test_an_object_has_the_class_of_most_of_its_pixels():
 
 
 def test_unknown_splits_are_refused_with_the_known_ones(kit):
-    with pytest.raises(ValueError, match="voc2012 split 'test'.*trainaug"):
+    with pytest.raises(ValueError, match=r"voc2012 split 'test'.*trainaug"):
         ids(kit, "test")
-    with pytest.raises(ValueError, match="voc2007 split 'trainaug'.*trainval"):
+    with pytest.raises(ValueError, match=r"voc2007 split 'trainaug'.*trainval"):
         ids(kit, "trainaug", "voc2007")
 
 
@@ -270,7 +270,7 @@ def test_without_sbd_only_the_splits_that_need_it_are_refused(broken):
     assert ids(broken, "train") and ids(broken, "val")
     for split in ("trainaug", "fit"):
         with pytest.raises(
-            FileNotFoundError, match="benchmark_RELEASE/dataset/train.txt is missing"
+            FileNotFoundError, match=r"benchmark_RELEASE/dataset/train.txt is missing"
         ):
             ids(broken, split)
 
@@ -287,7 +287,7 @@ def test_a_half_downloaded_set_does_not_open(broken):
     # what is asked for is whole
     assert open_dataset("voc2012", root=broken, split="val", count=1)[0].id == names[0]
     (folder(broken) / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="val.txt is missing"):
+    with pytest.raises(FileNotFoundError, match=r"val.txt is missing"):
         ids(broken, "val")
 
 

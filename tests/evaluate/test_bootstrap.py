@@ -23,7 +23,12 @@ def confusions(rng):
         for share in (0.8, 0.5)
     ]
     return [
-        np.stack([metrics.confusion(p, t, num_preds=5, num_targets=4) for p, t in zip(pred, true)])
+        np.stack(
+            [
+                metrics.confusion(p, t, num_preds=5, num_targets=4)
+                for p, t in zip(pred, true, strict=True)
+            ]
+        )
         for pred in preds
     ]
 
@@ -132,7 +137,7 @@ def test_miou_difference_equals_loops_over_resamples(confusions):
     seeds, images = bootstrap._draws((2, 12), resamples=50, seed=7)
     loops = [
         sum(s[j] * (miou_spec(a[j], i) - miou_spec(b[j], i)) for j in range(2))
-        for s, i in zip(seeds, images)
+        for s, i in zip(seeds, images, strict=True)
     ]
     effect = miou_difference(a, b, resamples=50, seed=7)
     np.testing.assert_allclose([effect.low, effect.high], np.percentile(loops, [2.5, 97.5]))
@@ -209,8 +214,11 @@ def test_claims_are_gathered_in_order_and_untested_ones_are_named(tmp_path):
     claims.write_claims(tmp_path / "b", [ours, third])
     gathered = claims.gather_claims([tmp_path / "a", tmp_path / "b"])
     assert [(r["number"], r["verdict"]) for r in gathered] == [
-        ("1", "not run"), ("2", "not run"), ("3", "does not hold"), ("", "holds"),
-    ]  # fmt: skip
+        ("1", "not run"),
+        ("2", "not run"),
+        ("3", "does not hold"),
+        ("", "holds"),
+    ]
     assert read_json(tmp_path / "b" / "claims.json")[0] == ours
     table = claims.claims_table(gathered)
     assert "| ours | mIoU | +0.100 | +0.050 to +0.200 | **holds** |" in table

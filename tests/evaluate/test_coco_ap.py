@@ -107,14 +107,14 @@ def random_case(rng, count=25, levels=100):
     for _ in range(count):
         corners = rng.integers(0, 70, (rng.integers(0, 4), 2))
         sides = rng.integers(8, 58, (len(corners), 2))
-        masks = [box(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, sides)]
+        masks = [box(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, sides, strict=True)]
         true = truth(*masks, labels=rng.integers(1, 4, len(masks)).tolist())
         if rng.random() < 0.3:
             x, y = rng.integers(0, 90, 2)
             true = Instances(true.masks, true.labels, crowds=box(x, y, x + 40, y + 30)[None])
         near = [
             (np.roll(m, rng.integers(-5, 6, 2), (0, 1)), c)
-            for m, c in zip(masks, true.labels)
+            for m, c in zip(masks, true.labels, strict=True)
             if rng.random() < 0.8
         ]
         near += [
@@ -167,7 +167,7 @@ def pycocotools_stats(images, truths, *, by_class):
         "AR_medium",
         "AR_large",
     ]
-    return {name: value for name, value in zip(order, judge.stats) if value > -1}
+    return {name: value for name, value in zip(order, judge.stats, strict=True) if value > -1}
 
 
 @pytest.mark.parametrize(("names", "levels"), [(None, 100), (NAMES, 100), (None, 3)])
@@ -271,7 +271,7 @@ def test_single_equals_the_library_s_own_form(rng):
     one, reduced = one_each([images[i] for i in kept], [truths[i] for i in kept])
     overlaps = [
         metrics.mask_iou(r[0].pixels()[None], t.masks)[0, 0] if r else 0.0
-        for r, t in zip(one, reduced)
+        for r, t in zip(one, reduced, strict=True)
     ]
     scores = np.array([r[0].score if r else -np.inf for r in one])
     values = coco_scores(one, reduced).values

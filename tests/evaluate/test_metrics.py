@@ -18,7 +18,7 @@ from mdlib.evaluate import coco_ap, metrics
 
 def confusion_spec(pred, target, num_preds, num_targets, ignore=255):
     counts = np.zeros((num_preds, num_targets), np.int64)
-    for p, t in zip(pred.ravel(), target.ravel()):
+    for p, t in zip(pred.ravel(), target.ravel(), strict=True):
         if t != ignore:
             counts[p, t] += 1
     return counts
@@ -56,7 +56,9 @@ def test_confusion_does_not_overflow_small_types():
 
 def test_confusion_adds_up_over_images(maps):
     whole = metrics.confusion(*maps, num_preds=6, num_targets=4)
-    parts = [metrics.confusion(p, t, num_preds=6, num_targets=4) for p, t in zip(*maps)]
+    parts = [
+        metrics.confusion(p, t, num_preds=6, num_targets=4) for p, t in zip(*maps, strict=True)
+    ]
     np.testing.assert_array_equal(sum(parts), whole)
 
 
@@ -122,7 +124,8 @@ def test_the_confusions_of_images_add_up_to_that_of_the_set():
     truths, maps = rng.integers(0, 3, (4, 6, 5)), rng.integers(0, 7, (4, 6, 5))
     images = [np.zeros((*truth.shape, 3), np.uint8) for truth in truths]
     samples = [
-        Sample(str(i), im, t.astype(np.uint8)) for i, (im, t) in enumerate(zip(images, truths))
+        Sample(str(i), im, t.astype(np.uint8))
+        for i, (im, t) in enumerate(zip(images, truths, strict=True))
     ]
     dataset = Samples(samples, classes=("background", "cat", "dog"))
     found = list(metrics.per_image_confusion((labels for labels in maps), dataset, rows=7))

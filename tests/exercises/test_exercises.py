@@ -68,7 +68,7 @@ def class_iou(confusion, names):
     named = np.stack([confusion[names == c].sum(0) for c in range(classes)])
     hits = named.diagonal()
     union = named.sum(1) + confusion.sum(0) - hits
-    return np.array([h / u if u else np.nan for h, u in zip(hits, union)])
+    return np.array([h / u if u else np.nan for h, u in zip(hits, union, strict=True)])
 
 
 def probe_gradient(features, weight, bias, labels):
@@ -90,7 +90,7 @@ def cut_cost(weight, part):
 def resampled_gains(a, b, drawn):
     def mious(areas):
         hits, unions = areas[drawn].sum(1).swapaxes(0, 1)
-        return np.array([np.mean(h[u > 0] / u[u > 0]) for h, u in zip(hits, unions)])
+        return np.array([np.mean(h[u > 0] / u[u > 0]) for h, u in zip(hits, unions, strict=True)])
 
     return mious(a) - mious(b)
 
@@ -124,63 +124,151 @@ def run_lengths(mask):
 RIGHT = {
     f"check_{f.__name__}": f
     for f in (
-        mask_to_box, diffuse, kmeans_step, mirror_boxes, calibration_error, hardest_loss, mean_field_step, class_iou,
-        probe_gradient, average_precision, cut_cost, resampled_gains, object_agreement, crossed_means, loss_without_twins,
+        mask_to_box,
+        diffuse,
+        kmeans_step,
+        mirror_boxes,
+        calibration_error,
+        hardest_loss,
+        mean_field_step,
+        class_iou,
+        probe_gradient,
+        average_precision,
+        cut_cost,
+        resampled_gains,
+        object_agreement,
+        crossed_means,
+        loss_without_twins,
         run_lengths,
     )
-}  # fmt: skip
+}
 
 # Each a mistake that a student really makes: (check, the wrong function, the title of the input
 # that must show it).
 WRONG = [
     # inclusive
-    ("check_mask_to_box", lambda m: tuple(v - d for v, d in zip(mask_to_box(m), (0, 0, 1, 1))), "the whole picture"),
+    (
+        "check_mask_to_box",
+        lambda m: tuple(v - d for v, d in zip(mask_to_box(m), (0, 0, 1, 1), strict=True)),
+        "the whole picture",
+    ),
     ("check_mask_to_box", lambda m: mask_to_box(m.T), "the whole picture"),  # rows for columns
     # every candidate a source
     ("check_diffuse", lambda k, c: k @ k[c].sum(0), "a candidate that does not look like the seed"),
     # the seed alone
     ("check_diffuse", lambda k, c: k @ k[c[0]], "a candidate that does not look like the seed"),
-    ("check_kmeans_step", lambda z, c: np.stack([z[((z[:, None] - c) ** 2).sum(-1).argmin(1) == j].mean(0) for j in range(len(c))]), "a centre without a point"),
+    (
+        "check_kmeans_step",
+        lambda z, c: np.stack(
+            [z[((z[:, None] - c) ** 2).sum(-1).argmin(1) == j].mean(0) for j in range(len(c))]
+        ),
+        "a centre without a point",
+    ),
     # ends swapped
-    ("check_mirror_boxes", lambda b, w: np.stack([w - b[:, 0], b[:, 1], w - b[:, 2], b[:, 3]], 1), "a box at the left"),
+    (
+        "check_mirror_boxes",
+        lambda b, w: np.stack([w - b[:, 0], b[:, 1], w - b[:, 2], b[:, 3]], 1),
+        "a box at the left",
+    ),
     # inclusive ends
     ("check_mirror_boxes", lambda b, w: mirror_boxes(b, w - 1), "a box at the left"),
     # no bins
-    ("check_calibration_error", lambda s, r, b: abs(s.mean() - r.mean()), "errors that would cancel"),
-    ("check_calibration_error", lambda s, r, b: calibration_error(s, r, b) * 2, "surer than it should be"),
+    (
+        "check_calibration_error",
+        lambda s, r, b: abs(s.mean() - r.mean()),
+        "errors that would cancel",
+    ),
+    (
+        "check_calibration_error",
+        lambda s, r, b: calibration_error(s, r, b) * 2,
+        "surer than it should be",
+    ),
     # plain cross-entropy
-    ("check_hardest_loss", lambda x, y, s: F.cross_entropy(x, y, ignore_index=255), "two void pixels"),
-    ("check_hardest_loss", lambda x, y, s: F.cross_entropy(x, y, reduction="none", ignore_index=255).flatten().topk(max(1, int(s * y.numel()))).values.mean(), "two void pixels"),
+    (
+        "check_hardest_loss",
+        lambda x, y, s: F.cross_entropy(x, y, ignore_index=255),
+        "two void pixels",
+    ),
+    (
+        "check_hardest_loss",
+        lambda x, y, s: (
+            F.cross_entropy(x, y, reduction="none", ignore_index=255)
+            .flatten()
+            .topk(max(1, int(s * y.numel())))
+            .values.mean()
+        ),
+        "two void pixels",
+    ),
     # not normalised
     ("check_mean_field_step", lambda u, k, q: np.exp(-u + k @ q), "four pixels in a row"),
-    ("check_mean_field_step", lambda u, k, q: mean_field_step(u, k, np.exp(-u)), "another q than the network's"),
+    (
+        "check_mean_field_step",
+        lambda u, k, q: mean_field_step(u, k, np.exp(-u)),
+        "another q than the network's",
+    ),
     # names unread
-    ("check_class_iou", lambda m, n: np.diagonal(m) / (m.sum(0) + m.sum(1) - np.diagonal(m)), "two rows with one name"),
+    (
+        "check_class_iou",
+        lambda m, n: np.diagonal(m) / (m.sum(0) + m.sum(1) - np.diagonal(m)),
+        "two rows with one name",
+    ),
     ("check_class_iou", lambda m, n: np.nan_to_num(class_iou(m, n)), "a class that never occurs"),
     # sum for mean
     ("check_probe_gradient", lambda f, w, b, y: probe_gradient(f, w, b, y) * len(f), "five cells"),
     # not sorted
-    ("check_average_precision", lambda s, h, p: average_precision(-np.arange(len(s)), h, p), "a miss on top"),
-    ("check_average_precision", lambda s, h, p: average_precision(s, h, max(1, h.sum())), "objects never found"),
+    (
+        "check_average_precision",
+        lambda s, h, p: average_precision(-np.arange(len(s)), h, p),
+        "a miss on top",
+    ),
+    (
+        "check_average_precision",
+        lambda s, h, p: average_precision(s, h, max(1, h.sum())),
+        "objects never found",
+    ),
     ("check_cut_cost", lambda w, p: w[p][:, ~p].sum(), "the weak link"),  # a plain cut
     # divides first
-    ("check_resampled_gains", lambda a, b, d: np.diff([(x[:, 0] / x[:, 1].clip(1))[d].mean((1, 2)) for x in (b, a)], axis=0)[0], "each picture once"),
-    ("check_resampled_gains", lambda a, b, d: np.concatenate([resampled_gains(a, b, np.unique(row)[None]) for row in d]), "a picture drawn twice"),
-    ("check_resampled_gains", lambda a, b, d: np.diff([(x[d].sum(1)[:, 0] / x[d].sum(1)[:, 1].clip(1)).mean(1) for x in (b, a)], axis=0)[0], "only the background is drawn"),
+    (
+        "check_resampled_gains",
+        lambda a, b, d: np.diff(
+            [(x[:, 0] / x[:, 1].clip(1))[d].mean((1, 2)) for x in (b, a)], axis=0
+        )[0],
+        "each picture once",
+    ),
+    (
+        "check_resampled_gains",
+        lambda a, b, d: np.concatenate([resampled_gains(a, b, np.unique(row)[None]) for row in d]),
+        "a picture drawn twice",
+    ),
+    (
+        "check_resampled_gains",
+        lambda a, b, d: np.diff(
+            [(x[d].sum(1)[:, 0] / x[d].sum(1)[:, 1].clip(1)).mean(1) for x in (b, a)], axis=0
+        )[0],
+        "only the background is drawn",
+    ),
     # accuracy of all pixels
     ("check_object_agreement", lambda n, t: np.mean(n == t), "half of the cat"),
     ("check_object_agreement", lambda n, t: np.mean((n == t)[t > 0]), "a dog where nothing is"),
     ("check_object_agreement", lambda n, t: np.mean((n == t)[(n > 0) | (t > 0)]), "a void border"),
-    ("check_object_agreement", lambda n, t: object_agreement(n, t) if n.any() else 0, "nothing to see"),
+    (
+        "check_object_agreement",
+        lambda n, t: object_agreement(n, t) if n.any() else 0,
+        "nothing to see",
+    ),
     # pairs, not a table
     ("check_crossed_means", lambda d, s, i: d[s, i].mean(1), "everything once"),
     # seeds not drawn
     ("check_crossed_means", lambda d, s, i: d.mean(0)[i].mean(1), "one seed twice"),
-    ("check_loss_without_twins", lambda q, k, n, t: info_nce(q, k, temperature=t), "one animal twice"),
+    (
+        "check_loss_without_twins",
+        lambda q, k, n, t: info_nce(q, k, temperature=t),
+        "one animal twice",
+    ),
     ("check_run_lengths", lambda m: run_lengths(m.T), "a line"),  # row after row
     # starts with the full ones
     ("check_run_lengths", lambda m: [n for n in run_lengths(m) if n], "everything"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", CHECKS)

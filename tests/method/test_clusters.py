@@ -24,7 +24,9 @@ def test_each_mask_is_cropped_from_its_own_image_however_many_it_has(rng):
         masks.append(Mask.from_pixels(pixels, image_id=name))
     crops = clusters.crop_masks(scenes, masks, size=8)
     assert scenes.asked == {("image", 0): 1, ("image", 2): 1}  # each image once, no label
-    for crop, image, corner in zip(crops, (scenes[0], scenes[0], scenes[2]), (0, 9, 4)):
+    for crop, image, corner in zip(
+        crops, (scenes[0], scenes[0], scenes[2]), (0, 9, 4), strict=True
+    ):
         np.testing.assert_array_equal(
             crop.permute(1, 2, 0).numpy(), image.image[corner : corner + 8, corner : corner + 8]
         )

@@ -280,8 +280,8 @@ def test_bad_input_is_named(image, probabilities, message):
         {"bilateral_srgb": -3},
         {"bilateral_compat": -1},
         {"gaussian_compat": np.inf},
-    ]
-    + [{"bilateral_sxy": np.nan}],  # would crash the process
+        {"bilateral_sxy": np.nan},  # would crash the process
+    ],
 )
 def test_bad_settings_are_named(change):
     (name,) = change
@@ -295,10 +295,10 @@ def test_bad_settings_are_named(change):
 @needs_crf
 def test_two_processes_equal_one_in_order(rng):
     pairs = [random_pair(rng, size=(6 + i, 8)) for i in range(7)]
-    serial = list(crf.refine_all(*zip(*pairs), PAPER, workers=1))
-    parallel = list(crf.refine_all(*zip(*pairs), PAPER, workers=2))
+    serial = list(crf.refine_all(*zip(*pairs, strict=True), PAPER, workers=1))
+    parallel = list(crf.refine_all(*zip(*pairs, strict=True), PAPER, workers=2))
     assert [r.shape for r in parallel] == [p.shape for _, p in pairs]
-    for one, two, pair in zip(serial, parallel, pairs):
+    for one, two, pair in zip(serial, parallel, pairs, strict=True):
         np.testing.assert_array_equal(one, two)
         np.testing.assert_array_equal(one, crf.dense_crf(*pair, PAPER))
 

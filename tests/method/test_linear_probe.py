@@ -76,7 +76,9 @@ def test_a_probe_learns_what_tokens_tell(encoder):
     assert history[-1]["loss"] < 0.5 * np.log(3)
     assert all(
         value.equal(before)
-        for value, before in zip(encoder.model.state_dict().values(), load_again().values())
+        for value, before in zip(
+            encoder.model.state_dict().values(), load_again().values(), strict=True
+        )
     )
 
 

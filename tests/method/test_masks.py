@@ -61,7 +61,7 @@ def test_object_mask_equals_the_explicit_affinity(offset, mass, top_k, cls_heads
         # dimension.
         queries, keys = queries.abs(), keys.abs() * torch.tensor([1.0, 1.0, 1.0, -1.0]) + 0.5
     settings = {"top_k": top_k, "cls_heads": cls_heads, "mass": mass}
-    expected = [object_mask_spec(q, k, **settings) for q, k in zip(queries, keys)]
+    expected = [object_mask_spec(q, k, **settings) for q, k in zip(queries, keys, strict=True)]
     np.testing.assert_array_equal(mask_of(queries, keys, **settings).numpy(), np.stack(expected))
 
 
@@ -286,7 +286,9 @@ def test_seed_component_follows_a_path_longer_than_any_fixed_number_of_steps():
 def test_seed_component_equals_scipy_and_does_not_touch_corners():
     foreground = torch.rand(20, 11, 13) < 0.55
     seeds = foreground.flatten(1).int().argmax(1)
-    for mask, seed, found in zip(foreground, seeds, masks.seed_component(foreground, seeds)):
+    for mask, seed, found in zip(
+        foreground, seeds, masks.seed_component(foreground, seeds), strict=True
+    ):
         regions, _ = ndimage.label(mask.numpy())
         np.testing.assert_array_equal(found.numpy(), regions == regions.ravel()[seed])
 
@@ -298,9 +300,12 @@ def test_attention_inside_equals_the_softmax_summed_over_the_mask():
     queries, keys = random_tokens(3)
     mask = torch.rand(3, *GRID) < 0.4
     for query, key, inside, share in zip(
-        queries, keys, mask, masks.attention_share(queries, keys, mask)
+        queries, keys, mask, masks.attention_share(queries, keys, mask), strict=True
     ):
-        heads = [(k @ q / DIM**0.5).softmax(0)[inside.flatten()].sum() for q, k in zip(query, key)]
+        heads = [
+            (k @ q / DIM**0.5).softmax(0)[inside.flatten()].sum()
+            for q, k in zip(query, key, strict=True)
+        ]
         torch.testing.assert_close(share, sum(heads) / HEADS)
 
 

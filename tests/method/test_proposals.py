@@ -111,7 +111,7 @@ def test_images_of_mixed_sizes_come_in_order_with_the_masks_they_have_alone(
     ids = [mask.image_id for mask in found]
     assert ids == [mask.image_id for mask in alone] == sorted(ids)
     assert set(ids) == {f"p{i}" for i in range(len(SIZES))}
-    for a, b in zip(found, alone):
+    for a, b in zip(found, alone, strict=True):
         assert a.size == SIZES[int(a.image_id[1:])]
         # a batch is not bit-equal to an image alone
         assert (a.pixels() != b.pixels()).mean() < 0.02

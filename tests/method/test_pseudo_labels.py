@@ -40,7 +40,7 @@ def label_map_spec(masks, clusters, scores, *, threshold, overlap):
 def squares(*corners, side=2, size=(6, 8)):
     """(n, H, W) bool: one square mask a corner (y, x)."""
     masks = np.zeros((len(corners), *size), bool)
-    for mask, (y, x) in zip(masks, corners):
+    for mask, (y, x) in zip(masks, corners, strict=True):
         mask[y : y + side, x : x + side] = True
     return masks
 
@@ -193,7 +193,7 @@ def test_a_filtered_map_is_the_label_map_of_an_image_s_predictions(rng, overlap)
     pixels, clusters, scores = rng.random((5, 6, 7)) < 0.3, np.array([3, 0, 7, 1, 1]), rng.random(5)
     masks = [
         Mask.from_pixels(each, image_id="a", score=score, cluster=int(cluster))
-        for each, score, cluster in zip(pixels, scores, clusters)
+        for each, score, cluster in zip(pixels, scores, clusters, strict=True)
     ]
     rule = {"threshold": 0.4, "overlap": overlap}
     expected = label_map(pixels, clusters, scores, **rule)

@@ -234,7 +234,7 @@ def test_an_unmoved_square_view_is_the_picture_or_its_mirror_image():
     views = set()
     for step in range(12):
         batch = batches(step)
-        for image, shown, name in zip(batch.images, batch.labels, batch.ids):
+        for image, shown, name in zip(batch.images, batch.labels, batch.ids, strict=True):
             index = int(name[-1])
             mirrored = not np.array_equal(shown.numpy(), labels[index])
             turned = slice(None, None, -1 if mirrored else 1)
@@ -417,7 +417,7 @@ def test_what_was_learnt_by_heart_is_labelled_right(by_heart):
         for one, plan in zip(logits, labels, strict=True)
     ]
     assert np.mean(right) > 0.9
-    foreground = [ok[plan > 0].mean() for ok, plan in zip(right, labels)]
+    foreground = [ok[plan > 0].mean() for ok, plan in zip(right, labels, strict=True)]
     assert min(foreground) > 0.75  # background alone would be right in most pixels too
 
 
@@ -445,9 +445,13 @@ def test_a_segmenter_learns_resumes_and_leaves_frozen_weights_alone(tmp_path):
     fresh = tiny_segmenter()
     assert history == same and [row["step"] for row in history] == [3]
     assert all(
-        torch.equal(a, b) for a, b in zip(done.state_dict().values(), again.state_dict().values())
+        torch.equal(a, b)
+        for a, b in zip(done.state_dict().values(), again.state_dict().values(), strict=True)
     )
-    assert all(torch.equal(a, b) for a, b in zip(done.body.parameters(), fresh.body.parameters()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(done.body.parameters(), fresh.body.parameters(), strict=True)
+    )
     assert not torch.equal(done.classifier.weight, fresh.classifier.weight)
 
 

@@ -104,7 +104,7 @@ def test_masks_flip_with_the_picture():
 
 def test_an_image_in_a_batch_is_as_it_is_alone():
     images = [scene(LEFT, RIGHT), scene(RIGHT), scene(LEFT | NECK | RIGHT)]
-    queries, keys = (torch.stack(part) for part in zip(*images))
+    queries, keys = (torch.stack(part) for part in zip(*images, strict=True))
     found, contrasts = masks_of(queries, keys, max_ncut=0.03)
     for i, (query, key) in enumerate(images):
         alone, score = masks_of(query, key, max_ncut=0.03)
@@ -187,7 +187,9 @@ def contrast_spec(query, keys, inside, outside):
     patches.
     """
     query, keys = query.double(), keys.double()
-    attention = torch.stack([(k @ q / DIM**0.5).softmax(0) for q, k in zip(query, keys)]).mean(0)
+    attention = torch.stack(
+        [(k @ q / DIM**0.5).softmax(0) for q, k in zip(query, keys, strict=True)]
+    ).mean(0)
     flat = torch.cat(list(keys), 1)
     ratio = attention[inside].mean() / attention[outside].mean()
     between = (flat[inside].mean(0) - flat[outside].mean(0)).square().sum() / 4
@@ -200,7 +202,7 @@ def test_contrast_equals_its_definition_and_is_blind_to_the_keys_origin():
     inside, among = torch.rand(5, PATCHES) < 0.3, torch.rand(5, PATCHES) < 0.8
     expected = [
         contrast_spec(q, k, i.nonzero()[:, 0], (a & ~i).nonzero()[:, 0])
-        for q, k, i, a in zip(queries, keys, inside, among)
+        for q, k, i, a in zip(queries, keys, inside, among, strict=True)
     ]
     found = several_masks.objectness(queries, keys, inside, among)
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-4, atol=1e-6)

@@ -111,7 +111,7 @@ def test_a_file_that_would_run_code_is_refused_says_so_and_does_not_run(tmp_path
 def test_a_checkpoint_with_a_scripts_arguments_is_refused_by_their_class(tmp_path):
     """As DINO's full checkpoints: only the publisher's file of the backbone alone can be read."""
     (tmp_path / "w.pth").write_bytes(saved({"teacher": BODY, "args": argparse.Namespace(lr=1)}))
-    with pytest.raises(WeightsError, match="argparse.Namespace"):
+    with pytest.raises(WeightsError, match=r"argparse.Namespace"):
         read_checkpoint(tmp_path / "w.pth")
 
 
@@ -237,5 +237,5 @@ def test_another_file_than_the_publishers_is_refused_even_from_the_cache(cache):
 def test_without_a_network_the_message_says_how_to_do_without(cache):
     with serving(b"") as (url, _):
         pass  # nobody listens there any more
-    with pytest.raises(WeightsError, match="cannot be fetched.*by other means"):
+    with pytest.raises(WeightsError, match=r"cannot be fetched.*by other means"):
         fetch_checkpoint(url)

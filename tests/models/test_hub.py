@@ -447,5 +447,5 @@ def test_missing_and_truncated_files_are_refused(shallow, tmp_path):
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(ValueError, match="'dino_vits17'.*'zoo', 'dino_vits16'.*'mocov3_vits16'"):
+    with pytest.raises(ValueError, match=r"'dino_vits17'.*'zoo', 'dino_vits16'.*'mocov3_vits16'"):
         loaded("dino_vits17")

@@ -5,6 +5,7 @@ never touched there.
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
 import nbformat
@@ -26,7 +27,7 @@ def calls(monkeypatch) -> list[list[str]]:
     made = []
 
     def note(command, check):
-        held = [open(command[i + 1]).read() for i, word in enumerate(command) if word == "-c"]
+        held = [Path(command[i + 1]).read_text() for i, word in enumerate(command) if word == "-c"]
         made.append([*map(str, command), *held])
 
     monkeypatch.setattr(subprocess, "run", note)

@@ -90,7 +90,7 @@ def test_a_model_in_memory_predicts_what_is_written(run_dir, pictures, tmp_path)
     ids = ["a", "more__a", "zoë"]
     written = read_masks(out / "instances.json").by_image(ids)
     assert any(written)
-    for image_id, file, expected in zip(ids, ("a", "more/a", "zoë"), written):
+    for image_id, file, expected in zip(ids, ("a", "more/a", "zoë"), written, strict=True):
         image = read_image(pictures / f"{file}.png")
         labels, masks = model.predict(image, image_id=image_id)
         assert masks == expected

@@ -153,9 +153,18 @@ def test_make_voc2012_runs_after_a_check_that_passes_and_no_other(code, asked, t
 
 
 PREPARED = {
-    "dataset": "zoo", "data_root": "data/zoo", "train_split": "train", "dev_split": "dev", "val_split": None, "train_images": 10, "dev_images": 4, "val_images": 8,
-    "support_dataset": None, "support_root": "data/voc", "support_split": "trainval",
-}  # fmt: skip
+    "dataset": "zoo",
+    "data_root": "data/zoo",
+    "train_split": "train",
+    "dev_split": "dev",
+    "val_split": None,
+    "train_images": 10,
+    "dev_images": 4,
+    "val_images": 8,
+    "support_dataset": None,
+    "support_root": "data/voc",
+    "support_split": "trainval",
+}
 
 
 def test_every_split_that_a_notebook_opens_is_looked_at():

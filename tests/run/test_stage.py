@@ -229,7 +229,7 @@ def test_weights_in_a_file_are_recorded_by_their_content(tmp_path, monkeypatch):
 def test_weights_that_are_not_there_are_an_error_that_says_what_is_expected(tmp_path):
     with pytest.raises(
         StoreError,
-        match="'dino_resnet5': no file .*; expected a file, random, dino_resnet50 or null",
+        match=r"'dino_resnet5': no file .*; expected a file, random, dino_resnet50 or null",
     ):
         opened(tmp_path, FIRST).weights("dino_resnet5", known=("dino_resnet50",))
 

@@ -75,7 +75,7 @@ def predictions(zoo_root):
     samples = [data[0], data[1]]
     found = [
         (s.instances.masks, s.instances.labels - 1, np.full(len(s.instances.labels), score))
-        for s, score in zip(samples, (0.9, 0.2))
+        for s, score in zip(samples, (0.9, 0.2), strict=True)
     ]
     masks, labels, scores = found[0]
     found[0] = (
@@ -91,7 +91,7 @@ def test_the_threshold_view_is_the_librarys_map_and_score(predictions):
     maps, miou = explore.threshold_view(
         found, [s.semantic for s in samples], names, threshold=0.5, classes=classes
     )
-    for labels, one in zip(maps, found):
+    for labels, one in zip(maps, found, strict=True):
         np.testing.assert_array_equal(
             labels, pseudo_labels.label_map(*one, threshold=0.5, overlap="skip")
         )

@@ -66,8 +66,10 @@ def test_large_clusters_come_first_and_near_masks_before_far_ones():
     features = np.array([[0, 2], [10, 1], [0, 1], [0, 0.5], [10, 0], [0, 9]], np.float32)
     found = gallery.group(features, centres, np.array([0, 1, 0, 0, 1, 2]), {1: "dog"})
     assert [(c.number, c.name, c.members.tolist()) for c in found] == [
-        (0, "cluster 0", [3, 2, 0]), (1, "dog", [4, 1]), (2, "cluster 2", [5]),
-    ]  # fmt: skip
+        (0, "cluster 0", [3, 2, 0]),
+        (1, "dog", [4, 1]),
+        (2, "cluster 2", [5]),
+    ]
 
 
 # ---------------------------------------------------------------- the choice of k

@@ -134,7 +134,9 @@ def test_the_reference_s_transform_is_whitening(rng):
     )
     deviation = clusters.feature_deviation(train)
     for found, plain in zip(
-        ablations.transform("deviation, L2", train, other, components=2), (train, other)
+        ablations.transform("deviation, L2", train, other, components=2),
+        (train, other),
+        strict=True,
     ):
         np.testing.assert_allclose(found, clusters.whiten(plain, deviation), rtol=1e-5)
 

@@ -75,8 +75,8 @@ def attention_spec(attention, mass):
 def test_attention_mask_equals_its_spec(mass):
     attention = torch.randn(5, 2, PATCHES).softmax(-1)
     found = priors.attention_mask(attention, grid_hw=GRID, mass=mass)
-    for image, masks in zip(attention.double().numpy(), found):
-        for head, mask in zip(image, masks):
+    for image, masks in zip(attention.double().numpy(), found, strict=True):
+        for head, mask in zip(image, masks, strict=True):
             np.testing.assert_array_equal(mask.numpy(), attention_spec(head, mass))
 
 

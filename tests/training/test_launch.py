@@ -38,7 +38,7 @@ def test_parts_of_a_batch_are_equal_and_make_the_whole():
         [4, 5, 6, 7],
         [8, 9, 10, 11],
     ]
-    with pytest.raises(ValueError, match="batch of 12 has no 5 equal parts.*accumulate"):
+    with pytest.raises(ValueError, match=r"batch of 12 has no 5 equal parts.*accumulate"):
         launch.share(12, 0, 5)
 
 
@@ -47,7 +47,7 @@ def test_accumulated_parts_are_the_full_batch(accumulation_steps):
     full, parts = network(), network()
     expected = train(full)
     assert seen(train(parts, accumulation_steps=accumulation_steps)) == losses(expected)
-    for a, b in zip(full.parameters(), parts.parameters()):
+    for a, b in zip(full.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert expected[-1]["loss"] < 0.9 * expected[0]["loss"]
 
@@ -91,11 +91,11 @@ def test_two_processes_train_as_one_resume_and_hand_their_weights_over(
 
 @pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path):
+    train(network(), checkpoint=tmp_path / "run", steps=1)
     with pytest.raises(
         launch.ProcessError,
-        match="of 2 failed.*checkpoint belongs|of 2 failed.*other settings",
+        match=r"of 2 failed.*checkpoint belongs|of 2 failed.*other settings",
     ):
-        train(network(), checkpoint=tmp_path / "run", steps=1)
         launch.launch(fail, network(), processes=2, checkpoint=tmp_path / "run")
 
 
@@ -118,15 +118,25 @@ def test_a_detector_learns_from_parts_as_two_processes_would(tmp_path):
     options = dict(identity={}, log_every=1)
     together, apart = tiny_detector(), tiny_detector()
     expected = loop.fit(
-        together, batches, detector.detector_loss, replace(short, accumulation_steps=2),
-        checkpoint=None, **options,
-    )  # fmt: skip
+        together,
+        batches,
+        detector.detector_loss,
+        replace(short, accumulation_steps=2),
+        checkpoint=None,
+        **options,
+    )
     assert expected[-1]["step"] == 2 and 0 < expected[-1]["loss"] < 20 and expected[-1]["mask"] > 0
     checkpoint = tmp_path / "run"  # two processes; a part without a region leaves a head unused
     history = launch.launch(
-        loop.fit, apart, batches, detector.detector_loss, short,
-        processes=2, checkpoint=checkpoint, **options,
-    )  # fmt: skip
+        loop.fit,
+        apart,
+        batches,
+        detector.detector_loss,
+        short,
+        processes=2,
+        checkpoint=checkpoint,
+        **options,
+    )
     assert [row["loss"] for row in history] == pytest.approx(
         [r["loss"] for r in expected], rel=1e-4
     )

@@ -168,8 +168,11 @@ def test_the_body_of_a_detectors_backbone_is_a_body_too_and_what_stands_beside_i
     )
     scales = {name: scale for names, (scale, _) in groups_of(model).items() for name in names}
     assert scales == {
-        "backbone.body.weight": 0.3, "backbone.body.bias": 0.3, "backbone.fpn.weight": 1.0, "backbone.fpn.bias": 1.0,
-    }  # fmt: skip
+        "backbone.body.weight": 0.3,
+        "backbone.body.bias": 0.3,
+        "backbone.fpn.weight": 1.0,
+        "backbone.fpn.bias": 1.0,
+    }
 
 
 def test_an_optimizer_takes_steps_of_its_rate_in_fit():
@@ -319,7 +322,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path, monkeypatc
             before.append(run.weights())
         return run.loss_of(model, batch)[0] * (math.nan if len(calls) == 5 else 1.0), {}
 
-    with pytest.raises(loop.TrainingError, match="loss is nan at step 4 .*batch ids"):
+    with pytest.raises(loop.TrainingError, match=r"loss is nan at step 4 .*batch ids"):
         run.fit(loss_of=loss_of, checkpoint=tmp_path / "run")
     assert torch.equal(run.weights()["0.weight"], before[0]["0.weight"])  # no step was made with it
     assert read_weights(tmp_path / "run")[1]["step"] == 4  # the last good checkpoint stays
@@ -333,7 +336,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     def loss_of(model, batch):
         return (0 * model(batch)).sum().sqrt(), {}
 
-    with pytest.raises(loop.TrainingError, match="gradient is not finite at step 0.*loss is 0"):
+    with pytest.raises(loop.TrainingError, match=r"gradient is not finite at step 0.*loss is 0"):
         run.fit(steps=1, loss_of=loss_of, checkpoint=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
