@@ -173,11 +173,18 @@ def image_table(
     """Rows of pictures with a heading for each column and a label for each row.
 
     Args:
-        rows: one picture for each column in every row, each as `image_row` takes it.
+        rows: pictures, each as `image_row` takes it; a row may have fewer than there are columns,
+            where a small data set has no more cases to show.
         columns: the headings.
         labels: one for each row.
         size: side of a picture, in inches.
+
+    Raises:
+        ValueError: for a row with more pictures than columns, or another number of labels.
     """
+    if len(labels) != len(rows) or any(len(images) > len(columns) for images in rows):
+        given = f"{len(rows)} rows of {[len(images) for images in rows]} pictures"
+        raise ValueError(f"{len(labels)} labels and {len(columns)} columns for {given}")
     figure, axes = plt.subplots(
         len(rows),
         len(columns),
@@ -186,8 +193,10 @@ def image_table(
         layout=_narrow_margins(),
     )
     for i, (images, label) in enumerate(zip(rows, labels, strict=True)):
-        for ax, image, heading in zip(axes[i], images, columns, strict=True):
-            image_row(ax, image, heading if i == 0 else "")
+        for j, image in enumerate(images):
+            image_row(axes[i, j], image, columns[j] if i == 0 else "")
+        for ax in axes[i, len(images) :]:
+            ax.set_axis_off()
         axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center")
     return figure
 

@@ -1,5 +1,6 @@
 """Figures: which images are shown."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -21,3 +22,20 @@ def test_cases_leave_out_what_has_no_value_and_keep_the_order_of_ties():
 def test_cases_of_fewer_images_than_asked_for(count):
     picked = figures.cases(np.arange(count), 6)
     assert set(map(tuple, picked.values())) == {tuple(range(count))[::-1]}
+
+
+def test_a_table_has_room_for_more_pictures_than_a_small_data_set_gives():
+    picture = np.zeros((4, 5, 3), np.uint8)
+    rows = [[picture] * 3, [picture]]
+    figure = figures.image_table(rows, columns=["a", "b", "c"], labels=["best", "worst"])
+    shown = [[bool(ax.images) for ax in line] for line in np.reshape(figure.axes, (2, 3))]
+    assert shown == [[True, True, True], [True, False, False]]
+    assert not figure.axes[4].axison and figure.axes[3].get_ylabel() == "worst"
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("pictures", "labels"), [(2, ["one"]), (1, ["one", "two"])])
+def test_a_table_refuses_more_pictures_than_columns_and_another_number_of_labels(pictures, labels):
+    rows = [[np.zeros((4, 5, 3), np.uint8)] * pictures]
+    with pytest.raises(ValueError, match="labels and 1 columns for 1 rows"):
+        figures.image_table(rows, columns=[""], labels=labels)
