@@ -156,10 +156,13 @@ def test_the_support_set_is_clustered_and_then_forgotten(voc):
         voc / "artifacts" / "00_prepare_data",
         voc / "artifacts" / "01_distill_masks",
     )
-    assert open_role(prepared, "support").ids == [f"{i:06d}" for i in range(1, 5)]
+    assert open_role(prepared, "support").ids == tuple(f"{i:06d}" for i in range(1, 5))
     assert read_masks(masks_dir / "masks_support.json")
-    fitted = read_json(voc / "artifacts" / "02_cluster_masks" / "clusters.json")
-    assert len(fitted["clusters"]) == len(read_masks(masks_dir / "masks_train.json"))
+    clustered = read_masks(voc / "artifacts" / "02_cluster_masks" / "masks_train.json")
+    assert all(mask.cluster is not None for mask in clustered)
+    assert [mask.rle for mask in clustered] == [
+        mask.rle for mask in read_masks(masks_dir / "masks_train.json")
+    ]
     assert not (voc / "artifacts" / "03_train_mask_rcnn" / "predictions_support.json").exists()
 
 
