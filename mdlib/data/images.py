@@ -4,10 +4,12 @@ Pillow alone would turn 16-bit pictures white, show the hidden colours of transp
 the EXIF rotation and fill truncated files with black rows; each is dealt with here, once.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from mdlib.core.files import StoreError
 from mdlib.core.label_map import read_label_map
@@ -64,20 +66,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageError: for a file that is missing or no picture.
     """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ImageError(f"{path}: not a picture ({error})") from None
+    with _reading(path, otherwise="not a picture"), Image.open(path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def read_true_labels(
@@ -114,23 +105,24 @@ def read_true_labels(
 
 def _open(path: str | Path) -> Image.Image:
     """A picture with its pixels decoded, or ImageError."""
-    try:
+    with _reading(path, otherwise="not a whole picture"):
         image = Image.open(path)
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(
                 f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
             )
         image.load()
+        return image
+
+
+@contextmanager
+def _reading(path: str | Path, *, otherwise: str) -> Iterator[None]:
+    """Turn what Pillow raises for a missing or broken file into an ImageError that names it."""
+    try:
+        yield
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ImageError(f"{path}: not a whole picture ({error})") from None
-    return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: {otherwise} ({error})") from None
