@@ -188,11 +188,28 @@ class Stage:
         Returns:
             The path; the file need not exist.
         """
+        return self._kept(training).with_suffix(".safetensors")
+
+    def shards(self, what: str) -> Path:
+        """Name the folder in which this stage keeps finished parts of a long computation.
+
+        It lies beside the checkpoints and lives as long as they do.
+
+        Args:
+            what: a word for the computation, one of its own for each in a stage.
+
+        Returns:
+            The path; the folder need not exist.
+        """
+        return self._kept(what)
+
+    def _kept(self, what: str) -> Path:
+        """A path beside the stages whose name holds the digest of what its content depends on."""
         made_of = repr(
             [sorted(part.items()) for part in (self.parameters, self.inputs, self.files)]
         )
         folder = self.run_dir / "artifacts" / "checkpoints"
-        return folder / f"{self.name}-{training}-{digest_bytes(made_of.encode())[:8]}.safetensors"
+        return folder / f"{self.name}-{what}-{digest_bytes(made_of.encode())[:8]}"
 
     def figure(self, figure: "Figure", name: str, *, caption: str, invented: bool = False) -> None:
         """Save a matplotlib figure as RUN/figures/STAGE-NAME.png.
@@ -273,8 +290,8 @@ class Stage:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(self.folder, final)
         self.folder = final
-        for checkpoint in (self.run_dir / "artifacts" / "checkpoints").glob(f"{self.name}-*"):
-            checkpoint.unlink()
+        for kept in (self.run_dir / "artifacts" / "checkpoints").glob(f"{self.name}-*"):
+            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
 
 
 def open_stage(name: str, values: dict[str, object]) -> Stage:
