@@ -12,6 +12,7 @@ Each part has a seed of its own, so that the two ways are the same arithmetic. W
 a batch is computed over each part: BatchNorm's statistics, OHEM's hardest pixels.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlib.core.settings import Settings
-from mdlib.core.weights import fit_weights, read_weights, save_weights
+from mdlib.core.weights import WeightsError, fit_weights, read_weights, save_weights
 from mdlib.data.loading import load
 from mdlib.training import launch
 
@@ -125,7 +126,8 @@ def fit(
         loss: loss(model, batch) gives the scalar loss, and parts of it for the log.
         recipe: optimizer, schedule and seed.
         checkpoint: a file that is written every CHECKPOINT_EVERY steps and at the end, and resumed
-            where it is there; None: no checkpoint.
+            where it is there; None: no checkpoint. The one before it is kept beside it, and taken
+            where the last one is broken.
         identity: the settings that a run is known by, as JSON; a checkpoint with others is refused.
         after_step: after_step(step) runs after each update (a momentum encoder, an evaluation);
             what it returns is added to the log.
@@ -324,7 +326,23 @@ def _save(
     }
     # Cloned, because momentum copies and tied weights may share memory, which safetensors refuses.
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    save_weights(Path(path), tensors, header=header)
+    last, before = _kept(path)
+    if last.is_file():
+        last.replace(before)
+    save_weights(last, tensors, header=header | {"digest": _digest(tensors)})
+
+
+def _kept(path: Path) -> tuple[Path, Path]:
+    """The files of the last checkpoint and of the one before it."""
+    return Path(path), Path(path).with_name(f"{Path(path).name}.before")
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of the tensors' bytes: a file may have its full length, and zeros where a disk tore."""
+    sha = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        sha.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def _resume(
@@ -335,13 +353,38 @@ def _resume(
     *,
     steps: int,
 ) -> _Journal:
-    """The journal of the checkpoint, whose weights are taken; a new one where there is none."""
+    """The journal of the last whole checkpoint, whose weights are taken; else a new one."""
     launch.wait()  # a checkpoint that the first process is still writing is one for all of them
-    if path is None or not Path(path).is_file():
-        return _Journal()
+    found = None
+    for file in _kept(path) if path is not None else ():
+        if file.is_file() and found is None:
+            try:
+                found = _read(file, model, optimizer, identity)
+            except WeightsError as error:
+                launch.wait()  # the others are to find it, too
+                if launch.rank() == 0:
+                    print(f"left out: {error}")
+                    file.unlink()  # or it would take the place of the one before
+    if found is not None and launch.rank() == 0:
+        print(f"resumed at step {found.step} of {steps}")
+    return found or _Journal()
+
+
+def _read(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> _Journal:
+    """The journal of a checkpoint, whose weights are taken; WeightsError where it is broken."""
     tensors, header = read_weights(path)
-    if header.get("identity") != json.loads(json.dumps(dict(identity))):
+    lacking = {"identity", "step", "seconds", "history", "digest"} - header.keys()
+    if lacking:
+        raise WeightsError(f"{path} is no checkpoint: it lacks {', '.join(sorted(lacking))}")
+    if header["identity"] != json.loads(json.dumps(dict(identity))):
         raise TrainingError(f"{path} belongs to a run with other settings; remove it to start anew")
+    if header["digest"] != _digest(tensors):
+        raise WeightsError(f"{path} is damaged: its weights are not those that were written")
     state = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
     fit_weights(model, state, source=path)
     slots: dict[int, dict[str, Tensor]] = {}
@@ -351,6 +394,4 @@ def _resume(
             slots.setdefault(int(index), {})[slot] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    if launch.rank() == 0:
-        print(f"resumed at step {header['step']} of {steps}")
     return _Journal(**{name: header[name] for name in ("step", "seconds", "history")})

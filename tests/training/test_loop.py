@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdlib.core.weights import WeightsError, read_weights, save_weights
+from mdlib.core.weights import read_weights, save_weights
 from mdlib.data import loading
 from mdlib.training import loop
 
@@ -262,17 +262,85 @@ def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
         Run().fit(checkpoint=tmp_path / "run", identity={"width": 16})
 
 
-def test_a_truncated_checkpoint_is_refused(tmp_path):
-    Run().fit(steps=3, checkpoint=tmp_path / "run")
-    (tmp_path / "run").write_bytes((tmp_path / "run").read_bytes()[:-9])
-    with pytest.raises(WeightsError, match="not a whole"):
-        Run().fit(checkpoint=tmp_path / "run")
+def torn(path):
+    path.write_bytes(path.read_bytes()[:-9])
 
 
-def test_weights_that_are_no_checkpoint_are_refused(tmp_path):
-    save_weights(tmp_path / "run", Run().weights(), header={"architecture": "tiny"})
-    with pytest.raises(loop.TrainingError):
-        Run().fit(checkpoint=tmp_path / "run")
+def zeros_at_the_end(path):
+    path.write_bytes(path.read_bytes()[:-64] + bytes(64))
+
+
+def nothing_but_zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def without_a_header(path):
+    save_weights(path, read_weights(path)[0], header={})
+
+
+def with_half_its_tensors(path):
+    tensors, header = read_weights(path)
+    half = {name: value for name, value in tensors.items() if "0.weight" not in name}
+    save_weights(path, half, header=header | {"digest": loop._digest(half)})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        torn,
+        zeros_at_the_end,
+        nothing_but_zeros,
+        empty,
+        without_a_header,
+        with_half_its_tensors,
+    ],
+)
+def test_a_broken_checkpoint_is_left_out_for_the_one_before(tmp_path, monkeypatch, capsys, damage):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
+    path, whole = tmp_path / "run", Run()
+    whole.fit()
+    Run().fit(steps=4, checkpoint=path)
+    damage(path)
+    resumed = Run()
+    resumed.fit(steps=5, checkpoint=path)  # killed here, as it were
+    said = capsys.readouterr().out
+    assert "left out: " in said and str(path) in said and "resumed at step 2 of 5" in said
+    resumed.fit(checkpoint=path)
+    assert "resumed at step 5" in capsys.readouterr().out
+    assert_bit_equal(resumed.weights(), whole.weights())
+
+
+def test_two_broken_checkpoints_are_a_fresh_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
+    whole, anew = Run(), Run()
+    whole.fit()
+    Run().fit(steps=4, checkpoint=tmp_path / "run")
+    for path in tmp_path.iterdir():
+        torn(path)
+    anew.fit(checkpoint=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.count("left out: ") == 2 and "resumed" not in said
+    assert_bit_equal(anew.weights(), whole.weights())
+
+
+def test_a_kill_between_the_two_files_of_a_checkpoint_loses_neither(tmp_path, monkeypatch):
+    """The last one has become the one before, and the new one is not written yet."""
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
+    whole, resumed, seen = Run(), Run(), []
+    whole.fit()
+    Run().fit(steps=2, checkpoint=tmp_path / "run")
+    (last,) = tmp_path.iterdir()
+    last.replace(loop._kept(last)[1])
+    resumed.fit(
+        checkpoint=tmp_path / "run",
+        batch_of=lambda step: seen.append(step) or resumed.batch_of(step),
+    )
+    assert seen == [2, 3, 4, 5]
+    assert_bit_equal(resumed.weights(), whole.weights())
 
 
 class Prepared:
