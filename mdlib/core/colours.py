@@ -80,10 +80,12 @@ def colorize(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Paint a label map.
 
     Args:
-        labels: (H, W) integers; 255 is void.
+        labels: (H, W) integers; void is 255 of uint8, 65535 of uint16, and what is negative.
         colours: (n, 3) float RGB in [0, 1], one for each label; later labels have the last.
 
     Returns:
         (H, W, 3) float RGB in [0, 1]; void is white.
     """
-    return np.where((labels == 255)[..., None], 1.0, colours[np.minimum(labels, len(colours) - 1)])
+    unsigned = np.issubdtype(labels.dtype, np.unsignedinteger)
+    void = labels == np.iinfo(labels.dtype).max if unsigned else labels < 0
+    return np.where(void[..., None], 1.0, colours[np.minimum(labels, len(colours) - 1)])

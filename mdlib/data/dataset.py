@@ -127,7 +127,12 @@ class Subset(Dataset):
     """Some images of a data set, in its order."""
 
     def __init__(
-        self, dataset: Dataset, *, without: Collection[str] = (), first: int | None = None
+        self,
+        dataset: Dataset,
+        *,
+        without: Collection[str] = (),
+        first: int | None = None,
+        part: range | None = None,
     ):
         """Choose the images.
 
@@ -135,11 +140,14 @@ class Subset(Dataset):
             dataset: the whole.
             without: ids that are left out.
             first: then only so many images are kept; None for all.
+            part: of these the images at a range of positions, such as range(100, 200); None: all.
         """
         self.dataset, self.name, self.classes = dataset, dataset.name, dataset.classes
         self.labels = dataset.labels
         left_out = set(without)
         self.indices = [i for i, name in enumerate(dataset.ids) if name not in left_out][:first]
+        if part is not None:
+            self.indices = [self.indices[i] for i in part]
         self.ids = tuple(dataset.ids[i] for i in self.indices)
 
     def __getitem__(self, i: int) -> Sample:

@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from mdlib.core.label_map import void_of
+
 if TYPE_CHECKING:  # for its name alone: whoever only counts need not wait for PyTorch
     from mdlib.data import Dataset
     from mdlib.data.sample import Instances
 
 UNMATCHED = -1
+BAND = 2_000_000  # pixels of masks that are compared at once: 16 MB
 
 
 def confusion(
-    pred: np.ndarray, target: np.ndarray, *, num_preds: int, num_targets: int, ignore: int = 255
+    pred: np.ndarray,
+    target: np.ndarray,
+    *,
+    num_preds: int,
+    num_targets: int,
+    ignore: int | None = None,
 ) -> np.ndarray:
     """Count pairs of predicted and true values, pixel by pixel.
 
@@ -29,7 +37,7 @@ def confusion(
         target: integers in 0..num_targets - 1, or `ignore`, of the same shape.
         num_preds: number of predicted values.
         num_targets: number of true ones.
-        ignore: pixels with this target never count.
+        ignore: pixels with this target never count; None: 65535 where targets are uint16, else 255.
 
     Returns:
         (num_preds, num_targets) int64, entry [p, t] the pixels predicted p where t is true. Add
@@ -41,6 +49,8 @@ def confusion(
     pred, target = np.asarray(pred), np.asarray(target)
     if pred.shape != target.shape:
         raise ValueError(f"prediction {pred.shape} and target {target.shape} differ in shape")
+    if ignore is None:
+        ignore = void_of(target.dtype if target.dtype == np.uint16 else np.uint8)
     counted = target != ignore
     p, t = pred[counted].astype(np.int64), target[counted].astype(np.int64)
     if p.size and (p.min() < 0 or p.max() >= num_preds):
@@ -242,11 +252,12 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         (n, m) float64 in [0, 1]; two empty masks have IoU 0.
     """
-    a, b = (
-        masks.reshape(len(masks), int(np.prod(masks.shape[1:]))).astype(np.float64)
-        for masks in (a, b)
-    )
-    both = a @ b.T
+    a, b = (masks.reshape(len(masks), int(np.prod(masks.shape[1:]))) for masks in (a, b))
+    step = max(1, BAND // max(1, len(a) + len(b)))  # pixels; integers, so any sums are exact
+    both = np.zeros((len(a), len(b)))
+    for start in range(0, a.shape[1], step):
+        some = slice(start, start + step)
+        both += a[:, some].astype(np.float64) @ b[:, some].astype(np.float64).T
     union = a.sum(1)[:, None] + b.sum(1)[None] - both
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 

@@ -173,7 +173,7 @@ def check_calibration_error(function: Callable) -> None:
 def check_hardest_loss(function: Callable) -> None:
     """Notebook 05: cross-entropy over the hardest pixels.
 
-    function(logits (B, C, H, W), labels (B, H, W) with 255 void, share in (0, 1])
+    function(logits (B, C, H, W), labels (B, H, W) with -1 void, share in (0, 1])
     -> scalar loss.
     """
 
@@ -182,7 +182,7 @@ def check_hardest_loss(function: Callable) -> None:
 
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 2, 2, generator=generator)
-    labels = torch.tensor([[[0, 1], [2, 255]], [[1, 255], [0, 2]]])
+    labels = torch.tensor([[[0, 1], [2, -1]], [[1, -1], [0, 2]]])
     full = torch.tensor([[[0, 1], [2, 2]], [[1, 1], [0, 2]]])
     cases = {
         "no void, all pixels": {"logits": logits, "labels": full, "share": 1.0},

@@ -8,9 +8,10 @@ cluster   MiniBatchKMeans of scikit-learn
 name      by counts of masks; a mask has the class of the true box that overlaps it best
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from mdlib.core.mask import Mask
 from mdlib.core.progress import track
+from mdlib.core.shards import ARRAYS, in_shards
 from mdlib.data import Dataset
 from mdlib.data.loading import load
 from mdlib.models.encoder import Encoder
@@ -88,7 +90,13 @@ def crop_masks(dataset: Dataset, masks: Sequence[Mask], *, size: int) -> Tensor:
 
 
 def embed_masks(
-    encoder: Encoder, dataset: Dataset, masks: Sequence[Mask], *, size: int, batch: int
+    encoder: Encoder,
+    dataset: Dataset,
+    masks: Sequence[Mask],
+    *,
+    size: int,
+    batch: int,
+    shards: Path | None = None,
 ) -> np.ndarray:
     """Describe each mask by the CLS token of its crop.
 
@@ -100,6 +108,7 @@ def embed_masks(
         masks: n masks, those of one image next to each other.
         size: pixels of a crop's side.
         batch: crops in a batch.
+        shards: a folder in which finished parts are kept, see `shards.in_shards`; None: nowhere.
 
     Returns:
         (n, D) float32.
@@ -107,12 +116,18 @@ def embed_masks(
     Raises:
         ValueError: for an empty mask.
     """
-    parts = [masks[start : start + batch] for start in range(0, len(masks), batch)]
-    features = [np.zeros((0, encoder.width), np.float32)]
-    crops = load(partial(crop_masks, dataset, size=size), parts, device=encoder.device)
-    tracked = track(crops, total=len(parts), what="batches of crops")
-    features += [embed_crops(encoder, part, batch=batch) for part in tracked]
-    return np.concatenate(features)
+    crop = partial(crop_masks, dataset, size=size)
+
+    def make(part: range) -> Iterator[np.ndarray]:
+        batches = [masks[i : min(i + batch, part.stop)] for i in part[::batch]]
+        for crops in load(crop, batches, device=encoder.device):
+            yield from embed_crops(encoder, crops, batch=batch)
+
+    rows = in_shards(shards, len(masks), make, form=ARRAYS, batch=batch)
+    features = np.zeros((len(masks), encoder.width), np.float32)
+    for i, row in enumerate(track(rows, total=len(masks), what="crops")):
+        features[i] = row
+    return features
 
 
 def embed_crops(encoder: Encoder, crops: Tensor, *, batch: int) -> np.ndarray:

@@ -18,6 +18,9 @@ Potentials", NIPS 2011; their code through pydensecrf (package pydensecrf2, an o
 Worker processes import this module: keep its imports light.
 """
 
+import os
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -159,9 +162,22 @@ def _refine_in_processes(
     `pre_dispatch` only bounds the tasks at the start: then Parallel goes on reading as tasks end,
     whether their results have been taken or not.
     """
-    with Parallel(workers, return_as="generator", batch_size=1) as pool:
+    ending = dict(initializer=_end_with, initargs=(os.getpid(),))
+    with Parallel(workers, return_as="generator", batch_size=1, **ending) as pool:
         while chunk := list(islice(pairs, CHUNK * workers)):
             yield from pool(delayed(dense_crf)(*pair, settings) for pair in chunk)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: killed, it cannot end what it started."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _pydensecrf() -> ModuleType:

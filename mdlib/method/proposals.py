@@ -1,56 +1,89 @@
-"""Stage 1 over a whole data set: the object masks of each image, by a frozen encoder."""
+"""Stage 1 over a whole data set: the object masks of each image, by a frozen encoder.
 
+A picture is resized as soon as it is read, and a mask is enlarged to its picture alone, to be
+encoded at once. So a batch takes the memory of what the encoder sees, however large the pictures.
+"""
+
+import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mdlib.core.mask import Mask
-from mdlib.data import Dataset
+from mdlib.core.shards import MASKS, in_shards
+from mdlib.data import Dataset, Subset
 from mdlib.data.loading import load
 from mdlib.method import masks, several_masks
 from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Encoder, Tokens
 
-WINDOW = 100e6  # bytes of images among which batches are gathered: about 180 of VOC's
+WINDOW = 100e6  # bytes of resized images among which batches are gathered: about 60 at 640 pixels
+MOST_SQUARES = 4  # a picture has at most the pixels of so many squares when it meets the encoder
 
 
 def propose_masks(
-    dataset: Dataset, encoder: Encoder, rule: MaskRule, *, input_side: int, batch_size: int
+    dataset: Dataset,
+    encoder: Encoder,
+    rule: MaskRule,
+    *,
+    input_side: int,
+    batch_size: int,
+    shards: Path | None = None,
 ) -> Iterator[Mask]:
     """Yield the masks of each image of a data set, in order.
 
-    Images of one size share a batch, as `batches_by_size` gathers them.
+    Images that the encoder sees at one size share a batch, as `batches_by_size` gathers them.
 
     Args:
         dataset: the images.
         encoder: the frozen ViT.
         rule: the settings of stage 1.
-        input_side: pixels of an image's shorter side in the encoder's input.
+        input_side: pixels of an image's shorter side in the encoder's input; see `resize_images`.
         batch_size: most images in a batch.
+        shards: a folder in which finished parts are kept, see `shards.in_shards`; None: nowhere.
 
     Yields:
-        Masks whose score is the share of the CLS token's attention inside, in [0, 1]. Without
-        `rule.min_objectness` every image has at least one mask; with it some have none.
+        Masks whose score is the share of the CLS token's attention inside, in [0, 1]. A mask has a
+        pixel or more. With `rule.min_objectness` some images have none.
     """
+
+    def make(part: range) -> Iterator[Mask]:
+        images = Subset(dataset, part=part)
+        return _propose(images, encoder, rule, input_side=input_side, batch_size=batch_size)
+
+    return in_shards(shards, len(dataset), make, form=MASKS, batch=batch_size)
+
+
+def _propose(
+    dataset: Dataset, encoder: Encoder, rule: MaskRule, *, input_side: int, batch_size: int
+) -> Iterator[Mask]:
+    """The masks of all images, in order."""
     found: dict[int, list[Mask]] = {}  # of images that wait for one before them
     following = 0
     images = load(dataset.image, range(len(dataset)), device=encoder.device)
-    for batch in batches_by_size(images, batch_size=batch_size, window=WINDOW):
-        named = {dataset.ids[i]: image for i, image in batch.items()}
-        proposed = _propose_batch(named, encoder, rule, input_side=input_side)
-        found |= zip(batch, proposed, strict=True)
+    resized = (
+        resize_images(
+            torch.from_numpy(image).to(encoder.device).permute(2, 0, 1)[None],
+            input_side=input_side,
+        )
+        for image in images
+    )
+    for batch in batches_by_size(resized, batch_size=batch_size, window=WINDOW):
+        sizes = {dataset.ids[i]: dataset.size(i) for i in batch}
+        pixels = torch.cat(list(batch.values())).contiguous(memory_format=torch.channels_last)
+        found |= zip(batch, _propose_batch(pixels, sizes, encoder, rule), strict=True)
         while following in found:
             yield from found.pop(following)
             following += 1
-        del batch, named  # its images, before those of the next are read
+        del batch, pixels  # its images, before those of the next are read
 
 
 def batches_by_size(
-    images: Iterable[np.ndarray], *, batch_size: int, window: float
-) -> Iterator[dict[int, np.ndarray]]:
+    images: Iterable[Tensor], *, batch_size: int, window: float
+) -> Iterator[dict[int, Tensor]]:
     """Gather images of one size in batches, so that images of mixed sizes fill batches too.
 
     A batch is given when it is full, at the end, and when the images since its first one take more
@@ -58,14 +91,14 @@ def batches_by_size(
     those of a window and a batch.
 
     Args:
-        images: (H, W, 3) uint8 each, of any sizes.
+        images: uint8 tensors of any shapes.
         batch_size: images of a full batch.
         window: bytes.
 
     Yields:
         {index of an image: image}, each index once.
     """
-    waiting: dict[tuple, dict[int, np.ndarray]] = {}  # by size, the longest waiting first
+    waiting: dict[tuple, dict[int, Tensor]] = {}  # by size, the longest waiting first
     seen, before = 0, {}  # bytes so far, and before the first of each batch
     for i, image in enumerate(images):
         size = image.shape
@@ -83,41 +116,43 @@ def batches_by_size(
 
 
 def _propose_batch(
-    batch: dict[str, np.ndarray], encoder: Encoder, rule: MaskRule, *, input_side: int
+    images: Tensor, sizes: dict[str, tuple[int, int]], encoder: Encoder, rule: MaskRule
 ) -> list[list[Mask]]:
-    """The masks of each image of a batch of one size; `batch` is {image id: image}.
+    """The masks of each image of a batch, (B, 3, H', W') uint8; sizes: their (H, W) by their ids.
 
     A function of its own so that its tensors are freed before the next batch.
     """
-    images = torch.from_numpy(np.stack(list(batch.values()))).to(encoder.device)
-    images = images.permute(0, 3, 1, 2)
-    resized = resize_images(images, input_side=input_side)
     # Held until the masks are encoded. Else their run lengths, which stay, are put into the memory
     # that the tokens left, and those of the next batch no longer fit there: after 300 pictures of
     # the demo the process held 0.7 GB more.
-    tokens = encoder.tokens(resized)
+    tokens = encoder.tokens(images)
     found, scores = tokens_to_masks(tokens, rule)
     grid_h, grid_w = found.shape[-2:]
-    image_hw = (images.shape[-2], images.shape[-1])
-    enlarged = masks.mask_to_pixels(
-        found.flatten(0, 1),
+    seen = dict(
         padded_hw=(grid_h * encoder.patch, grid_w * encoder.patch),
-        crop_hw=(resized.shape[-2], resized.shape[-1]),
-        image_hw=image_hw,
+        crop_hw=(images.shape[-2], images.shape[-1]),
     )
-    pixels = enlarged.view(*found.shape[:2], *image_hw).cpu().numpy()
-    return [
-        [
-            Mask.from_pixels(mask, image_id=image_id, score=score)
-            for number, (mask, score) in enumerate(zip(own, its_scores, strict=True))
-            if mask.any() or (number == 0 and rule.min_objectness is None)
-        ]
-        for image_id, own, its_scores in zip(batch, pixels, scores.tolist(), strict=True)
-    ]
+    proposed: list[list[Mask]] = []
+    for (image_id, image_hw), own, its in zip(sizes.items(), found, scores.tolist(), strict=True):
+        enlarged = (
+            masks.mask_to_pixels(mask[None], **seen, image_hw=image_hw)[0].cpu().numpy()
+            for mask in own
+        )
+        proposed.append(
+            [
+                Mask.from_pixels(pixels, image_id=image_id, score=score)
+                for pixels, score in zip(enlarged, its, strict=True)
+                if pixels.any()
+            ]
+        )
+    return proposed
 
 
 def resize_images(images: Tensor, *, input_side: int) -> Tensor:
     """Resize images to a shorter side of `input_side` pixels, bicubic, with the aspect ratio kept.
+
+    An image more than MOST_SQUARES times as long as it is wide is made smaller, so that it has the
+    pixels of so many squares: the cost of an image grows with the square of its patches.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -127,8 +162,9 @@ def resize_images(images: Tensor, *, input_side: int) -> Tensor:
         (B, 3, H', W') uint8; the images themselves where nothing is to be done.
     """
     height, width = images.shape[-2:]
-    scale = input_side / min(height, width)
-    size = (round(height * scale), round(width * scale))
+    most = MOST_SQUARES * input_side**2
+    scale = min(input_side / min(height, width), math.sqrt(most / (height * width)))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
     if size == (height, width):
         return images
     resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mdlib.core.label_map import void_of
 from mdlib.core.mask import Mask
 
 OVERLAPS = ("skip", "overwrite")
-LARGEST_LABEL = 254  # 255 is void
+LARGEST_LABEL = void_of(np.uint16) - 1
 
 
 def confident(scores: np.ndarray, *, threshold: float) -> np.ndarray:
@@ -47,7 +48,7 @@ def label_map(
 
     Raises:
         ValueError: where the arguments do not fit, or a cluster is negative or would collide with
-            the void label 255.
+            the void label 65535.
     """
     masks, clusters, scores = (
         np.asarray(masks, bool),

@@ -19,9 +19,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from torchvision.tv_tensors import Mask
 
+from mdlib.core.label_map import void_of
 from mdlib.core.settings import Settings
+from mdlib.core.shards import ARRAYS, in_shards
 from mdlib.core.weights import check_architecture, fit_weights, read_weights
-from mdlib.data import VOID, Dataset
+from mdlib.data import Dataset
 from mdlib.data.loading import load
 from mdlib.method import crf
 from mdlib.method.linear_probe import TokenProbe, linear_classifier
@@ -29,6 +31,8 @@ from mdlib.models.backbones import FeatureCache, build_map
 from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from mdlib.training import launch
 
+VOID = -1  # a pixel of a batch that never counts; in maps it is the largest label, see `void_of`
+BAND = 16_000_000  # logits that are held at the size of a picture at once: 64 MB
 # (dilation rates, channels): the paper's for its ResNet-50; for the ViT, what fits the demo's map
 # of 24 x 24 cells
 ASPP_SHAPE = {"resnet50": ((12, 24, 36), 256), "vit": ((2, 4, 6), 96)}
@@ -177,7 +181,7 @@ def ohem_loss(logits: Tensor, labels: Tensor, *, share: float) -> Tensor:
 
     Args:
         logits: (B, outputs, H, W) float.
-        labels: (B, H, W) int64 with 255 void.
+        labels: (B, H, W) int64 with -1 void.
         share: in (0, 1], of all labelled pixels, at least one; 1 is plain cross-entropy.
 
     Returns:
@@ -226,7 +230,7 @@ class SegmentationBatch:
 
     Attributes:
         images: (B, 3, S, S) float in [0, 1].
-        labels: (B, L, L) int64, 255 void.
+        labels: (B, L, L) int64, -1 void.
         ids: of the images.
     """
 
@@ -306,21 +310,22 @@ def show(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) integers, 255 void.
+        labels: (H, W) uint8 with 255 void, or uint16 with 65535 void.
         view: how it is shown.
         side: pixels of the picture's square.
         label_side: pixels of the labels' square.
 
     Returns:
         image: (3, side, side) float32 in [0, 1].
-        labels: (label_side, label_side) int64, void outside of the picture.
+        labels: (label_side, label_side) int64, -1 where they are void and outside of the picture.
     """
     height, width = labels.shape
     across, down = max(0, height - width), max(0, width - height)  # what a square lacks
     margins = [across // 2, down // 2, across - across // 2, down - down // 2]
     picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
     picture = TF.pad(picture.float() / 255, margins, padding_mode="edge")
-    drawn = TF.pad(torch.from_numpy(labels.astype(np.int64))[None], margins, fill=VOID)
+    known = np.where(labels == void_of(labels.dtype), VOID, labels.astype(np.int64))
+    drawn = TF.pad(torch.from_numpy(known)[None], margins, fill=VOID)
     if view.scale != 1 or view.rotation:
         picture = _move(picture, view, interpolation=InterpolationMode.BILINEAR, fill=IMAGENET_MEAN)
         drawn = _move(Mask(drawn), view, fill=VOID).as_subclass(Tensor)
@@ -348,7 +353,7 @@ class SegmentationBatches:
 
     Args:
         dataset: the pictures.
-        label_maps: one (H, W) map a picture, in the order of `dataset`; 255 is void.
+        label_maps: one (H, W) map a picture, in the order of `dataset`; see `show`.
         batch: pictures in a batch, two or more.
         augment: how they are shown. Views are drawn here, and not by the classes of torchvision,
             which draw from the global random state.
@@ -400,9 +405,14 @@ class SegmentationBatches:
 # ---------------------------------------------------------------- prediction
 
 
-@torch.no_grad()
 def predict_logits(
-    model: Segmenter | TokenProbe, dataset: Dataset, *, side: int, batch: int, device: str
+    model: Segmenter | TokenProbe,
+    dataset: Dataset,
+    *,
+    side: int,
+    batch: int,
+    device: str,
+    shards: Path | None = None,
 ) -> Iterator[Tensor]:
     """Yield the logits of each image, in order.
 
@@ -415,22 +425,36 @@ def predict_logits(
         side: pixels.
         batch: images in a batch.
         device: the model's.
+        shards: a folder in which finished parts are kept, see `shards.in_shards`; None: nowhere.
 
     Yields:
         (outputs, h, w) float32 on the CPU, at stride 8.
     """
+
+    def make(part: range) -> Iterator[np.ndarray]:
+        images = load(dataset.image, part, device=device, batch=batch)
+        return (logits.numpy() for each in images for logits in _logits(model, each, side, device))
+
+    rows = in_shards(shards, len(dataset), make, form=ARRAYS, batch=batch)
+    return (torch.from_numpy(row) for row in rows)
+
+
+@torch.no_grad()
+def _logits(
+    model: Segmenter | TokenProbe, images: list[np.ndarray], side: int, device: str
+) -> Tensor:
+    """The logits of a batch of images, float32 on the CPU."""
     model.eval()
-    for decoded in load(dataset.image, range(len(dataset)), device=device, batch=batch):
-        images = [
-            torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() for image in decoded
-        ]
-        resized = torch.cat(
-            [
-                F.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
-                for image in images
-            ]
+    resized = [
+        F.interpolate(
+            torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float(),
+            size=(side, side),
+            mode="bilinear",
+            antialias=True,
         )
-        yield from model.classifier(model.features(resized / 255)).float().cpu()
+        for image in images
+    ]
+    return model.classifier(model.features(torch.cat(resized) / 255)).float().cpu()
 
 
 def probabilities(logits: Tensor, *, image_hw: tuple[int, int]) -> Tensor:
@@ -449,14 +473,25 @@ def probabilities(logits: Tensor, *, image_hw: tuple[int, int]) -> Tensor:
 def label_map(logits: Tensor, *, image_hw: tuple[int, int]) -> np.ndarray:
     """Take the output with the largest logit in each pixel, after bilinear enlargement.
 
+    Only a few outputs are held at the size of the image at once.
+
     Args:
         logits: (outputs, h, w).
         image_hw: (H, W) of the image, to which they are enlarged.
 
     Returns:
-        (H, W) uint8; uint16 for more than 255 outputs.
+        (H, W) uint8; uint16 for more than 255 outputs. The lower output on a tie.
     """
-    return _smallest_type(_enlarge(logits, image_hw).argmax(0).numpy(), outputs=len(logits))
+    height, width = image_hw
+    at_once = max(8, BAND // (height * width))  # torch rounds three, as of a picture, otherwise
+    labels = _smallest_type(np.zeros(image_hw, np.int64), outputs=len(logits))
+    best, first = np.full(image_hw, -np.inf, np.float32), 0
+    for some in logits.tensor_split(-(-len(logits) // at_once)):
+        values, which = (found.numpy() for found in _enlarge(some, image_hw).max(0))
+        better = values > best
+        best[better], labels[better] = values[better], first + which[better]
+        first += len(some)
+    return labels
 
 
 def _enlarge(logits: Tensor, image_hw: tuple[int, int]) -> Tensor:
@@ -470,7 +505,12 @@ def _smallest_type(labels: np.ndarray, *, outputs: int) -> np.ndarray:
 
 
 def refined_maps(
-    logits: Iterable[np.ndarray], dataset: Dataset, settings: crf.CrfSettings, *, workers: int
+    logits: Iterable[np.ndarray],
+    dataset: Dataset,
+    settings: crf.CrfSettings,
+    *,
+    workers: int,
+    shards: Path | None = None,
 ) -> Iterator[np.ndarray]:
     """Compute the label map of each image after the CRF.
 
@@ -479,6 +519,7 @@ def refined_maps(
         dataset: the images, in the same order.
         settings: of the CRF.
         workers: processes, see `crf.refine_all`.
+        shards: a folder in which finished parts are kept, see `shards.in_shards`; None: nowhere.
 
     Returns:
         Maps as those of `label_map`, one by one.
@@ -487,12 +528,28 @@ def refined_maps(
         ValueError: as `crf.refine_all`.
         CRFMissing: at once, without pydensecrf.
     """
-    soft = (
-        probabilities(
-            torch.from_numpy(np.asarray(one, np.float32)), image_hw=dataset.size(i)
-        ).numpy()
-        for i, one in enumerate(logits)
-    )
-    images = map(dataset.image, range(len(dataset)))
-    refined = crf.refine_all(images, soft, settings, workers=workers)
-    return (_smallest_type(p.argmax(0), outputs=len(p)) for p in refined)
+    if not crf.available():
+        raise crf.CRFMissing(crf.HOW_TO_INSTALL)
+    numbered = enumerate(logits)
+
+    def make(part: range) -> Iterator[np.ndarray]:
+        images = map(dataset.image, part)
+        soft = (
+            probabilities(torch.from_numpy(row), image_hw=dataset.size(i)).numpy()
+            for i, row in _rows(numbered, part)
+        )
+        refined = crf.refine_all(images, soft, settings, workers=workers)
+        return (_smallest_type(p.argmax(0), outputs=len(p)) for p in refined)
+
+    return in_shards(shards, len(dataset), make, form=ARRAYS)
+
+
+def _rows(
+    numbered: Iterator[tuple[int, np.ndarray]], part: range
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of a range as float32, with their numbers; those before it are passed over."""
+    for i, row in numbered:
+        if i in part:
+            yield i, np.asarray(row, np.float32)
+        if i + 1 >= part.stop:
+            return

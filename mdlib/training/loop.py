@@ -338,7 +338,7 @@ def _kept(path: Path) -> tuple[Path, Path]:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of the tensors' bytes: a file may have its full length, and zeros where a disk tore."""
+    """Digest of the tensors' bytes: a torn file may have its full length, and zeros in it."""
     sha = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
         sha.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -37,5 +37,9 @@ def test_each_class_has_a_colour_of_its_own_and_void_is_white():
         found = colours.class_colours(count)
         assert found.shape == (count, 3) and (found >= 0).all() and (found <= 1).all()
         assert len(np.unique(found, axis=0)) == count
-    painted = colours.colorize(np.array([[0, 2, 255]]), found)
-    np.testing.assert_array_equal(painted[0], [found[0], found[2], [1, 1, 1]])
+    for void, dtype in ((255, np.uint8), (65535, np.uint16), (-1, np.int64)):
+        painted = colours.colorize(np.array([[0, 2, void]], dtype), found)
+        np.testing.assert_array_equal(painted[0], [found[0], found[2], [1, 1, 1]])
+    many = colours.class_colours(301)  # 255 is a label like any other where there are so many
+    painted = colours.colorize(np.array([[255, 300]], np.uint16), many)
+    np.testing.assert_array_equal(painted[0], [many[255], many[300]])

@@ -445,6 +445,8 @@ def test_labels_that_are_not_there_are_an_error_that_names_the_image(tmp_path):
 def test_a_subset_leaves_out_first_and_counts_then():
     data = Subset(Samples([sized(i) for i in range(5)]), without=["s1"], first=3)
     assert data.ids == ("s0", "s2", "s3") == tuple(sample.id for sample in data)
+    part = Subset(data, part=range(1, 3))
+    assert part.ids == ("s2", "s3") == tuple(sample.id for sample in part)
 
 
 # ---------------------------------------------------------------- roles

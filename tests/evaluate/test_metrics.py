@@ -265,6 +265,14 @@ def test_mask_iou_at_its_limits():
     assert metrics.mask_iou(full, empty) == metrics.mask_iou(empty, empty) == 0
 
 
+@pytest.mark.parametrize("band", [1, 7, 100])
+def test_mask_iou_by_bands_of_pixels_is_exact(rng, monkeypatch, band):
+    a, b = rng.random((3, 9, 11)) < 0.5, rng.random((4, 9, 11)) < 0.3
+    expected = metrics.mask_iou(a, b)
+    monkeypatch.setattr(metrics, "BAND", band)
+    np.testing.assert_array_equal(metrics.mask_iou(a, b), expected)
+
+
 def test_mask_iou_of_no_masks_is_an_empty_table():
     assert metrics.mask_iou(np.zeros((0, 3, 3), bool), np.ones((2, 3, 3), bool)).shape == (0, 2)
 

@@ -54,7 +54,7 @@ def calibration_error(scores, right, bins):
 
 
 def hardest_loss(logits, labels, share):
-    losses = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")[labels != 255]
+    losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")[labels != -1]
     return losses.sort(descending=True).values[: max(1, int(share * len(losses)))].mean()
 
 

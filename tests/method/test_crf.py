@@ -2,12 +2,16 @@
 serial result.
 """
 
+import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mdlib.core.paths import ROOT
 from mdlib.method import crf
 
 PAPER = crf.CrfSettings(  # stage 6
@@ -329,6 +333,49 @@ def test_error_in_one_image_reaches_the_reader(rng, workers):
     results = crf.refine_all([image] * 2, [good, bad], PAPER, workers=workers)
     with pytest.raises(ValueError, match="sum to 1"):
         list(results)
+
+
+REFINE_FOR_EVER = """
+import itertools
+import numpy as np
+from mdlib.core.paths import ROOT
+from mdlib.method import crf
+
+settings = crf.CrfSettings(5, 1.0, 3.0, 9.0, 13.0, 4.0)
+pair = np.zeros((64, 64, 3), np.uint8), np.full((3, 64, 64), 1 / 3, np.float32)
+many = itertools.repeat(pair[0]), itertools.repeat(pair[1])
+for number, _ in enumerate(crf.refine_all(*many, settings, workers=2)):
+    if number == 20:
+        print("refining", flush=True)
+"""
+
+
+def children_of(pid):
+    """Processes below a process, by /proc."""
+    own = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return own + [below for child in own for below in children_of(child)]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@needs_crf
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
+def test_worker_processes_end_when_their_parent_is_killed():
+    command = [sys.executable, "-c", REFINE_FOR_EVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout.readline() == "refining\n"
+        workers = children_of(parent.pid)
+        parent.kill()
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(map(alive, workers))
 
 
 @needs_crf

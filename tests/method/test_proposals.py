@@ -7,8 +7,9 @@ import pytest
 import torch
 from fixtures import Samples
 
+from mdlib.core import shards
 from mdlib.core.mask import Mask, read_masks, write_masks
-from mdlib.data import Sample, open_dataset
+from mdlib.data import Sample, Subset, open_dataset
 from mdlib.method import masks, proposals
 from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import load_encoder
@@ -72,17 +73,65 @@ def by_neighbours(dataset, encoder, rule, *, batch_size, input_side):
     """Of one size: batch after batch in the order of the data set, and nothing else."""
     for start in range(0, len(dataset), batch_size):
         indices = range(start, min(start + batch_size, len(dataset)))
-        batch = {dataset.ids[i]: dataset.image(i) for i in indices}
-        for own in proposals._propose_batch(batch, encoder, rule, input_side=input_side):
+        images = torch.from_numpy(np.stack([dataset.image(i) for i in indices]))
+        resized = proposals.resize_images(images.permute(0, 3, 1, 2), input_side=input_side)
+        sizes = {dataset.ids[i]: dataset.size(i) for i in indices}
+        for own in proposals._propose_batch(resized, sizes, encoder, rule):
             yield from own
 
 
+@pytest.mark.parametrize("input_side", [128, 96])
 @pytest.mark.parametrize("rule", [ONE, replace(THREE, min_objectness=0.08, max_ncut=0.03)])
-def test_images_of_one_size_make_the_batches_they_always_made(rule, scenes, encoder, request):
-    expected = list(by_neighbours(scenes, encoder, rule, **RUN))
-    assert list(proposals.propose_masks(scenes, encoder, rule, **RUN)) == expected
+def test_images_of_one_size_make_the_batches_they_always_made(
+    rule, input_side, scenes, encoder, request
+):
+    run = RUN | {"input_side": input_side}
+    expected = list(by_neighbours(scenes, encoder, rule, **run))
+    assert list(proposals.propose_masks(scenes, encoder, rule, **run)) == expected
     request.getfixturevalue("workers")
-    assert list(proposals.propose_masks(scenes, encoder, rule, **RUN)) == expected
+    assert list(proposals.propose_masks(scenes, encoder, rule, **run)) == expected
+
+
+def test_masks_kept_in_parts_are_the_same_and_a_part_is_not_made_again(
+    scenes, encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shards, "SIZE", 2)
+    rule, run = replace(THREE, min_objectness=0.08), RUN | {"batch_size": 2}
+    expected = list(proposals.propose_masks(scenes, encoder, rule, **run))
+    killed = proposals.propose_masks(scenes, encoder, rule, **run, shards=tmp_path)
+    next(killed), killed.close()  # after the first part
+    asked = Samples(scenes)
+    resumed = proposals.propose_masks(asked, encoder, rule, **run, shards=tmp_path)
+    assert list(resumed) == expected
+    assert asked.asked == {("image", i): 1 for i in range(2, len(scenes))}
+
+
+def test_a_mask_without_a_pixel_is_none(scenes, encoder, monkeypatch):
+    nothing = torch.zeros(4, 1, 16, 16, dtype=torch.bool), torch.ones(4, 1)
+    monkeypatch.setattr(proposals, "tokens_to_masks", lambda tokens, rule: nothing)
+    four = Subset(scenes, first=4)
+    assert not list(proposals.propose_masks(four, encoder, ONE, **RUN))
+
+
+# ---------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize(
+    ("image_hw", "seen_hw"),
+    [
+        ((128, 128), (64, 64)),
+        ((60, 40), (96, 64)),
+        ((40, 160), (64, 256)),  # four squares
+        ((32, 3000), (13, 1239)),  # and no more: 190 squares' worth of patches otherwise
+        ((5000, 8), (3200, 5)),
+        ((1, 100_000), (1, 40477)),
+    ],
+)
+def test_a_long_strip_has_the_pixels_of_four_squares(image_hw, seen_hw):
+    resized = proposals.resize_images(
+        torch.zeros(1, 3, *image_hw, dtype=torch.uint8), input_side=64
+    )
+    assert resized.shape[-2:] == seen_hw
 
 
 SIZES = [
@@ -124,7 +173,7 @@ def test_a_batch_is_given_when_it_is_full_when_its_window_is_over_and_at_the_end
     sizes = [tall, wide, wide, tall, small, wide, tall, wide, wide, wide]
 
     def batches(window):
-        images = (sample.image for sample in cut(scenes, sizes))
+        images = (torch.from_numpy(sample.image) for sample in cut(scenes, sizes))
         return [
             list(batch) for batch in proposals.batches_by_size(images, batch_size=3, window=window)
         ]

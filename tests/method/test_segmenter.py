@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from fixtures import Samples
 
+from mdlib.core import shards
+from mdlib.core.label_map import read_label_map, write_label_map
 from mdlib.core.weights import WeightsError, save_weights
-from mdlib.data import VOID, Sample, open_dataset
-from mdlib.method import crf
+from mdlib.data import Sample, open_dataset
+from mdlib.evaluate import metrics
+from mdlib.method import crf, pseudo_labels, segmenter
 from mdlib.method.segmenter import (
+    VOID,
     Augment,
     SegmentationBatch,
     SegmentationBatches,
@@ -339,7 +343,7 @@ def test_void_stays_void_and_outside_the_picture_is_void():
     batch = batches_of(scenes, labels, scale=0.0, rotation=0.0)(0)
     inside = batch.labels != VOID  # a 2:1 picture in a square: half of it, between two bands
     assert inside[:, 16:48].all() and not inside[:, :16].any() and not inside[:, 48:].any()
-    all_void = [np.full((30, 60), VOID, np.uint8)] * 2
+    all_void = [np.full((30, 60), 255, np.uint8)] * 2
     assert (batches_of(scenes, all_void)(0).labels == VOID).all()
 
 
@@ -356,9 +360,9 @@ def test_a_smaller_picture_is_surrounded_by_void_and_a_larger_one_fills_the_view
     assert min(sizes) < 0.6 and max(sizes) > 1.4
 
 
-@pytest.mark.parametrize("largest", [0, 3, 254])
+@pytest.mark.parametrize("largest", [0, 3, 254, 255, 300])
 def test_every_label_comes_through_a_view_unchanged(largest):
-    labels = [np.full((40, 40), largest, np.uint16)] * 2  # as pseudo.label_map writes them
+    labels = [np.full((40, 40), largest, np.uint16)] * 2  # as pseudo_labels.label_map makes them
     shown = batches_of(
         Samples(Sample(str(i), np.zeros((40, 40, 3), np.uint8)) for i in range(2)), labels
     )(0).labels
@@ -565,6 +569,79 @@ def test_a_map_of_many_outputs_does_not_wrap(outputs, dtype):
     logits[-1] = 5.0
     labels = label_map(logits, image_hw=(8, 9))
     assert labels.dtype == dtype and (labels == outputs - 1).all()
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 7, 9, 25, 61])
+@pytest.mark.parametrize("image_hw", [(128, 128), (375, 500), (40, 30), (1, 400)])
+@pytest.mark.parametrize("band", [1, 200_000])
+def test_a_map_made_of_a_few_outputs_at_a_time_is_that_of_all_at_once(
+    outputs, image_hw, band, monkeypatch
+):
+    logits = torch.randn(outputs, 24, 20)
+    logits[:, :5] = logits[:, :5].round()  # ties
+    whole = F.interpolate(logits[None], size=image_hw, mode="bilinear", align_corners=False)[0]
+    if sum(image_hw) > 128:  # there alone a picture may be too large for one band
+        monkeypatch.setattr(segmenter, "BAND", band)
+    labels = label_map(logits, image_hw=image_hw)
+    np.testing.assert_array_equal(labels, whole.argmax(0).numpy())
+
+
+def test_300_clusters_go_from_pseudo_map_to_score_without_a_wrap(tmp_path):
+    """Mask -> 16-bit PNG -> batch -> loss -> logits of 301 outputs -> map -> PNG -> counts."""
+    k, cluster, hw = 300, 280, (40, 60)
+    left, right = np.zeros((2, *hw), bool)
+    left[:, :20], right[:, 40:] = True, True
+    masks = np.stack([left, right])
+    made = pseudo_labels.label_map(masks, [cluster, 254], [0.9, 0.8], threshold=0.5, overlap="skip")
+    write_label_map(tmp_path / "pseudo.png", made)
+    stored = read_label_map(tmp_path / "pseudo.png")
+    assert stored.dtype == np.uint16 and set(np.unique(stored)) == {0, 255, 281}
+    stored[0, 0] = 65535  # void
+
+    images = Samples([Sample(str(i), np.zeros((*hw, 3), np.uint8)) for i in range(2)])
+    batch = batches_of(images, [stored] * 2, scale=0.0, rotation=0.0)(0)
+    assert set(batch.labels.unique().tolist()) == {VOID, 0, 255, 281}  # 255 is no void here
+
+    known = batch.labels.clamp(0)
+    perfect = 20.0 * F.one_hot(known, k + 1).permute(0, 3, 1, 2)
+    assert ohem_loss(perfect, batch.labels, share=1.0).item() < 1e-3
+    assert ohem_loss(perfect.flip(1), batch.labels, share=1.0).item() > 10
+
+    exact = 20.0 * F.one_hot(torch.from_numpy(made.astype(np.int64)), k + 1).permute(2, 0, 1)
+    labels = label_map(exact, image_hw=hw)
+    np.testing.assert_array_equal(labels, made)
+    write_label_map(tmp_path / "predicted.png", labels)
+    counts = metrics.confusion(
+        read_label_map(tmp_path / "predicted.png"), stored, num_preds=k + 1, num_targets=k + 1
+    )
+    assert counts.sum() == stored.size - 1 and counts.trace() == counts.sum()
+    assert counts[281, 281] == left.sum() - 1 and counts[255, 255] == right.sum()
+
+
+def test_logits_and_refined_maps_kept_in_parts_are_the_same(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "SIZE", 2)
+    rng = np.random.default_rng(0)
+    scenes = Samples(
+        Sample(str(i), rng.integers(0, 255, (24 + 8 * i, 32, 3), dtype=np.uint8)) for i in range(5)
+    )
+    see = dict(side=48, batch=2, device="cpu")
+    expected = list(predict_logits(model, scenes, **see))
+    killed = predict_logits(model, scenes, **see, shards=tmp_path / "logits")
+    torch.testing.assert_close(next(killed), expected[0], rtol=0, atol=0)
+    found = list(predict_logits(model, scenes, **see, shards=tmp_path / "logits"))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert "1 of 3 parts are there already: logits" in capsys.readouterr().out
+
+    if crf.available():
+        settings = crf.CrfSettings(2, 1.0, 3.0, 9.0, 13.0, 4.0)
+        rows = [row.numpy() for row in expected]
+        whole = list(refined_maps(rows, scenes, settings, workers=1))
+        kept = dict(workers=1, shards=tmp_path / "maps")
+        next(refined_maps(rows, scenes, settings, **kept))
+        for logits in (rows, iter(rows)):  # any iterable: what is there is passed over
+            for a, b in zip(refined_maps(logits, scenes, settings, **kept), whole, strict=True):
+                np.testing.assert_array_equal(a, b)
+            (tmp_path / "maps" / "0000002-0000004.npz").unlink(missing_ok=True)
 
 
 def test_probabilities_of_one_size_are_the_plain_softmax():
