@@ -51,7 +51,8 @@ def coco_scores(
 ) -> CocoScores:
     """COCO's evaluation of masks over a data set.
 
-    In a crowd region predictions are ignored, whatever their class.
+    In a crowd region predictions are ignored, whatever their class. A prediction without a pixel is
+    none.
 
     Args:
         images: the predictions of each image.
@@ -78,7 +79,7 @@ def coco_scores(
             "segmentation": mask.rle,
         }
         for i, masks in enumerate(images if names is None else named(images, names))
-        for mask in masks
+        for mask in _with_pixels(masks)
     ]
     if not found or not any(not each["iscrowd"] for each in truth["annotations"]):
         return _without_predictions(truth)
@@ -119,9 +120,15 @@ def single(
     """
     if overlap not in ("box", "mask"):
         raise ValueError(f'overlap must be "box" or "mask", got {overlap!r}')
-    best = [[max(masks, key=lambda mask: mask.score)] if masks else [] for masks in images]
+    seen = map(_with_pixels, images)
+    best = [[max(masks, key=lambda mask: mask.score)] if masks else [] for masks in seen]
     pairs = zip(best, truths, strict=True)
     return best, (_reduced(kept, true, overlap) for kept, true in pairs)
+
+
+def _with_pixels(masks: Sequence[Mask]) -> list[Mask]:
+    """The predictions that have a pixel."""
+    return [mask for mask in masks if mask.area]
 
 
 def _reduced(kept: list[Mask], true: Instances, overlap: str) -> Instances:

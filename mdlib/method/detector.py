@@ -16,11 +16,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
 from mdlib.core.mask import Mask, Masks, mask_to_box
+from mdlib.core.shards import MASKS, in_shards
 from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import Dataset
 from mdlib.data.loading import load
@@ -260,8 +264,9 @@ def detector_loss(model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, dict
     }
 
 
-@torch.no_grad()
-def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> Iterator[list[Mask]]:
+def predict(
+    model: MaskRCNN, dataset: Dataset, *, batch: int, device: str, shards: Path | None = None
+) -> Iterator[list[Mask]]:
     """Yield the predictions of each image, in order.
 
     Args:
@@ -269,27 +274,66 @@ def predict(model: MaskRCNN, dataset: Dataset, *, batch: int, device: str) -> It
         dataset: the images.
         batch: images in a batch.
         device: the model's.
+        shards: a folder in which finished parts are kept, see `shards.in_shards`; None: nowhere.
 
     Yields:
         The masks of an image that are not empty, with cluster and score, best first; an empty list
         where there is none.
     """
+
+    def make(part: range) -> Iterator[Mask]:
+        ids = iter(dataset.ids[part.start : part.stop])
+        for images in load(dataset.image, part, device=device, batch=batch):
+            for found in _detections(model, images, device):
+                yield from _masks(next(ids), *found)
+
+    masks = in_shards(shards, len(dataset), make, form=MASKS, batch=batch)
+    following = next(masks, None)
+    for image_id in dataset.ids:
+        own = []
+        while following is not None and following.image_id == image_id:
+            own.append(following)
+            following = next(masks, None)
+        yield own
+
+
+@torch.no_grad()
+def _detections(
+    model: MaskRCNN, images: list[np.ndarray], device: str
+) -> list[tuple[dict[str, Tensor], tuple[int, int]]]:
+    """What torchvision's forward gives for each image, and (H, W) of the image.
+
+    Its boxes are in pixels of the image, and its masks not yet pasted into it: (n, 1, 28, 28).
+    Pictures are made small one by one, before they are a batch.
+    """
     model.eval()
-    ids = iter(dataset.ids)
-    for images in load(dataset.image, range(len(dataset)), device=device, batch=batch):
-        for output in model([to_tensor(image, device) for image in images]):
-            yield _masks(next(ids), output)
+    seen = model.transform
+    small = [seen.resize(seen.normalize(to_tensor(image, device)), None)[0] for image in images]
+    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in small]
+    batch = ImageList(seen.batch_images(small, size_divisible=seen.size_divisible), sizes)
+    features = model.backbone(batch.tensors)
+    proposals, _ = model.rpn(batch, features)
+    found, _ = model.roi_heads(features, proposals, sizes)
+    results = []
+    for output, size, image in zip(found, sizes, images, strict=True):
+        image_hw = (image.shape[0], image.shape[1])
+        output["boxes"] = resize_boxes(output["boxes"], size, image_hw)
+        results.append((output, image_hw))
+    return results
 
 
-def _masks(image_id: str, output: dict[str, Tensor]) -> list[Mask]:
-    """Masks from torchvision's output for one image; inside is above a probability of 0.5."""
-    pixels = (output["masks"][:, 0] > 0.5).cpu().numpy()
-    labels, scores = output["labels"].cpu().tolist(), output["scores"].cpu().tolist()
-    return [
-        Mask.from_pixels(mask, image_id=image_id, score=score, cluster=label - 1)
-        for mask, label, score in zip(pixels, labels, scores, strict=True)
-        if mask.any()
-    ]
+def _masks(image_id: str, output: dict[str, Tensor], image_hw: tuple[int, int]) -> Iterator[Mask]:
+    """An image's masks; inside is above a probability of 0.5.
+
+    Each is pasted alone: all at once, in float32, they take 4 bytes a pixel and mask.
+    """
+    labels, scores = output["labels"].tolist(), output["scores"].tolist()
+    for i, (label, score) in enumerate(zip(labels, scores, strict=True)):
+        one = slice(i, i + 1)
+        pasted = paste_masks_in_image(output["masks"][one], output["boxes"][one], image_hw)
+        pixels = (pasted[0, 0] > 0.5).cpu().numpy()
+        if pixels.any():
+            yield Mask.from_pixels(pixels, image_id=image_id, score=score, cluster=label - 1)
 
 
 def to_tensor(image: np.ndarray, device: str) -> Tensor:

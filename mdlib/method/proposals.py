@@ -101,7 +101,7 @@ def batches_by_size(
     waiting: dict[tuple, dict[int, Tensor]] = {}  # by size, the longest waiting first
     seen, before = 0, {}  # bytes so far, and before the first of each batch
     for i, image in enumerate(images):
-        size = image.shape
+        size = tuple(image.shape)
         if size not in waiting:
             waiting[size], before[size] = {}, seen
         waiting[size][i] = image

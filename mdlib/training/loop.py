@@ -341,7 +341,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     """Digest of the tensors' bytes: a torn file may have its full length, and zeros in it."""
     sha = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
-        sha.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        sha.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

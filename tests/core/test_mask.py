@@ -6,6 +6,9 @@ import weakref
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -187,3 +190,66 @@ def test_a_file_of_masks_that_breaks_off_is_refused(rng, tmp_path):
     path.write_text(json.dumps({"annotations": [{"mask": 1}]}))
     with pytest.raises(StoreError, match="no file of masks"):
         read_masks(path)
+
+
+# ---------------------------------------------------------------- any mask
+
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+ANY_MASK = SHAPES.flatmap(
+    lambda hw: st.one_of(
+        arrays(bool, hw),  # mostly background, as hypothesis draws
+        arrays(bool, hw, elements=st.booleans(), fill=st.booleans()),
+        st.sampled_from([np.zeros(hw, bool), np.ones(hw, bool), np.indices(hw).sum(0) % 2 == 1]),
+    )
+)
+any_mask = given(pixels=ANY_MASK)
+some = settings(max_examples=60, deadline=None)
+
+
+@some
+@any_mask
+def test_any_mask_comes_back_from_its_run_lengths(pixels):
+    mask = Mask.from_pixels(pixels, image_id="a")
+    np.testing.assert_array_equal(mask.pixels(), pixels)
+    assert mask.pixels().dtype == bool and mask.size == pixels.shape
+
+
+@some
+@any_mask
+def test_box_and_area_of_any_mask_are_those_of_its_pixels(pixels):
+    mask = Mask.from_pixels(pixels, image_id="a")
+    assert mask.area == pixels.sum()
+    assert mask.box == (mask_to_box(pixels) if pixels.any() else None)
+    if mask.box is not None:
+        x0, y0, x1, y1 = mask.box
+        assert pixels[y0:y1, x0:x1].sum() == mask.area
+
+
+@some
+@given(
+    pixels=ANY_MASK,
+    score=st.floats(0, 1),
+    cluster=st.one_of(st.none(), st.integers(0, 65533)),
+    image_id=st.text(min_size=1),
+)
+def test_any_mask_comes_back_from_coco_and_from_a_file(
+    tmp_path_factory, pixels, score, cluster, image_id
+):
+    mask = Mask.from_pixels(pixels, image_id=image_id, score=score, cluster=cluster)
+    annotation = json.loads(json.dumps(mask.to_coco(number=1, image_number=1)))
+    assert Mask.from_coco(annotation, image_id=image_id, image_hw=pixels.shape) == mask
+    path = tmp_path_factory.mktemp("masks") / "masks.json"
+    write_masks(path, [mask], images={image_id: mask.size})
+    assert list(read_masks(path)) == [mask]
+
+
+@some
+@any_mask
+def test_run_lengths_of_any_mask_as_a_list_are_the_same_mask(pixels):
+    """As COCO stores crowds: counts uncompressed, column by column, background first."""
+    flat = np.concatenate([[False], pixels.ravel("F"), [not pixels.ravel("F")[-1]]])
+    starts = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate([[0], starts])).tolist()
+    outline = {"size": list(pixels.shape), "counts": counts}
+    found = Mask.from_coco({"segmentation": outline}, image_id="a", image_hw=pixels.shape)
+    np.testing.assert_array_equal(found.pixels(), pixels)

@@ -279,6 +279,30 @@ def test_single_equals_the_library_s_own_form(rng):
     assert values["AP50"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("overlap", ["box", "mask"])
+def test_a_prediction_without_a_pixel_is_none(overlap):
+    pixels = np.zeros((1, 20, 30), bool)
+    pixels[0, 3:9, 4:12] = True
+    truth = [Instances(masks=pixels, labels=np.array([1]))]
+    empty = Mask.from_pixels(np.zeros((20, 30), bool), image_id="a", score=0.9)
+    right = Mask.from_pixels(pixels[0], image_id="a", score=0.8)
+    assert coco_ap.coco_scores([[empty, right]], truth).values["AP50"] == 1
+    assert coco_ap.coco_scores([[empty]], truth).values["AP50"] == 0
+    best, _ = coco_ap.single([[empty, right]], truth, overlap=overlap)
+    assert best == [[right]]
+    best, judged = coco_ap.single([[empty]], truth, overlap=overlap)
+    assert best == [[]] and len(next(judged).labels) == 1  # missed
+
+
+@pytest.mark.parametrize("names", [None, np.array([1])])
+def test_a_crowd_without_a_pixel_changes_nothing(names):
+    pixels = np.zeros((1, 20, 30), bool)
+    pixels[0, 3:9, 4:12] = True
+    found = [[Mask.from_pixels(pixels[0], image_id="a", cluster=0)]]
+    true = Instances(masks=pixels, labels=np.array([1]), crowds=np.zeros((1, 20, 30), bool))
+    assert coco_ap.coco_scores(found, [true], names=names).values["AP"] == 1
+
+
 def test_clusters_without_a_name_predict_no_class():
     images, names = [[said(A, 0.8, label=1), said(B, 0.9, label=2)]], np.array([5, -1])
     assert named(images, names) == [[images[0][0]]]

@@ -5,8 +5,9 @@ import pytest
 import torch
 from fixtures import Samples
 
+from mdlib.core import shards
 from mdlib.core.mask import Mask
-from mdlib.data import Instances, Sample
+from mdlib.data import InMemory, Instances, Sample
 from mdlib.evaluate import naming
 from mdlib.method import clusters
 
@@ -100,6 +101,22 @@ def test_masks_are_described_by_their_crops_whether_those_are_made_ahead_or_not(
         0,
         random_encoder.width,
     )
+
+
+def test_descriptions_kept_in_parts_are_the_same(random_encoder, rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SIZE", 4)
+    images = {str(i): rng.integers(0, 255, (20, 24, 3), dtype=np.uint8) for i in range(3)}
+    pixels = np.zeros((20, 24), bool)
+    pixels[3:12, 5:20] = True
+    masks = [Mask.from_pixels(pixels, image_id=i) for i in images for _ in range(3)]
+    see = dict(size=16, batch=2)
+    expected = clusters.embed_masks(random_encoder, InMemory(images), masks, **see)
+    kept = dict(**see, shards=tmp_path)
+    assert len(expected) == 9 and expected.dtype == np.float32
+    for _ in range(2):  # made, then with one part missing
+        found = clusters.embed_masks(random_encoder, InMemory(images), masks, **kept)
+        np.testing.assert_array_equal(found, expected)
+        (tmp_path / "0000004-0000008.npz").unlink()
 
 
 def test_descriptions_do_not_hang_on_the_batch_size(random_encoder):

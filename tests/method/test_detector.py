@@ -16,6 +16,7 @@ import pytest
 import torch
 from fixtures import BLOB_SIDE, Samples, blobs, tiny_detector
 
+from mdlib.core import shards
 from mdlib.core.mask import Mask, Masks, encode_mask, read_masks, write_masks
 from mdlib.core.weights import WeightsError, read_weights, save_weights
 from mdlib.data import Sample, open_dataset
@@ -324,6 +325,34 @@ def test_masks_have_the_size_of_pictures_that_are_resized_for_the_network(by_hea
     scenes, _ = blobs(1, height=45, width=80)
     found = next(predict(by_heart[0], scenes, batch=1, device="cpu"))
     assert found and {mask.size for mask in found} == {(45, 80)}
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 80), (300, 200)])
+def test_masks_pasted_one_by_one_are_torchvisions(by_heart, height, width):
+    model, (scenes, _) = by_heart[0], blobs(2, height=height, width=width)
+    images = [
+        torch.from_numpy(scene.image.copy()).permute(2, 0, 1).float() / 255 for scene in scenes
+    ]
+    with torch.no_grad():
+        theirs = model(images)
+    for output, found in zip(theirs, predict(model, scenes, batch=2, device="cpu"), strict=True):
+        pixels = (output["masks"][:, 0] > 0.5).numpy()
+        kept = pixels.any((1, 2))
+        assert kept.any() and [mask.score for mask in found] == output["scores"][kept].tolist()
+        np.testing.assert_array_equal(np.stack([mask.pixels() for mask in found]), pixels[kept])
+        assert [1 + mask.cluster for mask in found] == output["labels"][kept].tolist()
+
+
+def test_predictions_kept_in_parts_are_the_same(by_heart, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SIZE", 2)
+    model, (scenes, _) = by_heart[0], blobs(5)
+    see = dict(batch=2, device="cpu")
+    expected = list(predict(model, scenes, **see))
+    killed = predict(model, scenes, **see, shards=tmp_path)
+    assert next(killed) == expected[0]
+    asked = Samples(scenes)
+    assert list(predict(model, asked, **see, shards=tmp_path)) == expected
+    assert asked.asked == {("image", i): 1 for i in (2, 3, 4)}
 
 
 # ---------------------------------------------------------------- files
