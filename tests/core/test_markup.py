@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from cells import SOLUTIONS, STAGES, prose_of
+from cells import SOLUTIONS, STAGES, cells_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
@@ -110,7 +110,9 @@ def test_what_could_run_does_not_survive(html):
     "path", STAGES + SOLUTIONS, ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_all_that_the_course_is_made_of_is_kept(path):
-    for html in (_markdown(prose_of(path), set()), markdown2html_mistune(prose_of(path))):
+    prose = [cell.source for cell in cells_of(path) if cell.cell_type == "markdown"]
+    pages = [_markdown(text, set()) for text in prose] + list(map(markdown2html_mistune, prose))
+    for html in pages:
         for tag, attributes in Page(html).tags:
             assert tag in TAGS
             assert attributes.keys() <= {*ATTRIBUTES["*"], *ATTRIBUTES.get(tag, ())}, tag
