@@ -23,7 +23,7 @@ from mdlib.data.images import ImageError
 from mdlib.method import crf, detector, segmenter
 from mdlib.method.segmenter import Segmenter
 from mdlib.run.artifacts import RunArtifacts
-from mdlib.run.stage import device
+from mdlib.run.identity import device
 
 SURE = 0.3  # detections from this score on are drawn; all are in instances.json
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from stages import write_manifest
 
 from mdlib.__main__ import main
 from mdlib.core.files import read_json, write_json, write_text
@@ -75,8 +76,8 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
 
     def run_one(name, values, run_dir):
         ran[name] = values
-        assert stage.SMOKE_SIZE in os.environ
-        write_json(stage.manifest_path(run_dir, name), {})
+        assert stage.filling(run_dir)
+        write_manifest(run_dir, name)
         return exit_codes.DONE, {
             "notebook": name,
             "status": "done",
@@ -85,8 +86,8 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         }
 
     monkeypatch.setattr(pipeline, "_run_one", run_one)
-    own = stage.manifest_path(tmp_path, "01_distill_masks")
-    write_json(own, {"made by": "the user"})
+    own = write_manifest(tmp_path, "01_distill_masks", parameters={"made by": "the user"})
+    before = read_json(own / "manifest.json")
     assert main(["fill", str(tmp_path), "04_filter_masks"]) == exit_codes.DONE
     assert list(ran) == [
         "00_prepare_data",
@@ -99,12 +100,12 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         {"run_dir": str(tmp_path)},
     )
     assert ran == {name: smoke[name] | here for name in ran}
-    assert read_json(own) == {"made by": "the user"}
+    assert read_json(own / "manifest.json") == before
     assert (
         not (tmp_path / "artifacts" / "run.json").exists()
         and not (tmp_path / "index.html").exists()
     )
-    assert stage.SMOKE_SIZE not in os.environ
+    assert not stage.filling(tmp_path)
 
 
 # ---------------------------------------------------------------- the kernel
@@ -147,13 +148,14 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from mdlib.core.files import StoreError
-from mdlib.run.pipeline import _lock
+from mdlib.run.pipeline import BUSY
+from mdlib.run.stage import run_lock
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 while not (folder / "go").exists():
     pass
 try:
-    with _lock(folder):
+    with run_lock(folder).held(busy=BUSY.format(run_dir=folder)):
         print("held", flush=True)
         while not (folder / "end").exists():
             time.sleep(0.01)
@@ -211,7 +213,7 @@ def test_a_killed_runs_lock_is_taken_by_the_next(tmp_path, holder):
     first.wait()
     written = tmp_path / "artifacts" / "lock.json"
     assert read_json(written)["process"] == first.pid
-    with pipeline._lock(tmp_path):
+    with stage.run_lock(tmp_path).held(busy="{who}"):
         assert read_json(written)["process"] == os.getpid()
     assert not written.exists()
 
