@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nbconvert import HTMLExporter
 
 from mdlib.core.files import read_json, write_json, write_text
+from mdlib.core.markup import clean_html, markdown_text
 from mdlib.core.paths import ROOT
 from mdlib.run.identity import versions
 from mdlib.run.metric_names import MEANINGS
@@ -146,7 +147,7 @@ def readme_table(content: dict) -> str:
     lines += [
         f"| `{name}` | {value} | {band} | {meaning} |" for name, value, band, _, meaning in rows
     ]
-    return "\n".join([_run_line(content), "", *lines])
+    return "\n".join([markdown_text(_run_line(content)), "", *lines])
 
 
 def readme_claims(content: dict, claims: list[dict]) -> str:
@@ -159,7 +160,7 @@ def readme_claims(content: dict, claims: list[dict]) -> str:
     Returns:
         The line about the run, and a row for each claim.
     """
-    return "\n".join([_run_line(content), "", claims_table(claims)])
+    return "\n".join([markdown_text(_run_line(content)), "", claims_table(claims)])
 
 
 def write_readme(run_dir: Path) -> None:
@@ -178,13 +179,24 @@ def write_readme(run_dir: Path) -> None:
     write_text(path, f"{before}{begin}\n{table}\n{end}{after}")
 
 
+def page_exporter(**options: str) -> HTMLExporter:
+    """Make what turns a notebook into HTML: of its text and outputs, what `clean_html` lets pass.
+
+    Args:
+        **options: of nbconvert's HTMLExporter.
+    """
+    exporter = HTMLExporter(sanitize_html=True, **options)
+    exporter.register_filter("clean_html", clean_html)  # nbconvert's own knows no details, no th
+    return exporter
+
+
 def render_notebook(path: Path) -> None:
     """Turn an executed notebook into an HTML page beside it.
 
     Args:
         path: of the notebook.
     """
-    exporter = HTMLExporter(template_name="lab", theme="light")
+    exporter = page_exporter(template_name="lab", theme="light")
     page, _ = exporter.from_filename(str(path))
     write_text(path.with_suffix(".html"), page)
 
@@ -192,9 +204,9 @@ def render_notebook(path: Path) -> None:
 def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict]) -> str:
     """The summary of a run."""
     lines = [
-        f"# {title}",
+        f"# {markdown_text(title)}",
         "",
-        _run_line(content),
+        markdown_text(_run_line(content)),
         "",
         "| metric | value | band | | what it is |",
         "|---|---|---|---|---|",
@@ -204,7 +216,13 @@ def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict])
         for name, value, band, verdict, meaning in table
     ]
     lines += (
-        ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())]
+        [
+            "",
+            *(
+                f"{name}: skipped, {markdown_text(reason)}"
+                for name, reason in content["skipped"].items()
+            ),
+        ]
         if "skipped" in content
         else []
     )

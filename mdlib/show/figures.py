@@ -32,6 +32,7 @@ def set_style() -> None:
             "figure.dpi": 90,
             "image.interpolation": "nearest",
             "svg.hashsalt": "mdlib",
+            "text.parse_math": False,  # a name such as "$x" is text; no figure has a formula
         }
     )
 

@@ -16,13 +16,13 @@ from typing import Any
 import nbformat
 from latex2mathml.converter import convert
 from matplotlib.figure import Figure
-from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPreprocessor
 
 from mdlib.core.files import StoreError, atomic, write_text
 from mdlib.core.paths import ROOT
 from mdlib.run.artifacts import RunArtifacts
+from mdlib.run.report import page_exporter
 from mdlib.run.stage import run_label
 from mdlib.show import failures, outcome, slides
 
@@ -182,7 +182,7 @@ def _body(
                 captions[number] if number < len(captions) else f"a figure of {name}"
             )
             output.data.pop("text/plain", None)
-    exporter = HTMLExporter(raw_template=TEMPLATE)
+    exporter = page_exporter(raw_template=TEMPLATE)
     places = "{unique_key}-{cell_index}-{index}{extension}"
     exporter.register_preprocessor(
         ExtractOutputPreprocessor(output_filename_template=places, enabled=True)

@@ -88,7 +88,7 @@ def test_claims_stand_on_the_page_where_some_were_tested(run):
     )
     report.write(folder, preset)
     summary, index = (page.read_text(encoding="utf-8") for page in pages)
-    assert "| a < b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
+    assert "| a &#60; b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
     assert "a &lt; b" in index and "-0.010 to +0.050" in index and "does not hold" in index
 
 
