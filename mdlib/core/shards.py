@@ -114,3 +114,28 @@ def _read_arrays(path: Path) -> list[np.ndarray]:
 
 MASKS = Form(".json", _write_masks, read_masks)
 ARRAYS = Form(".npz", _write_arrays, _read_arrays)
+
+
+def write_rows(path: Path, rows: Iterable[np.ndarray], *, count: int) -> None:
+    """Write arrays of one shape and dtype as one .npy, (count, ...), each as it comes.
+
+    Args:
+        path: where to; a file that is there is replaced, once the new one is whole.
+        rows: the arrays; never more than one is in memory.
+        count: how many they are, 1 or more.
+
+    Raises:
+        ValueError: for another number of arrays, or one of another shape or dtype.
+    """
+    form, done = None, 0
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        for done, row in enumerate(rows, 1):
+            if form is None:
+                form = (row.shape, row.dtype)
+                head = {"descr": np.lib.format.dtype_to_descr(row.dtype), "fortran_order": False}
+                np.lib.format.write_array_header_1_0(file, head | {"shape": (count, *row.shape)})
+            if form != (row.shape, row.dtype):
+                raise ValueError(f"row {done} is {row.shape} {row.dtype}, the first is {form}")
+            file.write(np.ascontiguousarray(row))
+        if done != count:
+            raise ValueError(f"{done} rows of {count}")

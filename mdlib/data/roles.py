@@ -86,6 +86,11 @@ def _roles_with(prepared: Path, kinds: tuple[str, ...], *, lacking: dict[str, st
     return {role for role, entry in splits.items() if entry["labels"] in kinds}
 
 
+def has_objects(dataset: Dataset) -> bool:
+    """Whether an image of a data set with objects has one; crowds do not count."""
+    return any(len(dataset.instances(i).labels) for i in range(len(dataset)))
+
+
 def some_pictures(dataset: Dataset, share: float, *, seed: int) -> Dataset:
     """Draw a random share of a data set's pictures, at least one, in their order.
 

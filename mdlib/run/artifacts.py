@@ -188,8 +188,17 @@ class RunArtifacts:
         return "support" in self.index
 
     def labelled_roles(self) -> set[str]:
-        """The roles whose images have objects with masks; a line names the others."""
-        return roles.labelled_roles(self.folder("00"))
+        """The roles whose images have objects with masks; a line names the others.
+
+        A role whose images could have objects, and have none at all, is one of the others.
+        """
+        found = roles.labelled_roles(self.folder("00"))
+        without = [role for role in sorted(found) if not roles.has_objects(self.dataset(role))]
+        if without:
+            print(
+                f"{', '.join(without)}: no picture holds an object, so what needs one is left out"
+            )
+        return found - set(without)
 
     def mapped_roles(self) -> set[str]:
         """The roles whose images have semantic maps; a line names the others."""
