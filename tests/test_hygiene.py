@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import symtable
 import sys
 import tomllib
 from importlib import metadata
@@ -20,6 +21,7 @@ from mdlib.core.paths import ROOT
 from mdlib.method.crf import CrfSettings
 from mdlib.method.masks import MaskRule
 from mdlib.method.segmenter import Augment
+from mdlib.run.identity import stage_sources
 from mdlib.training.loop import Recipe
 
 NOTEBOOKS = [*STAGES, *SOLUTIONS]
@@ -134,6 +136,15 @@ def test_every_parameter_is_used(path):
     used |= set().union(*(picked_by(n) for tree in later for n in ast.walk(tree)))
     unread = names - used - {"run_dir"}  # open_stage reads run_dir
     assert not unread, f"never read: {sorted(unread)}"
+
+
+@each_stage
+def test_no_cell_gives_a_parameter_another_value(path):
+    """A stage whose parameters are not those that it was opened with is not finished."""
+    names = {node.target.id for node in ast.parse(parameters_cell(path)[1]).body}
+    for source in stage_sources(path.stem):
+        symbols = symtable.symtable(source, path.name, "exec").get_symbols()
+        assert not names & {s.get_name() for s in symbols if s.is_assigned()}, source
 
 
 @each_notebook
