@@ -74,7 +74,7 @@ def code_digest(notebook: str) -> str:
     """
     modules = _modules(notebook)
     return digest_bytes(
-        _dump(_tree_of(stage_sources(notebook))).encode(),
+        _dump(tree_of(stage_sources(notebook))).encode(),
         *(modules[path].encode() for path in sorted(modules)),
     )
 
@@ -97,7 +97,7 @@ _loaded: dict[Path, str] = {}  # a module's file: the digest of what was loaded 
 def _modules(notebook: str) -> dict[Path, str]:
     """The files of the mdlib modules that a notebook imports, and the code of each as text."""
     found: dict[Path, str] = {}
-    queue = _imports(_tree_of(stage_sources(notebook)))
+    queue = _imports(tree_of(stage_sources(notebook)))
     while queue:
         path = queue.pop()
         if path not in found:
@@ -113,7 +113,7 @@ def _module(path: Path, _: int) -> tuple[str, set[Path]]:
     return _dump(tree), _imports(tree)
 
 
-def _tree_of(cells: list[str]) -> ast.Module:
+def tree_of(cells: list[str]) -> ast.Module:
     """The syntax tree of cells; a cell that is no Python counts by its text."""
     body: list[ast.stmt] = []
     for source in cells:

@@ -49,7 +49,6 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "500000000",
 }
 KERNEL_SECONDS = 600  # a kernel may take to start: imports from a cold network disk, a busy machine
-BUSY = "another run ({{who}}) works in {run_dir}: wait for it, or choose another --out"
 COST_COLUMNS = ("notebook", "status", "seconds", "peak_memory_mb")
 
 
@@ -76,7 +75,7 @@ def run(
     parameters = resolve(preset, overrides)
     notebooks = _chosen(preset, start, only)
     run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
-    with run_lock(run_dir).held(busy=BUSY.format(run_dir=run_dir)):
+    with run_lock(run_dir).held(busy=busy(run_dir)):
         _write_run_info(run_dir, preset_name)
         code = _run_all(
             preset,
@@ -112,9 +111,14 @@ def fill(run_dir: Path, stage: str) -> int:
     _chosen(preset, stage, None)
     # the numbers of notebooks are their order
     before = [name for name in preset.notebooks if name <= stage]
-    with run_lock(run_dir).held(busy=BUSY.format(run_dir=run_dir), fill=True):
+    with run_lock(run_dir).held(busy=busy(run_dir), fill=True):
         lacking = [name for name in before if not has_run(run_dir, name)]
         return _run_all(preset, lacking, resolve(preset, {}), run_dir, forced=set())
+
+
+def busy(run_dir: Path) -> str:
+    """What a second run in a folder is told, see `Lock.acquire`."""
+    return f"another run ({{who}}) works in {run_dir}: wait for it, or choose another --out"
 
 
 def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:

@@ -154,14 +154,14 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from mdlib.core.files import StoreError
-from mdlib.run.pipeline import BUSY
+from mdlib.run.pipeline import busy
 from mdlib.run.stage import run_lock
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 while not (folder / "go").exists():
     pass
 try:
-    with run_lock(folder).held(busy=BUSY.format(run_dir=folder)):
+    with run_lock(folder).held(busy=busy(folder)):
         print("held", flush=True)
         while not (folder / "end").exists():
             time.sleep(0.01)
