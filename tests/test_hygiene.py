@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import symtable
 import sys
 import tomllib
 from importlib import metadata

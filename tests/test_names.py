@@ -14,13 +14,14 @@ import nbformat
 import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from stages import opened, write_outputs
 
 from mdlib.core.files import write_json, write_text
 from mdlib.core.markup import markdown_text
 from mdlib.evaluate.bootstrap import Interval
 from mdlib.run import report
 from mdlib.run.presets import Preset
-from mdlib.run.stage import Stage, StageSkipped
+from mdlib.run.stage import StageSkipped
 from mdlib.show import figures, gallery, site
 from mdlib.studies.claims import claim, write_claims
 
@@ -84,12 +85,11 @@ def pages(tmp_path_factory) -> list[Path]:
     every = "\n".join(NAMES)
     names = ["00_prepare_data", "01_distill_masks"]
     for name in names:
-        folder = run / "artifacts" / f".{name}.test"
-        folder.mkdir()
-        stage = Stage(name, {"dataset": every}, run, every, folder)
-        stage.figures.append({"file": "x.png", "caption": every})
+        stage = opened(run, name, dataset=every)
+        write_outputs(stage)
+        stage.figure(plt.figure(figsize=(1, 1)), "x", caption=every)
         effect = Interval(0.2, 0.1, 0.3)
-        write_claims(folder, [claim("", every, experiment=every, effect=effect)])
+        write_claims(stage.folder, [claim("", every, experiment=every, effect=effect)])
         executed(run / "notebooks" / f"{name}.ipynb", every)
         report.render_notebook(run / "notebooks" / f"{name}.ipynb")
         if name == names[0]:

@@ -187,6 +187,7 @@ def write_masks(
     named += [{"id": 1 + c, "name": name} for c, name in enumerate(categories)]
     head = {
         "info": {"description": "masks by MaskDistill"},
+        "licenses": [],
         "categories": named,
         "images": list(entries.values()),
     }
