@@ -19,7 +19,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the kernels and processes that tests s
 
 # Files that start kernels or train for long, the longest first: two processes that take files in
 # turn then end at about the same time. All their tests are marked `slow`.
-SLOW_FILES = ("test_notebooks.py", "test_data_runs.py", "test_rehearsal.py", "test_alone.py")
+SLOW_FILES = (
+    "test_notebooks.py",
+    "test_data_runs.py",
+    "test_small_data.py",
+    "test_rehearsal.py",
+    "test_alone.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -195,9 +195,8 @@ class RunArtifacts:
         found = roles.labelled_roles(self.folder("00"))
         without = [role for role in sorted(found) if not roles.has_objects(self.dataset(role))]
         if without:
-            print(
-                f"{', '.join(without)}: no picture holds an object, so what needs one is left out"
-            )
+            lacking = ", ".join(without)
+            print(f"{lacking}: no picture holds an object, so what needs one is left out")
         return found - set(without)
 
     def mapped_roles(self) -> set[str]:
