@@ -136,6 +136,6 @@ def write_rows(path: Path, rows: Iterable[np.ndarray], *, count: int) -> None:
                 np.lib.format.write_array_header_1_0(file, head | {"shape": (count, *row.shape)})
             if form != (row.shape, row.dtype):
                 raise ValueError(f"row {done} is {row.shape} {row.dtype}, the first is {form}")
-            file.write(np.ascontiguousarray(row))
+            file.write(row.tobytes())
         if done != count:
             raise ValueError(f"{done} rows of {count}")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mdlib.core import shards
+from mdlib.core.files import write_array
 from mdlib.core.mask import Mask
-from mdlib.core.shards import ARRAYS, MASKS, in_shards
+from mdlib.core.shards import ARRAYS, MASKS, in_shards, write_rows
 
 COUNT = 7
 
@@ -145,3 +146,23 @@ def test_without_a_folder_nothing_is_kept_and_items_come_one_by_one():
 @pytest.mark.parametrize("folder", [True, False])
 def test_nothing_has_no_parts(tmp_path, folder):
     assert not list(in_shards(tmp_path if folder else None, 0, arrays_of, form=ARRAYS))
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_rows_written_one_by_one_are_the_file_of_their_stack(tmp_path, rng):
+    rows = rng.normal(size=(4, 3, 5)).astype(np.float16)
+    turned = (np.asfortranarray(row) for row in rows)  # whatever their order in memory
+    write_rows(tmp_path / "rows.npy", turned, count=4)
+    write_array(tmp_path / "stack.npy", rows)
+    assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "stack.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "rows", [[np.zeros(3)], [np.zeros(3), np.zeros(2)], [np.zeros(3), np.zeros(3, np.float32)], []]
+)
+def test_rows_that_do_not_fit_leave_no_file(tmp_path, rows):
+    with pytest.raises(ValueError, match="row"):
+        write_rows(tmp_path / "rows.npy", rows, count=2)
+    assert not list(tmp_path.iterdir())
