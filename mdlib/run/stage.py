@@ -34,6 +34,7 @@ from mdlib.core.files import (
 from mdlib.core.lock import Lock
 from mdlib.core.paths import ROOT
 from mdlib.run.identity import (
+    as_python,
     changed_since_import,
     code_digest,
     device,
@@ -414,8 +415,8 @@ class Stage:
         ran = [source.strip() for source in self._values.get("In", [])[self._first_cell :]]
         if not ran:  # not in a kernel
             return self._code
-        own = [source.strip() for source in stage_sources(self.name)]
-        known = {cell.source.strip() for cell in notebook_cells(self.name)}
+        own = [as_python(source) for source in stage_sources(self.name)]
+        known = {as_python(cell.source) for cell in notebook_cells(self.name)}
         first = next((i for i, source in enumerate(own) if "open_stage(" in source), 0)
         last = next((i for i, source in enumerate(own) if "stage.finish(" in source), len(own))
         if set(own[first : last + 1]) <= set(ran) and set(ran) <= known | {""}:
