@@ -32,7 +32,7 @@ from mdlib.core.files import (
     write_json,
 )
 from mdlib.core.paths import NOTEBOOKS, ROOT
-from mdlib.run.presets import check_value, read_parameters
+from mdlib.run.presets import RUN_DIR, check_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 # how the embedded data set is called wherever a number or figure of it is shown
 ZOO = "zoo (composited)"
-# the one parameter that says where, not what: it is no part of a stage's identity
-RUN_DIR = "run_dir"
 # set for the kernels of `pipeline.fill`, which runs stages that a notebook lacks
 SMOKE_SIZE = "MDLIB_SMOKE_SIZE"
 LIBRARIES = (
@@ -307,10 +305,9 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
         The stage, with an empty folder to write into.
 
     Raises:
-        PresetError: a parameter has another type than its cell declares.
+        PresetError: a parameter has another type or range than its cell declares.
     """
-    known = read_parameters(name)
-    parameters = {key: check_value(key, values[key], known[key].type) for key in known}
+    parameters = check_values(name, values)
     run_dir = (ROOT / str(parameters.pop(RUN_DIR))).resolve()
     artifacts = run_dir / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
