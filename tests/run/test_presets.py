@@ -7,6 +7,7 @@ import yaml
 from mdlib.core.paths import NOTEBOOKS, PRESETS
 from mdlib.run import presets
 from mdlib.run.presets import PresetError, load_preset, resolve
+from mdlib.run.stage import open_stage
 from mdlib.run.values import Parameter
 
 FILES = {
@@ -344,6 +345,16 @@ def test_a_notebook_whose_parameters_have_no_values_says_so(notebook):
     notebook("a: int = 1\nb: int = 2")
     with pytest.raises(PresetError, match="own: b must have a value: run the cell"):
         presets.check_values("own", {"a": 1})
+
+
+def test_a_notebook_with_a_value_out_of_its_range_opens_no_stage(tmp_path):
+    own = {
+        n: parameter.value for n, parameter in presets.read_parameters("04_filter_masks").items()
+    }
+    wrong = own | {"run_dir": str(tmp_path / "run"), "threshold": float("nan")}
+    with pytest.raises(PresetError, match=r"04_filter_masks\.threshold must be float, got nan"):
+        open_stage("04_filter_masks", wrong)
+    assert not (tmp_path / "run").exists()
 
 
 def set_one(notebook, item):
