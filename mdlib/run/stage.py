@@ -45,7 +45,8 @@ from mdlib.run.identity import (
     version,
     versions,
 )
-from mdlib.run.presets import check_value, read_parameters
+from mdlib.run.place import check_place
+from mdlib.run.presets import RUN_DIR, check_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
 
 # how the embedded data set is called wherever a number or figure of it is shown
 ZOO = "zoo (composited)"
-# the one parameter that says where, not what: it is no part of a stage's identity
-RUN_DIR = "run_dir"
 ABSENT = "absent"  # the digest of a stage that has not run, where another one asked for it
 # what a stage that was not skipped must have written
 WRITES = {
@@ -459,12 +458,13 @@ def open_stage(name: str, values: dict[str, Any]) -> Stage:
         The stage, with an empty folder to write into.
 
     Raises:
-        PresetError: a parameter has another type than its cell declares.
+        PresetError: a parameter has another type or range than its cell declares, or `run_dir`
+            is no place for a run.
         StoreError: as `Stage`.
     """
-    known = read_parameters(name)
-    parameters = {key: check_value(key, values[key], known[key].type) for key in known}
+    parameters = check_values(name, values)
     run_dir = (ROOT / str(parameters.pop(RUN_DIR))).resolve()
+    check_place(run_dir, roots=())
     label = run_label(run_dir, parameters)
     print(f"{name} · {label} · {device()} · torch {metadata.version('torch')}")
     return Stage(name, parameters, run_dir, label, values=values)
