@@ -92,6 +92,8 @@ def read_true_labels(
         labels = read_label_map(path)
     except StoreError as error:
         raise ImageError(str(error)) from None
+    if labels.dtype != np.uint8:
+        raise ImageError(f"{path}: a data set's label map has 8 bits, this one {labels.dtype}")
     if labels.shape != tuple(image_hw):
         raise ImageError(f"{path}: the label map is {labels.shape}, its image {tuple(image_hw)}")
     unknown = np.setdiff1d(np.unique(labels), [*range(num_classes), VOID])
