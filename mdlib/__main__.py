@@ -4,6 +4,7 @@
 # to import and some hundred MB of memory.
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code, one of mdlib.run.exit_codes.
     """
     given = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot write is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     from mdlib.core.files import StoreError
     from mdlib.run.presets import PresetError

@@ -43,7 +43,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_with_its_reason(tmp_path, cap
     prepared = tmp_path / "run" / "artifacts" / "00_prepare_data"
     assert open_role(prepared, "train").ids == ("a", "strip", "z")
     photos(root, "0.jpg")
-    with pytest.raises(StoreError, match="1 new: 0.*run 00_prepare_data again"):
+    with pytest.raises(StoreError, match=r"1 new: 0.*run 00_prepare_data again"):
         open_role(prepared, "train")
 
 
