@@ -44,7 +44,7 @@ def main() -> None:
                 archive.extractall(folder)
         result = evaluate(sorted((maps if maps.is_dir() else Path(folder)).rglob("*.png")))
     from mdlib.core.paths import ROOT
-    from mdlib.run.stage import versions
+    from mdlib.run.identity import versions
 
     write_json(
         ROOT / "benchmarks" / "results" / "evaluate_voc_labels.json",

@@ -16,8 +16,8 @@ from mdlib.evaluate import metrics, naming
 from mdlib.method import clusters, pseudo_labels
 from mdlib.models.encoder import load_encoder
 from mdlib.run.artifacts import RunArtifacts
+from mdlib.run.identity import device
 from mdlib.run.presets import load_preset, resolve
-from mdlib.run.stage import device
 
 SEEDS = range(10)
 

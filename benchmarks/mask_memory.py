@@ -34,8 +34,8 @@ from mdlib.data import Dataset
 from mdlib.method import proposals
 from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Tokens
+from mdlib.run.identity import versions
 from mdlib.run.pipeline import KERNEL_ENVIRONMENT
-from mdlib.run.stage import versions
 
 HEIGHT, WIDTH = 375, 500
 RUNS = [("rle", 200), ("rle", 2_000), ("rle", 20_000), ("dense", 200), ("dense", 2_000)]

@@ -19,7 +19,7 @@ from mdlib.core.paths import ROOT
 from mdlib.data import open_dataset
 from mdlib.method import masks, proposals
 from mdlib.models.encoder import load_encoder
-from mdlib.run.stage import device, versions
+from mdlib.run.identity import device, versions
 
 SIDE, BATCH, REPEATS = 224, 16, 15
 

@@ -43,9 +43,9 @@ from mdlib.data.zoo import paint_exact
 from mdlib.method import clusters, crf, detector, proposals, pseudo_labels, segmenter
 from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import load_encoder
+from mdlib.run.identity import versions
 from mdlib.run.preflight import images_of
 from mdlib.run.presets import load_preset, resolve
-from mdlib.run.stage import versions
 from mdlib.training import loop
 
 # Height, width. Of VOC's val 40 % are 375 x 500, 12 % 333 x 500, 8 % 500 x 375, the rest of many

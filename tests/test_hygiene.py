@@ -20,6 +20,7 @@ from mdlib.core.paths import ROOT
 from mdlib.method.crf import CrfSettings
 from mdlib.method.masks import MaskRule
 from mdlib.method.segmenter import Augment
+from mdlib.run.identity import stage_sources, tree_of
 from mdlib.training.loop import Recipe
 
 NOTEBOOKS = [*STAGES, *SOLUTIONS]
@@ -134,6 +135,22 @@ def test_every_parameter_is_used(path):
     used |= set().union(*(picked_by(n) for tree in later for n in ast.walk(tree)))
     unread = names - used - {"run_dir"}  # open_stage reads run_dir
     assert not unread, f"never read: {sorted(unread)}"
+
+
+def bound_by(node: ast.AST) -> set[str]:
+    """The names that a statement binds for the cells after it; functions have names of their own."""
+    own = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    if isinstance(node, own):
+        return set()
+    here = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+    return here.union(*(bound_by(child) for child in ast.iter_child_nodes(node)))
+
+
+@each_stage
+def test_no_cell_gives_a_parameter_another_value(path):
+    # the manifest would name the value that the stage was opened with, and `finish` refuses it
+    names = {node.target.id for node in ast.parse(parameters_cell(path)[1]).body}
+    assert not names & bound_by(tree_of(stage_sources(path.stem)))
 
 
 @each_notebook

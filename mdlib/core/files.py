@@ -13,10 +13,14 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+UMASK = os.umask(0)  # the user's; it can be read only by setting it
+os.umask(UMASK)
 
 
 class StoreError(Exception):
@@ -38,10 +42,21 @@ def atomic(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        os.chmod(name, 0o644)  # writers that replace the file lose its mode
+        os.chmod(name, 0o666 & ~UMASK)  # mkstemp's is private, and some writers set their own
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's names are on the disk, and would outlive a power cut."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,24 +102,36 @@ def digest_bytes(*parts: bytes) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    """SHA-256 of a file's bytes, 64 hexadecimal digits; an unchanged file is read once."""
+    found = os.stat(path)
+    return _digest_file(str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _digest_file(path: str, *_: int) -> str:
+    """The digest of a file; its size and times are its state."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_folder(path: Path) -> str:
-    """SHA-256 of the names and sizes of all files below a folder, not of their bytes.
+    """SHA-256 of the names and the bytes of all files below a folder; links are followed.
 
-    Files and folders whose names begin with a dot do not count.
+    Files and folders whose names begin with a dot do not count. A folder that links lead to twice
+    is read once.
     """
-    found = [
-        (p.relative_to(path).as_posix(), p.stat().st_size)
-        for p in Path(path).rglob("*")
-        if p.is_file()
-    ]
-    return digest_bytes(
-        *(repr(entry).encode() for entry in sorted(found) if "/." not in f"/{entry[0]}")
-    )
+    entries: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = sorted(f for f in folders if not f.startswith(".")) if real not in seen else []
+        if real not in seen:
+            found = (Path(folder, f) for f in files if not f.startswith("."))
+            entries += [
+                (p.relative_to(path).as_posix(), digest_file(p)) for p in found if p.is_file()
+            ]
+        seen.add(real)
+    return digest_bytes(*(repr(entry).encode() for entry in sorted(entries)))
 
 
 # ---------------------------------------------------------------- arrays

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from mdlib.core.files import StoreError, atomic
+from mdlib.core.files import StoreError, atomic, sync
 
 
 class WeightsError(StoreError):
@@ -30,6 +30,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], *, header: Mapping[str
         safetensors.torch.save_file(
             tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()}
         )
+        sync(temporary)  # a checkpoint is there to outlive whatever comes
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

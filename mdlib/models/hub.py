@@ -100,6 +100,22 @@ def cached_vit(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def fetch_vit(name: str) -> Path | None:
+    """Fetch the published weights of one of PUBLISHED into the user's cache.
+
+    Returns:
+        The file; None where timm keeps it elsewhere.
+
+    Raises:
+        WeightsError: they cannot be fetched.
+    """
+    if name == MOCOV3:
+        return fetch_checkpoint(MOCOV3_URL)
+    if cached_vit(name) is None:
+        _from_timms_hub(name)
+    return cached_vit(name)
+
+
 def _config(name: str) -> PretrainedCfg:
     """What timm says of the weights of one of TIMM_NAMES."""
     config = timm.get_pretrained_cfg(TIMM_NAMES[name])

@@ -9,17 +9,17 @@ In a notebook each stage that is read is recorded as an input of the notebook's 
 run first where it has not run. `predict`, the slides and the site read a finished run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from torchvision.models.detection import MaskRCNN
 
-from mdlib.core.files import read_array, read_json
+from mdlib.core.files import StoreError, read_array, read_json
 from mdlib.core.label_map import read_label_map
 from mdlib.core.mask import Masks, read_masks
 from mdlib.core.paths import ROOT
@@ -31,7 +31,11 @@ from mdlib.method.detector import load_detector
 from mdlib.method.segmenter import Segmenter, label_map, load_segmenter
 from mdlib.models.backbones import FeatureCache
 from mdlib.models.encoder import Encoder, load_encoder
-from mdlib.run.stage import device, manifest_path, read_manifest
+from mdlib.run.identity import device
+from mdlib.run.stage import has_run, manifest_path, read_manifest, unfit
+
+if TYPE_CHECKING:
+    from mdlib.run.stage import Stage
 
 STAGES = {
     "00": "00_prepare_data",
@@ -109,34 +113,46 @@ class RunArtifacts:
         run_dir: the run's folder.
     """
 
-    def __init__(self, run_dir: Path, *, folder_of: Callable[[str], Path] | None = None):
+    def __init__(self, run_dir: Path, *, stage: "Stage | None" = None):
         """Read the run in `run_dir`.
 
         Args:
             run_dir: the run's folder, such as reports/demo.
-            folder_of: full name of a stage -> its folder. A notebook gives `Stage.read`, which
-                records what is read and runs what has not run; None: the run is finished.
+            stage: of the notebook that reads. It records what is read, and runs what has not run;
+                None: the run is finished.
         """
         self.run_dir = run_dir
-        self._is_finished = folder_of is None
-        self._folder_of = folder_of or self._finished_folder
+        self._stage = stage
         self._datasets: dict[str, Dataset] = {}  # by role, opened once
 
     def folder(self, stage: str) -> Path:
-        """Where a stage wrote its artifacts."""
-        return self._folder_of(STAGES[stage])
+        """Where a stage wrote its artifacts.
+
+        Raises:
+            StoreError: it has not run, or does not fit to the stages that it was made from.
+        """
+        name = STAGES[stage]
+        if self._stage is not None:
+            return self._stage.read(name)
+        if problem := unfit(self.run_dir, name):
+            raise StoreError(problem)
+        return manifest_path(self.run_dir, name).parent
 
     def has(self, stage: str) -> bool:
         """Whether a stage has run."""
-        return manifest_path(self.run_dir, STAGES[stage]).is_file()
+        if self._stage is not None:
+            return self._stage.has(STAGES[stage])
+        return has_run(self.run_dir, STAGES[stage])
 
     def settings(self, stage: str) -> Mapping[str, Any]:
         """The parameters that a stage ran with."""
-        return read_json(self.folder(stage) / "manifest.json")["parameters"]
+        self.folder(stage)  # which checks it, and makes it an input
+        return read_manifest(self.run_dir, STAGES[stage])["parameters"]
 
     def metrics(self, stage: str) -> Mapping[str, float]:
         """The numbers that a stage measured."""
-        return read_json(self.folder(stage) / "manifest.json")["metrics"]
+        self.folder(stage)
+        return read_manifest(self.run_dir, STAGES[stage])["metrics"]
 
     # ---------------------------------------------------------------- 00: data
 
@@ -308,12 +324,7 @@ class RunArtifacts:
 
     # ---------------------------------------------------------------- helpers
 
-    def _finished_folder(self, name: str) -> Path:
-        """Where a stage of a finished run wrote; an error says which notebook to run."""
-        read_manifest(self.run_dir, name)
-        return manifest_path(self.run_dir, name).parent
-
     @cached_property
     def _refined_folder(self) -> Path | None:
         """Stage 6's folder, or None in a finished run without it."""
-        return None if self._is_finished and not self.has("06") else self.folder("06")
+        return None if self._stage is None and not self.has("06") else self.folder("06")

@@ -17,28 +17,38 @@ from pathlib import Path
 
 import papermill
 import psutil
-from filelock import FileLock, Timeout
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mdlib.core.files import StoreError, read_json, write_json, write_text
+from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
 from mdlib.run.exit_codes import DIED, DONE, FAILED, INTERRUPTED
 from mdlib.run.presets import Preset, PresetError, load_preset, resolve
-from mdlib.run.stage import RUN_DIR, SMOKE_SIZE, StageSkipped, manifest_path, stale_reason
+from mdlib.run.stage import (
+    RUN_DIR,
+    StageSkipped,
+    has_run,
+    manifest_path,
+    publish,
+    run_lock,
+    stale_reason,
+)
 
-# The kernels inherit this. Plain progress lines (mdlib.core.progress); and glibc's malloc keeps its
-# memory instead of returning it to the system at every training step, which costs up to half the
-# time on small steps.
+# The kernels inherit this. Plain progress lines (mdlib.core.progress); figures in the executed
+# notebooks, whatever MPLBACKEND a server or container sets; and glibc's malloc keeps its memory
+# instead of returning it to the system at every training step, which costs up to half the time on
+# small steps.
 KERNEL_ENVIRONMENT = {
     "MDLIB_BATCH": "1",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "500000000",
 }
+KERNEL_SECONDS = 600  # a kernel may take to start: imports from a cold network disk, a busy machine
 COST_COLUMNS = ("notebook", "status", "seconds", "peak_memory_mb")
 
 
@@ -65,9 +75,8 @@ def run(
     parameters = resolve(preset, overrides)
     notebooks = _chosen(preset, start, only)
     run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
-    with _lock(run_dir):
-        run_info = {"preset": preset_name, "started": _now()}
-        write_json(run_dir / "artifacts" / "run.json", run_info)
+    with run_lock(run_dir).held(busy=busy(run_dir)):
+        _write_run_info(run_dir, preset_name)
         code = _run_all(
             preset,
             notebooks,
@@ -102,13 +111,14 @@ def fill(run_dir: Path, stage: str) -> int:
     _chosen(preset, stage, None)
     # the numbers of notebooks are their order
     before = [name for name in preset.notebooks if name <= stage]
-    os.environ[SMOKE_SIZE] = "1"  # the kernels inherit it
-    try:
-        with _lock(run_dir):
-            lacking = [name for name in before if not manifest_path(run_dir, name).is_file()]
-            return _run_all(preset, lacking, resolve(preset, {}), run_dir, forced=set())
-    finally:
-        del os.environ[SMOKE_SIZE]
+    with run_lock(run_dir).held(busy=busy(run_dir), fill=True):
+        lacking = [name for name in before if not has_run(run_dir, name)]
+        return _run_all(preset, lacking, resolve(preset, {}), run_dir, forced=set())
+
+
+def busy(run_dir: Path) -> str:
+    """What a second run in a folder is told, see `Lock.acquire`."""
+    return f"another run ({{who}}) works in {run_dir}: wait for it, or choose another --out"
 
 
 def _chosen(preset: Preset, start: str | None, only: str | None) -> list[str]:
@@ -137,6 +147,7 @@ def _run_all(
             reason = "asked for"
         head = f"[{number}/{len(notebooks)}] {name}"
         if reason is None:
+            _make_good(run_dir, name)
             print(f"{head}: up to date, skipped", flush=True)
             continue
         pace = spent / planned if planned else 1.0
@@ -164,17 +175,7 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
     os.environ.update(KERNEL_ENVIRONMENT, PYTHONPATH=_path_of_kernels())
     with _peak_memory() as peak:
         try:
-            papermill.execute_notebook(
-                NOTEBOOKS / f"{name}.ipynb",
-                partial,
-                parameters=values,
-                cwd=str(NOTEBOOKS),
-                kernel_name=NATIVE_KERNEL_NAME,
-                kernel_manager_class=_OwnKernel,
-                progress_bar=False,
-                log_output=False,
-                extra_arguments=["--log-level=ERROR"],
-            )
+            _execute(name, values, partial)
         except PapermillExecutionError as error:
             if error.ename == StageSkipped.__name__:
                 status = f"skipped: {error.evalue}"
@@ -206,6 +207,57 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
     return code, dict(zip(COST_COLUMNS, row, strict=True))
 
 
+def _execute(name: str, values: dict, target: Path) -> None:
+    """A notebook through papermill; a kernel that does not come up gets one more try."""
+    for last in (False, True):
+        try:
+            papermill.execute_notebook(
+                _literal(NOTEBOOKS / f"{name}.ipynb"),
+                _literal(target),
+                parameters=values,
+                cwd=str(NOTEBOOKS),
+                kernel_name=NATIVE_KERNEL_NAME,
+                kernel_manager_class=_OwnKernel,
+                progress_bar=False,
+                log_output=False,
+                start_timeout=KERNEL_SECONDS,
+                extra_arguments=["--log-level=ERROR"],
+            )
+            return
+        except RuntimeError as error:  # nbclient: the kernel never came up
+            if last or isinstance(error, DeadKernelError):
+                raise
+            print(f"the kernel of {name} did not start ({error}); one more try", flush=True)
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which takes braces for names of parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _make_good(run_dir: Path, name: str) -> None:
+    """What a run that was stopped after a stage's commit left to do: figures, notebook, page."""
+    publish(run_dir, name)
+    executed = run_dir / "notebooks" / f"{name}.ipynb"
+    partial = executed.with_suffix(".partial.ipynb")
+    done = manifest_path(run_dir, name).stat().st_mtime
+    if partial.is_file() and partial.stat().st_mtime >= done:  # saved after its last cell
+        os.replace(partial, executed)
+        executed.with_suffix(".html").unlink(missing_ok=True)
+    if executed.is_file() and not executed.with_suffix(".html").is_file():
+        report.render_notebook(executed)
+
+
+def _write_run_info(run_dir: Path, preset_name: str) -> None:
+    """Which preset lives in a folder; PresetError where another one does."""
+    path = run_dir / "artifacts" / "run.json"
+    if path.is_file() and (known := read_json(path).get("preset")) != preset_name:
+        raise PresetError(
+            f"{run_dir} holds a run of the preset {known!r}: give another --out for {preset_name!r}"
+        )
+    write_json(path, {"preset": preset_name, "started": _now()})
+
+
 class _OwnKernel(AsyncKernelManager):
     """Starts the Python of this process, whatever kernel is installed under the name python3."""
 
@@ -219,36 +271,6 @@ def _path_of_kernels() -> str:
     """PYTHONPATH with this checkout first: kernels start elsewhere, with what is installed."""
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([str(ROOT), *(path for path in known if path not in ("", str(ROOT)))])
-
-
-@contextmanager
-def _lock(run_dir: Path) -> Iterator[None]:
-    """One run a folder at a time; the lock ends with its process, however that ends."""
-    artifacts = run_dir / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(artifacts / "lock"), artifacts / "lock.json"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StoreError(
-            f"another run{_described(holder)} works in {run_dir}: "
-            "wait for it, or choose another --out"
-        ) from None
-    try:
-        write_json(holder, {"process": os.getpid(), "started": _now()})
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _described(holder: Path) -> str:
-    """Who holds a lock, or nothing while it has not written that yet."""
-    try:
-        found = read_json(holder)
-    except StoreError:
-        return ""
-    return f" (process {found['process']}, since {found['started']})"
 
 
 def _now() -> str:
@@ -280,17 +302,21 @@ def _peak_memory() -> Iterator[dict[str, int]]:
 
 
 def _add_cost(run_dir: Path, row: dict) -> None:
-    """cost.csv holds the last execution of each notebook."""
+    """cost.csv holds the last execution of each notebook; rows of another form are dropped."""
     path = run_dir / "cost.csv"
-    rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
-    rows = [r for r in rows if r["notebook"] != row["notebook"]] + [row]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COST_COLUMNS, lineterminator="\n")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    known = [r for r in csv.DictReader(io.StringIO(text)) if list(r) == list(COST_COLUMNS)]
+    rows = [r for r in known if r["notebook"] != row["notebook"]] + [row]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COST_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted(rows, key=lambda r: r["notebook"]))
-    write_text(path, text.getvalue())
+    write_text(path, table.getvalue())
 
 
 def _shown(path: Path) -> str:
-    """A path as a user of this shell would write it."""
-    return os.path.relpath(path)
+    """A path as a user of this shell would write it; as it is on another drive of Windows."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return str(path)

@@ -28,7 +28,7 @@ from mdlib.data.names import shown
 from mdlib.method import crf, detector, segmenter
 from mdlib.method.segmenter import Segmenter
 from mdlib.run.artifacts import RunArtifacts
-from mdlib.run.stage import device
+from mdlib.run.identity import device
 
 SURE = 0.3  # detections from this score on are drawn; all are in instances.json
 LARGEST = 2_000_000  # pixels in which the networks see a picture; a larger one is shrunk for them

@@ -20,8 +20,8 @@ from mdlib.data.sources import SOURCES
 from mdlib.models.backbones import PUBLISHED_WEIGHTS
 from mdlib.models.checkpoints import cached_checkpoint
 from mdlib.models.hub import PUBLISHED, cached_vit
+from mdlib.run.identity import device
 from mdlib.run.presets import Preset, load_preset, resolve
-from mdlib.run.stage import device
 
 RESULTS = ROOT / "benchmarks" / "results"
 # On the high side, and rather so: the demo's run fills 0.13 GB, and this says 0.4.

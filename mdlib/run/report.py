@@ -9,9 +9,10 @@ from nbconvert import HTMLExporter
 
 from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import ROOT
+from mdlib.run.identity import versions
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
-from mdlib.run.stage import ZOO, data_label, read_manifest, versions
+from mdlib.run.stage import ZOO, data_label, read_manifest
 from mdlib.studies.claims import claims_table, gather_claims, write_claims
 
 OVERVIEW = "12_report"  # the stage whose figures open the page
@@ -41,8 +42,7 @@ def collect(run_dir: Path, preset: Preset) -> dict:
     metrics = {name: value for manifest in manifests for name, value in manifest["metrics"].items()}
     info = read_json(run_dir / "artifacts" / "run.json")
     seeds = {m["parameters"]["seed"] for m in manifests if "seed" in m["parameters"]}
-    # a manifest without a device is of an earlier version
-    devices = sorted({manifest.get("device", "unknown device") for manifest in manifests})
+    devices = sorted({manifest["device"] for manifest in manifests})
     run = {
         **info,
         "data": data_label(run_dir),

@@ -1,37 +1,49 @@
-"""One stage of a run: a folder that is written under a temporary name and renamed when whole.
+"""One stage of a run: a folder that is written beside its place and swapped in when it is complete.
 
-`manifest.json` in it is the commit record: parameters, digests of inputs and of the code, versions,
-device, seconds, metrics. A stage whose manifest still matches need not run again; `stale_reason`
-says what changed.
+A stage is open, then finished. Opened, it has a lock and an empty folder; finished, its folder
+replaces the one before, and nothing more can be written. `manifest.json` is the commit record:
+parameters, digests of all that was read and written, code, versions, device, seconds, metrics.
+A stage whose manifest still matches need not run again; `stale_reason` says what changed.
 """
 
-import ast
+import json
+import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, NotRequired
 
-import nbformat
-import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # typing's own is too little for pydantic before 3.12
 
+from mdlib.core.draft import Draft, recover
 from mdlib.core.files import (
     StoreError,
     atomic,
     digest_bytes,
     digest_file,
-    digest_folder,
     read_json,
     write_json,
 )
-from mdlib.core.paths import NOTEBOOKS, ROOT
+from mdlib.core.lock import Lock
+from mdlib.core.paths import ROOT
+from mdlib.run.identity import (
+    changed_since_import,
+    code_digest,
+    device,
+    digest_of,
+    key_of,
+    notebook_cells,
+    stage_sources,
+    version,
+    versions,
+)
 from mdlib.run.presets import check_value, read_parameters
 
 if TYPE_CHECKING:
@@ -43,18 +55,21 @@ if TYPE_CHECKING:
 ZOO = "zoo (composited)"
 # the one parameter that says where, not what: it is no part of a stage's identity
 RUN_DIR = "run_dir"
-# set for the kernels of `pipeline.fill`, which runs stages that a notebook lacks
-SMOKE_SIZE = "MDLIB_SMOKE_SIZE"
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pillow",
-    "matplotlib",
-)
+ABSENT = "absent"  # the digest of a stage that has not run, where another one asked for it
+# what a stage that was not skipped must have written
+WRITES = {
+    "00_prepare_data": ("index.json", "inventory.json"),
+    "01_distill_masks": ("masks_train.json",),
+    "02_cluster_masks": ("masks_train.json", "features_train.npy", "centres.npy", "clusters.json"),
+    "03_train_mask_rcnn": ("predictions_train.json", "detector.safetensors", "history.json"),
+    "04_filter_masks": ("train",),
+    "05_train_deeplab": ("segmenter.safetensors", "history.json"),
+    "06_refine_with_crf": ("crf.json",),
+    "08_probe_linearly": ("probe.safetensors",),
+    "10_compare_priors": ("comparison.json",),
+    "11_ablate": ("ablations.json",),
+    "A1_pretrain_encoder": ("encoder.safetensors",),
+}
 
 
 class StageSkipped(Exception):
@@ -68,7 +83,29 @@ class StageSkipped(Exception):
         return [f"skipped: {self}. The chain goes on without this stage."]
 
 
-@dataclass
+class Manifest(TypedDict):
+    """The commit record of a stage."""
+
+    stage: str
+    parameters: dict[str, Any]  # without run_dir
+    inputs: dict[str, str]  # earlier stage: digest of its results, or ABSENT
+    files: dict[str, str]  # file or folder outside the run: digest
+    packages: dict[str, str]  # optional library: version, or "none"
+    code: str  # digest of what ran
+    versions: dict[str, str]
+    device: str
+    seconds: float
+    metrics: dict[str, float]
+    figures: list[dict[str, str]]  # "file", "caption"
+    outputs: dict[str, str]  # path in the stage's folder: digest
+    smoke_size: bool  # whether it, or a stage that it read, was filled in at smoke size
+    skipped: NotRequired[str]  # why
+
+
+_MANIFEST = TypeAdapter(Manifest)
+_open: dict[Path, "Stage"] = {}  # the stages that this process has open, by their place
+
+
 class Stage:
     """What a notebook holds of its own stage. `open_stage` makes it, `finish` commits it.
 
@@ -77,24 +114,73 @@ class Stage:
         parameters: {name: value}, without `run_dir`.
         run_dir: the run's folder, absolute.
         label: preset and data set, at the foot of every figure.
-        folder: where the notebook writes; temporary until `finish` or `skip` renames it.
-        inputs: {earlier stage: its identity}, of those that `read` gave.
+        inputs: {earlier stage: digest of its results}, of those that were read.
         files: {path: digest} of what `read_file` gave.
         figures: {"file", "caption"} of each saved figure, in order.
-        began: when the stage was opened, seconds of the monotonic clock.
         smoke_size: whether it, or a stage that it read, was filled in at smoke size.
     """
 
-    name: str
-    parameters: dict[str, object]
-    run_dir: Path
-    label: str
-    folder: Path
-    inputs: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    figures: list[dict] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    smoke_size: bool = field(default_factory=lambda: SMOKE_SIZE in os.environ)
+    _draft: Draft
+
+    def __init__(
+        self,
+        name: str,
+        parameters: dict[str, object],
+        run_dir: Path,
+        label: str,
+        *,
+        values: dict[str, Any] | None = None,
+    ):
+        """Open a stage; one that this process has open already is given up.
+
+        Args:
+            name: of the notebook.
+            parameters: {name: value}, without `run_dir`.
+            run_dir: the run's folder, absolute.
+            label: see the attribute.
+            values: the notebook's names, which `finish` compares with what it was opened with.
+
+        Raises:
+            StoreError: another process has it open, its place cannot be written, or the library
+                has changed since this process loaded it.
+        """
+        if changed := changed_since_import(name):
+            raise StoreError(
+                f"{', '.join(changed)} changed since this kernel loaded it: restart the kernel"
+            )
+        self.name, self.parameters, self.run_dir, self.label = name, parameters, run_dir, label
+        self.inputs: dict[str, str] = {}
+        self.files: dict[str, str] = {}
+        self.packages: dict[str, str] = {}
+        self.figures: list[dict[str, str]] = []
+        self.smoke_size = filling(run_dir)
+        self._began, self._code, self._values = time.monotonic(), code_digest(name), values or {}
+        self._first_cell = len(self._values.get("In", [])) - 1
+        self._metrics: dict[str, float] | None = None  # of a finished stage
+        self._place = manifest_path(run_dir, name).parent
+        if (before := _open.pop(self._place, None)) is not None:
+            before._draft.discard()
+        busy = f"{name} is open in another kernel ({{who}}) of {run_dir}: shut that down, or wait"
+        self._draft = Draft(self._place, is_whole=_is_whole, busy=busy)
+        _open[self._place] = self
+        for left in self._kept_folder().glob(f".{name}-*"):
+            left.unlink()  # of a checkpoint whose writing was killed
+
+    @property
+    def folder(self) -> Path:
+        """Where the notebook writes; `finish` and `skip` put it into its place.
+
+        Raises:
+            StoreError: the stage is finished, or was opened again.
+        """
+        if self._metrics is not None:
+            raise StoreError(
+                f"{self.name} is finished and cannot be changed: run the notebook from its first "
+                "cell to make it anew"
+            )
+        if _open.get(self._place) is not self:
+            raise StoreError(f"{self.name} was opened again since: go on from that cell")
+        return self._draft.folder
 
     def read(self, name: str) -> Path:
         """Read an earlier stage of this run, which becomes an input of this one.
@@ -108,33 +194,36 @@ class Stage:
             Its folder.
 
         Raises:
-            StoreError: it has not run (under the runner, MDLIB_BATCH), failed to, or ran before
-                its own inputs did.
+            StoreError: it has not run (under the runner, MDLIB_BATCH), its files changed since, or
+                it was made from other versions of its own inputs than the run holds now.
         """
-        if "MDLIB_BATCH" not in os.environ and not manifest_path(self.run_dir, name).is_file():
+        if "MDLIB_BATCH" not in os.environ and not has_run(self.run_dir, name):
             _fill(self.run_dir, name)
+        if problem := unfit(self.run_dir, name):
+            raise StoreError(problem)
         manifest = read_manifest(self.run_dir, name)
-        for earlier, digest in manifest["inputs"].items():
-            if identity(read_manifest(self.run_dir, earlier)) != digest:
-                raise StoreError(
-                    f"{name} was made from another {earlier} than this run holds now: "
-                    f"run {name} again (nothing overwrites it for you)"
-                )
-        self.inputs[name] = identity(manifest)
-        if manifest.get("smoke_size") and not self.smoke_size:
+        self.inputs[name] = result_digest(manifest)
+        if manifest["smoke_size"] and not self.smoke_size:
             self.smoke_size, self.label = True, f"{self.label} · smoke-size inputs"
             print(
                 f"{name} is of smoke size: numbers from here on mean nothing, "
                 "and the figures say so"
             )
-        return self.run_dir / "artifacts" / name
+        return manifest_path(self.run_dir, name).parent
+
+    def has(self, name: str) -> bool:
+        """Whether another stage of this run has run; this one is out of date when that changes."""
+        if has_run(self.run_dir, name):
+            return True
+        self.inputs[name] = ABSENT
+        return False
 
     @cached_property
     def run(self) -> "RunArtifacts":
         """What the stages of this run wrote; what is read there is an input of this stage."""
         from mdlib.run.artifacts import RunArtifacts  # it imports networks, the runner does not
 
-        return RunArtifacts(self.run_dir, folder_of=self.read)
+        return RunArtifacts(self.run_dir, stage=self)
 
     def read_file(self, path: str | Path) -> Path:
         """Record a file or folder outside the run (data, weights) as an input.
@@ -143,7 +232,7 @@ class Stage:
             path: from the repository's root, or absolute.
 
         Returns:
-            The absolute path. The digest of a folder is that of the names and sizes in it.
+            The absolute path. The digest of a folder is that of the names and bytes in it.
 
         Raises:
             StoreError: there is no such file or folder.
@@ -151,36 +240,50 @@ class Stage:
         full = ROOT / path
         if not full.exists():
             raise StoreError(f"{full} is missing")
-        self.files[str(path)] = _digest(full)
+        self.files[key_of(full)] = digest_of(full)
         return full
 
-    def weights(self, value: str | None, *, known: Iterable[str] = ()) -> str | Path | None:
+    def weights(self, value: str | None, *, network: str) -> str | Path | None:
         """Turn a parameter `weights` into what encoders and backbones take.
 
+        The file that will be loaded is recorded, that of published weights among them.
+
         Args:
-            value: None, "random", a name in `known`, or a file, which `read_file` then records.
-            known: names of published weights.
+            value: None, "random", a name of published weights, or a file.
+            network: the encoder or backbone that it is for.
 
         Returns:
             The value as it is, or the file's absolute path.
 
         Raises:
-            StoreError: it is none of these.
+            StoreError: there is no such file.
+            WeightsError: published weights cannot be fetched.
         """
-        if value is None or value == "random" or value in known:
+        from mdlib.models.published import published_file  # it imports torch, the runner does not
+
+        if file := published_file(network, value):
+            self.read_file(file)
+            return value
+        if value is None or value == "random":
             return value
         if not (ROOT / value).is_file():
             raise StoreError(
-                f"weights {value!r}: no file {ROOT / value}; "
-                f"expected a file, {', '.join(['random', *known])} or null"
+                f"weights {value!r}: no file {ROOT / value}; expected a file, random, null, or "
+                f"a name of published weights of {network}"
             )
         return self.read_file(value)
+
+    def package(self, name: str) -> bool:
+        """Whether an optional library is installed; the stage is out of date when that changes."""
+        self.packages[name] = version(name)
+        return self.packages[name] != "none"
 
     def checkpoint(self, training: str) -> Path:
         """Name the file in which a training of this stage keeps its checkpoint.
 
-        It lies beside the stages, so that it outlives a kill. Other parameters or inputs have
-        another file, so a changed run starts anew; `finish` removes them all.
+        It lies beside the stages, so that it outlives a kill. Another code, version, device,
+        parameter or input has another file, so a changed run starts anew; `finish` removes them
+        all.
 
         Args:
             training: a word for the training, one of its own for each in a stage.
@@ -203,59 +306,61 @@ class Stage:
         """
         return self._kept(what)
 
-    def _kept(self, what: str) -> Path:
-        """A path beside the stages whose name holds the digest of what its content depends on."""
-        made_of = repr(
-            [sorted(part.items()) for part in (self.parameters, self.inputs, self.files)]
-        )
-        folder = self.run_dir / "artifacts" / "checkpoints"
-        return folder / f"{self.name}-{what}-{digest_bytes(made_of.encode())[:8]}"
-
     def figure(self, figure: "Figure", name: str, *, caption: str, invented: bool = False) -> None:
-        """Save a matplotlib figure as RUN/figures/STAGE-NAME.png.
+        """Save a matplotlib figure; when the stage is finished it is RUN/figures/STAGE-NAME.png.
 
-        At its foot stand the run's preset and data.
+        At its foot stand the run's preset and data. A figure that cannot be saved is a warning, and
+        the stage goes on.
 
         Args:
             figure: a matplotlib Figure; the line at its foot is added to it.
-            name: a word for the file.
+            name: a word for the file; a second figure of that name replaces the first.
             caption: what there is to see; also the picture's alt text.
             invented: the numbers were made up to draw an idea, and the foot says so instead.
         """
-        path = self.run_dir / "figures" / f"{self.name}-{name}.png"
-        figure.text(
-            1.0,
-            -0.01,
-            "invented numbers" if invented else self.label,
-            ha="right",
-            va="top",
-            fontsize=7,
-            color="0.45",
-        )
-        with atomic(path) as temporary:
-            figure.savefig(
-                temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None}
-            )
+        path = self.folder / "figures" / f"{self.name}-{name}.png"
+        foot = "invented numbers" if invented else self.label
+        figure.text(1.0, -0.01, foot, ha="right", va="top", fontsize=7, color="0.45")
+        options: dict[str, Any] = dict(dpi=110, bbox_inches="tight", metadata={"Software": None})
+        try:
+            with atomic(path) as temporary:
+                figure.savefig(temporary, format="png", **options)
+        except Exception as error:  # of many kinds: drawing is nothing that work is lost for
+            print(f"warning: the figure {name!r} could not be saved ({error})")
+            return
+        self.figures = [known for known in self.figures if known["file"] != path.name]
         self.figures.append({"file": path.name, "caption": caption})
 
     def finish(self, metrics: dict[str, float] | None = None) -> dict[str, float]:
-        """Write the manifest and give the stage its final name.
+        """Write the manifest and put the stage into its place. A second time does nothing.
 
         Args:
-            metrics: {name: finite number}, none if left out.
+            metrics: {name: number}; one that is not finite is left out, with a line.
 
         Returns:
             The metrics, rounded to six digits.
 
         Raises:
-            ValueError: a metric is not finite.
+            StoreError: an output is missing, a parameter was changed after the stage was opened, or
+                it was opened again.
         """
-        metrics = {k: round(float(v), 6) for k, v in (metrics or {}).items()}
-        bad = [k for k, v in metrics.items() if not np.isfinite(v)]
-        if bad:
-            raise ValueError(f"metrics are not finite: {bad}")
-        self._commit(metrics)
-        return metrics
+        if self._metrics is not None:
+            print(f"{self.name} is finished already; nothing was written")
+            return self._metrics
+        folder = self.folder
+        lacking = [name for name in WRITES.get(self.name, ()) if not (folder / name).exists()]
+        if lacking:
+            raise StoreError(
+                f"{self.name} has not written {', '.join(lacking)}: "
+                "run all cells from the first one, in order"
+            )
+        for key, value in self.parameters.items():
+            if self._values.get(key, value) != value:
+                raise StoreError(
+                    f"{key} was {value!r} when the stage was opened and is {self._values[key]!r} "
+                    "now: write it into the parameters cell, and run all cells from there"
+                )
+        return self._commit(metrics or {}, code=self._code_that_ran())
 
     def skip(self, reason: str) -> NoReturn:
         """End the notebook here, without results; later stages go on.
@@ -266,35 +371,81 @@ class Stage:
         Raises:
             StageSkipped: always, so that no later cell runs.
         """
-        self._commit({}, skipped=reason)
+        if self._metrics is None:
+            self._commit({}, code=self._code, skipped=reason)
         raise StageSkipped(reason)
 
-    def _commit(self, metrics: dict[str, float], **more: str) -> None:
-        """Write the manifest, rename the folder, remove the checkpoints."""
+    def _commit(self, metrics: dict[str, float], **more: str) -> dict[str, float]:
+        """Write the manifest, put the folder into its place, publish, remove the checkpoints."""
+        rounded = {name: round(float(value), 6) for name, value in metrics.items()}
+        for name in [name for name, value in rounded.items() if not math.isfinite(value)]:
+            print(f"{name} is {rounded.pop(name)} here, which is no number to report: left out")
+        folder = self.folder
         manifest = {
             "stage": self.name,
             "parameters": self.parameters,
             "inputs": self.inputs,
             "files": self.files,
-            "code": code_digest(self.name),
+            "packages": self.packages,
             "versions": versions(),
             "device": device(),
-            "seconds": round(time.monotonic() - self.began, 2),
-            "metrics": metrics,
+            "seconds": round(time.monotonic() - self._began, 2),
+            "metrics": rounded,
             "figures": self.figures,
+            "outputs": _outputs(folder),
             "smoke_size": self.smoke_size,
             **more,
         }
-        write_json(self.folder / "manifest.json", manifest)
-        final = self.run_dir / "artifacts" / self.name
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(self.folder, final)
-        self.folder = final
-        for kept in (self.run_dir / "artifacts" / "checkpoints").glob(f"{self.name}-*"):
+        write_json(folder / "manifest.json", manifest)
+        self._draft.commit()
+        self._metrics = rounded
+        del _open[self._place]
+        publish(self.run_dir, self.name)
+        for kept in self._kept_folder().glob(f"{self.name}-*"):
             shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+        return rounded
+
+    def _code_that_ran(self) -> str:
+        """The code's digest when the stage was opened; another one where other cells ran.
+
+        A kernel lists what it ran as `In`. A cell that was edited and not saved, left out or added
+        makes the stage out of date, because the notebook's file does not say what was computed.
+        """
+        ran = [source.strip() for source in self._values.get("In", [])[self._first_cell :]]
+        if not ran:  # not in a kernel
+            return self._code
+        own = [source.strip() for source in stage_sources(self.name)]
+        known = {cell.source.strip() for cell in notebook_cells(self.name)}
+        first = next((i for i, source in enumerate(own) if "open_stage(" in source), 0)
+        last = next((i for i, source in enumerate(own) if "stage.finish(" in source), len(own))
+        if set(own[first : last + 1]) <= set(ran) and set(ran) <= known | {""}:
+            return self._code
+        print(
+            "cells ran that are not in the saved notebook, or were left out: the runner will "
+            f"run {self.name} again"
+        )
+        return f"edited: {digest_bytes(*(source.encode() for source in ran))}"
+
+    def _kept(self, what: str) -> Path:
+        """A path beside the stages whose name holds the digest of what its content depends on."""
+        made_of = [
+            self.parameters,
+            self.inputs,
+            self.files,
+            self.packages,
+            self._code,
+            versions(),
+            device(),
+        ]
+        digest = digest_bytes(json.dumps(made_of, sort_keys=True).encode())
+        return self._kept_folder() / f"{self.name}-{what}-{digest[:8]}"
+
+    def _kept_folder(self) -> Path:
+        """Where checkpoints and finished parts lie."""
+        return self.run_dir / "artifacts" / "checkpoints"
 
 
-def open_stage(name: str, values: dict[str, object]) -> Stage:
+def open_stage(name: str, values: dict[str, Any]) -> Stage:
     """Open a stage from its notebook, and print what runs, on which data, device and torch.
 
     In a notebook: `stage = open_stage("01_distill_masks", globals())`.
@@ -308,19 +459,14 @@ def open_stage(name: str, values: dict[str, object]) -> Stage:
 
     Raises:
         PresetError: a parameter has another type than its cell declares.
+        StoreError: as `Stage`.
     """
     known = read_parameters(name)
     parameters = {key: check_value(key, values[key], known[key].type) for key in known}
     run_dir = (ROOT / str(parameters.pop(RUN_DIR))).resolve()
-    artifacts = run_dir / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
-    for left_over in artifacts.glob(f".{name}.*"):  # of a killed run
-        shutil.rmtree(left_over, ignore_errors=True)
-    folder = artifacts / f".{name}.{os.getpid()}"
-    folder.mkdir()
     label = run_label(run_dir, parameters)
     print(f"{name} · {label} · {device()} · torch {metadata.version('torch')}")
-    return Stage(name, parameters, run_dir, label, folder)
+    return Stage(name, parameters, run_dir, label, values=values)
 
 
 def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
@@ -335,7 +481,7 @@ def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
     """
     info = run_dir / "artifacts" / "run.json"
     own = read_json(info)["preset"] if info.is_file() else "lab"
-    preset = "smoke" if SMOKE_SIZE in os.environ else own
+    preset = "smoke" if filling(run_dir) else own
     return f"{preset} preset · {data_label(run_dir, parameters)}"
 
 
@@ -350,25 +496,23 @@ def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> st
     Returns:
         The name that `open_dataset` takes, or ZOO for the embedded one.
     """
-    path = manifest_path(run_dir, "00_prepare_data")
-    stored = read_json(path)["parameters"] if path.is_file() else {}
+    first = "00_prepare_data"
+    stored = read_manifest(run_dir, first)["parameters"] if has_run(run_dir, first) else {}
     dataset = (parameters or {}).get("dataset", stored.get("dataset", "zoo"))
     return ZOO if dataset == "zoo" else str(dataset)
 
 
-def device() -> str:
-    """Where networks run: "cuda" where there is one, else "cpu"."""
-    import torch  # here, so that the runner does without it while kernels work
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def run_lock(run_dir: Path) -> Lock:
+    """The lock that the runner holds while it works in a run's folder."""
+    return Lock(run_dir / "artifacts" / "lock")
 
 
-def versions() -> dict[str, str]:
-    """{"python" or a package of LIBRARIES: the version that is installed}."""
-    return {
-        "python": platform.python_version(),
-        **{library: metadata.version(library) for library in LIBRARIES},
-    }
+def filling(run_dir: Path) -> bool:
+    """Whether `pipeline.fill` works in the run now: what runs then is of smoke size."""
+    return bool((run_lock(run_dir).holder() or {}).get("fill"))
+
+
+# ---------------------------------------------------------------- finished stages
 
 
 def manifest_path(run_dir: Path, name: str) -> Path:
@@ -376,7 +520,16 @@ def manifest_path(run_dir: Path, name: str) -> Path:
     return run_dir / "artifacts" / name / "manifest.json"
 
 
-def read_manifest(run_dir: Path, name: str) -> dict:
+def has_run(run_dir: Path, name: str) -> bool:
+    """Whether a stage has run, in this run and with this version of the manifest."""
+    try:
+        read_manifest(run_dir, name)
+    except StoreError:
+        return False
+    return True
+
+
+def read_manifest(run_dir: Path, name: str) -> Manifest:
     """Read the manifest of a stage that has run.
 
     Args:
@@ -387,53 +540,85 @@ def read_manifest(run_dir: Path, name: str) -> dict:
         What `Stage.finish` or `Stage.skip` wrote.
 
     Raises:
-        StoreError: the stage has not run.
+        StoreError: the stage has not run, or its manifest has another form.
     """
     path = manifest_path(run_dir, name)
+    recover(path.parent, is_whole=_is_whole)
     if not path.is_file():
         raise StoreError(f"stage {name} has not run in {run_dir}: run that notebook first")
-    return read_json(path)
+    try:
+        manifest = _MANIFEST.validate_python(read_json(path))
+    except (StoreError, ValidationError):
+        manifest = None
+    if manifest is None or manifest["stage"] != name:
+        raise StoreError(f"stage {name} has not run in {run_dir}: {path} is no manifest of it")
+    return manifest
 
 
-def _fill(run_dir: Path, name: str) -> None:
-    """`python -m mdlib fill` in a process of its own, its lines shown as they come."""
-    print(
-        f"{name} has not run in {os.path.relpath(run_dir, ROOT)}: "
-        "running it and what it needs at smoke size "
-        "(about half a minute a stage); run that notebook for the real thing",
-        flush=True,
-    )
-    command = [sys.executable, "-m", "mdlib", "fill", str(run_dir), name]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as runner:
-        for line in runner.stdout or ():
-            print(line, end="", flush=True)
-    if runner.returncode:
-        raise StoreError(
-            f"stage {name} has not run in {run_dir}, "
-            "nor could it be run at smoke size (why stands above)"
-        )
+def result_digest(manifest: Manifest) -> str:
+    """Digest of what a stage made: parameters, metrics and outputs, but for figures.
+
+    A stage that was made from another one is up to date as long as this stays.
+    """
+    outputs = {k: v for k, v in manifest["outputs"].items() if not k.startswith("figures/")}
+    parts = [manifest["parameters"], manifest["metrics"], outputs, manifest.get("skipped")]
+    return digest_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
-def _digest(path: Path) -> str:
-    """Digest of a file's content, or of the names and sizes in a folder."""
-    return digest_folder(path) if path.is_dir() else digest_file(path)
-
-
-def identity(manifest: dict) -> str:
-    """What a stage's result depends on, as a digest: the same identity means the same result.
+def unfit(run_dir: Path, name: str) -> str | None:
+    """Why a stage that has run must not be read; None where nothing speaks against it.
 
     Args:
-        manifest: as `read_manifest` gives it.
+        run_dir: the run's folder.
+        name: of the stage.
 
     Returns:
-        Digest of name, code, parameters, inputs and files.
+        A sentence: it has not run, its files changed since, or it, or a stage that it was made
+        from, was made from another version of its inputs than the run holds now.
     """
-    parts = (repr(sorted(manifest[key].items())) for key in ("parameters", "inputs", "files"))
-    return digest_bytes(
-        manifest["stage"].encode(), manifest["code"].encode(), *(p.encode() for p in parts)
-    )
+    return next(_problems(run_dir, [name]), None)
+
+
+def verify_chain(run_dir: Path, names: Iterable[str]) -> list[str]:
+    """Say which stages of a run do not fit together.
+
+    Args:
+        run_dir: the run's folder.
+        names: of the stages.
+
+    Returns:
+        A sentence for each, see `unfit`; [] for a whole run.
+    """
+    return list(_problems(run_dir, list(names)))
+
+
+def _problems(run_dir: Path, names: list[str]) -> Iterator[str]:
+    """What `verify_chain` lists, of the stages and all that they were made from, each once."""
+    done: set[str] = set()
+    while names:
+        name = names.pop(0)
+        if name in done:
+            continue
+        done.add(name)
+        try:
+            manifest = read_manifest(run_dir, name)
+        except StoreError as error:
+            yield str(error)
+            continue
+        again = f"run {name} again (nothing overwrites it for you)"
+        if changed := _changed_output(manifest_path(run_dir, name).parent, manifest):
+            yield f"{name}: its output {changed} changed or is missing: {again}"
+        for earlier, digest in manifest["inputs"].items():
+            if digest == ABSENT:
+                if has_run(run_dir, earlier):
+                    yield f"{name} was made before {earlier} had run: {again}"
+                continue
+            if not has_run(run_dir, earlier):
+                yield f"{name} was made from {earlier}, which has not run in {run_dir}: {again}"
+            elif result_digest(read_manifest(run_dir, earlier)) != digest:
+                yield f"{name} was made from another {earlier} than this run holds now: {again}"
+            else:
+                names.append(earlier)
 
 
 def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str | None:
@@ -452,85 +637,98 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
     except StoreError:
         return "has not run"
     wanted = {key: value for key, value in parameters.items() if key != RUN_DIR}
-    changed = sorted(
-        k
-        for k in wanted.keys() | manifest["parameters"].keys()
-        if wanted.get(k) != manifest["parameters"].get(k)
-    )
-    if changed:
-        return f"parameters changed: {', '.join(changed)}"
+    if changed := _different(wanted, manifest["parameters"]):
+        return f"parameters changed: {changed}"
     if manifest["code"] != code_digest(name):
         return "its notebook or the library code it imports changed"
+    packages = {library: version(library) for library in manifest["packages"]}
+    here = versions() | packages | {"device": device()}
+    there = manifest["versions"] | manifest["packages"] | {"device": manifest["device"]}
+    if changed := _different(here, there):
+        return f"versions changed: {changed}"
     for path, digest in manifest["files"].items():
-        if not (ROOT / path).exists() or _digest(ROOT / path) != digest:
+        if not (ROOT / path).exists() or digest_of(ROOT / path) != digest:
             return f"{path} changed"
     for stage, digest in manifest["inputs"].items():
-        try:
-            if identity(read_manifest(run_dir, stage)) != digest:
-                return f"{stage} changed"
-        except StoreError:
-            return f"{stage} is missing"
+        present = (
+            result_digest(read_manifest(run_dir, stage)) if has_run(run_dir, stage) else ABSENT
+        )
+        if present != digest:
+            return f"{stage} is missing" if present == ABSENT else f"{stage} changed"
+    if output := _changed_output(manifest_path(run_dir, name).parent, manifest):
+        return f"its output {output} changed or is missing"
     return None
 
 
-def code_digest(notebook: str) -> str:
-    """Digest of a notebook's code and of the mdlib modules it imports, directly or not.
+def publish(run_dir: Path, name: str) -> None:
+    """Copy the figures and the export of a finished stage to where people look for them.
 
-    Comments and docstrings do not count, nor do the modules of IGNORED_CODE and what they import.
-
-    Args:
-        notebook: its name; cells with a tag in IGNORED_TAGS do not count.
-
-    Returns:
-        The digest of the syntax trees.
+    RUN/figures holds those of all stages; RUN/export what notebook A2 exports.
     """
-    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    code = [
-        cell.source
-        for cell in cells
-        if cell.cell_type == "code" and not IGNORED_TAGS & set(cell.metadata.get("tags", []))
-    ]
-    own = ast.parse("\n".join(code))
-    found: dict[Path, ast.Module] = {}
-    queue = _imports(own)
-    while queue:
-        path = queue.pop()
-        if path not in found:
-            found[path] = ast.parse(path.read_text(encoding="utf-8"))
-            queue |= _imports(found[path])
-    trees = [own, *(found[path] for path in sorted(found))]
-    return digest_bytes(*(ast.dump(_without_docstrings(tree)).encode() for tree in trees))
+    place, shown = manifest_path(run_dir, name).parent, run_dir / "figures"
+    figures = {figure["file"] for figure in read_manifest(run_dir, name)["figures"]}
+    for old in shown.glob(f"{name}-*.png"):
+        if old.name not in figures:
+            old.unlink()
+    for file in figures:
+        source, target = place / "figures" / file, shown / file
+        if not target.is_file() or digest_file(target) != digest_file(source):
+            with atomic(target) as temporary:
+                shutil.copyfile(source, temporary)
+    if (place / "export").is_dir():
+        fresh = run_dir / ".export"
+        for folder in (fresh, run_dir / "export"):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(place / "export", fresh)
+        os.replace(fresh, run_dir / "export")
 
 
-def _imports(tree: ast.Module) -> set[Path]:
-    """The files of the mdlib modules that a module imports anywhere, but for IGNORED_CODE."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    paths = set()
-    for name in names:
-        counted = not any(f"{name}.".startswith(f"{neutral}.") for neutral in IGNORED_CODE)
-        if name.split(".")[0] == "mdlib" and counted:
-            base = ROOT / name.replace(".", "/")
-            paths |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()}
-    return paths
+def _different(here: dict[str, Any], there: dict[str, Any]) -> str:
+    """The names whose values differ, or that only one of two dictionaries has."""
+    names = here.keys() | there.keys()
+    return ", ".join(sorted(n for n in names if here.get(n, ABSENT) != there.get(n, ABSENT)))
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree itself, every docstring in it emptied."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            match node.body:
-                case [ast.Expr(value=ast.Constant(value=str()) as docstring), *_]:
-                    docstring.value = ""
-    return tree
+def _outputs(folder: Path) -> dict[str, str]:
+    """{path: digest} of all files in a stage's folder but its manifest."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    named = ((path.relative_to(folder).as_posix(), path) for path in found)
+    return {name: digest_file(path) for name, path in named if name != "manifest.json"}
 
 
-# Tags of cells that do not change what a stage computes: its values (compared apart), and what a
-# reader tries after it.
-IGNORED_TAGS = {"parameters", "exercise", "explorer"}
-# What a notebook draws with and how it is run do not change what it computes.
-IGNORED_CODE = ("mdlib.run", "mdlib.show", "mdlib.core.colours", "mdlib.core.progress")
+def _changed_output(folder: Path, manifest: Manifest) -> str | None:
+    """The first output of a stage that is missing or not as it was written."""
+    for name, digest in manifest["outputs"].items():
+        if not (folder / name).is_file() or digest_file(folder / name) != digest:
+            return name
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder holds a manifest and all outputs that it lists."""
+    try:
+        manifest = _MANIFEST.validate_python(read_json(folder / "manifest.json"))
+    except (StoreError, ValidationError):
+        return False
+    return _changed_output(folder, manifest) is None
+
+
+def _fill(run_dir: Path, name: str) -> None:
+    """`python -m mdlib fill` in a process of its own, its lines shown as they come."""
+    print(
+        f"{name} has not run in {key_of(run_dir)}: "
+        "running it and what it needs at smoke size "
+        "(about half a minute a stage); run that notebook for the real thing",
+        flush=True,
+    )
+    command = [sys.executable, "-m", "mdlib", "fill", str(run_dir), name]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    ) as runner:
+        for line in runner.stdout or ():
+            print(line, end="", flush=True)
+    if runner.returncode:
+        raise StoreError(
+            f"stage {name} has not run in {run_dir}, "
+            "nor could it be run at smoke size (why stands above)"
+        )

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from stages import opened, write_manifest
 
 from mdlib.core.files import StoreError, read_json, write_array, write_json
 from mdlib.core.label_map import write_label_map
@@ -13,7 +14,6 @@ from mdlib.core.weights import save_weights
 from mdlib.method import pseudo_labels, segmenter
 from mdlib.method.crf import CrfSettings
 from mdlib.run.artifacts import STAGES, RunArtifacts
-from mdlib.run.stage import Stage
 
 # two images of train and one of val, of two clusters; the second has no class
 IDS = {"train": ("train_00000", "train_00001"), "val": ("val_00000",)}
@@ -53,11 +53,7 @@ PREDICTED = {
 
 def write_stage(run_dir, number, **parameters):
     """The folder of a stage that has run."""
-    folder = run_dir / "artifacts" / STAGES[number]
-    manifest = {"stage": STAGES[number], "parameters": parameters}
-    empty = {"inputs": {}, "files": {}, "code": "", "metrics": {}}
-    write_json(folder / "manifest.json", manifest | empty)
-    return folder
+    return write_manifest(run_dir, STAGES[number], parameters=parameters)
 
 
 def write_segmenter(folder, *, side, value):
@@ -160,17 +156,12 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_each_reader_asks_once_for_each_stage_that_it_reads(copied, name):
+def test_each_reader_asks_for_each_stage_that_it_reads_and_no_other(copied, name):
     refine(copied)
     read, stages = READERS[name]
-    asked = []
-
-    def folder_of(stage):
-        asked.append(stage)
-        return copied / "artifacts" / stage
-
-    read(RunArtifacts(copied, folder_of=folder_of))
-    assert sorted(asked) == [STAGES[number] for number in stages]
+    stage = opened(copied, "11_ablate")
+    read(RunArtifacts(copied, stage=stage))
+    assert sorted(stage.inputs) == [STAGES[number] for number in stages]
 
 
 # a finished run may lack stage 06
@@ -184,7 +175,7 @@ def test_a_stage_that_has_not_run_is_named(tmp_path, name):
 
 def test_what_is_read_through_a_stage_is_its_input(copied, monkeypatch):
     monkeypatch.setenv("MDLIB_BATCH", "1")
-    stage = Stage("11_ablate", {}, copied, "test", copied / "artifacts" / ".11")
+    stage = opened(copied, "11_ablate")
     assert stage.inputs == {} and len(stage.run.predictions("val")) == 1
     stage.run.clusters()
     assert stage.inputs.keys() == {STAGES["03"], STAGES["02"]}

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from stages import made, write_manifest
 
 from mdlib.__main__ import main
 from mdlib.core.files import read_json, write_json, write_text
@@ -75,8 +77,8 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
 
     def run_one(name, values, run_dir):
         ran[name] = values
-        assert stage.SMOKE_SIZE in os.environ
-        write_json(stage.manifest_path(run_dir, name), {})
+        assert stage.filling(run_dir)
+        write_manifest(run_dir, name)
         return exit_codes.DONE, {
             "notebook": name,
             "status": "done",
@@ -85,8 +87,8 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         }
 
     monkeypatch.setattr(pipeline, "_run_one", run_one)
-    own = stage.manifest_path(tmp_path, "01_distill_masks")
-    write_json(own, {"made by": "the user"})
+    own = write_manifest(tmp_path, "01_distill_masks", parameters={"made by": "the user"})
+    before = read_json(own / "manifest.json")
     assert main(["fill", str(tmp_path), "04_filter_masks"]) == exit_codes.DONE
     assert list(ran) == [
         "00_prepare_data",
@@ -99,12 +101,12 @@ def test_fill_runs_what_is_lacking_up_to_a_stage_and_leaves_what_has_run(tmp_pat
         {"run_dir": str(tmp_path)},
     )
     assert ran == {name: smoke[name] | here for name in ran}
-    assert read_json(own) == {"made by": "the user"}
+    assert read_json(own / "manifest.json") == before
     assert (
         not (tmp_path / "artifacts" / "run.json").exists()
         and not (tmp_path / "index.html").exists()
     )
-    assert stage.SMOKE_SIZE not in os.environ
+    assert not stage.filling(tmp_path)
 
 
 # ---------------------------------------------------------------- the kernel
@@ -117,9 +119,14 @@ def test_a_kernel_runs_the_runners_own_python_and_mdlib(tmp_path, monkeypatch):
     kernel = {"argv": ["false"], "display_name": "another Python", "language": "python"}
     write_json(tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json", kernel)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    run_dir = tmp_path / "run"  # outside the repository
+    monkeypatch.setenv("MPLBACKEND", "agg")  # as on servers and in containers
+    run_dir = tmp_path / "run {seed}"  # outside the repository; papermill formats paths
     assert main(["run", "smoke", "--out", str(run_dir), *QUICK]) == exit_codes.DONE
-    assert stage.manifest_path(run_dir, "00_prepare_data").is_file()
+    figures = stage.read_manifest(run_dir, "00_prepare_data")["figures"]
+    executed = (run_dir / "notebooks" / "00_prepare_data.ipynb").read_text(encoding="utf-8")
+    assert executed.count('"image/png"') >= len(figures) > 0
+    for figure in figures:
+        assert (run_dir / "figures" / figure["file"]).is_file()
 
 
 def test_kernels_find_this_checkout_first_and_once(monkeypatch):
@@ -147,13 +154,14 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from mdlib.core.files import StoreError
-from mdlib.run.pipeline import _lock
+from mdlib.run.pipeline import busy
+from mdlib.run.stage import run_lock
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 while not (folder / "go").exists():
     pass
 try:
-    with _lock(folder):
+    with run_lock(folder).held(busy=busy(folder)):
         print("held", flush=True)
         while not (folder / "end").exists():
             time.sleep(0.01)
@@ -211,9 +219,77 @@ def test_a_killed_runs_lock_is_taken_by_the_next(tmp_path, holder):
     first.wait()
     written = tmp_path / "artifacts" / "lock.json"
     assert read_json(written)["process"] == first.pid
-    with pipeline._lock(tmp_path):
+    with stage.run_lock(tmp_path).held(busy="{who}"):
         assert read_json(written)["process"] == os.getpid()
     assert not written.exists()
+
+
+def test_another_preset_does_not_take_over_a_runs_folder(tmp_path, capsys):
+    write_json(tmp_path / "artifacts" / "run.json", {"preset": "demo"})
+    assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == exit_codes.WRONG
+    assert "holds a run of the preset 'demo'" in capsys.readouterr().err
+    assert read_json(tmp_path / "artifacts" / "run.json") == {"preset": "demo"}
+
+
+# ---------------------------------------------------------------- around the notebook
+
+
+def test_what_a_stopped_run_left_to_do_is_made_good(tmp_path, monkeypatch):
+    made(tmp_path, "00_prepare_data")
+    executed = tmp_path / "notebooks" / "00_prepare_data.ipynb"
+    partial = executed.with_suffix(".partial.ipynb")
+    monkeypatch.setattr(
+        pipeline.report, "render_notebook", lambda path: path.with_suffix(".html").touch()
+    )
+    write_text(executed, "of the run before")
+    write_text(executed.with_suffix(".html"), "of the run before")
+    write_text(partial, "killed before it was renamed")
+    pipeline._make_good(tmp_path, "00_prepare_data")
+    assert executed.read_text() == "killed before it was renamed" and not partial.exists()
+    assert executed.with_suffix(".html").read_text() == ""
+    write_text(partial, "of a try with other values, long ago")
+    os.utime(partial, (0, 0))
+    pipeline._make_good(tmp_path, "00_prepare_data")
+    assert executed.read_text() == "killed before it was renamed"
+
+
+@pytest.mark.parametrize("table", ["a,b\n1,2\n", "", "\0\0", "notebook,status\n", '"'])
+def test_a_table_of_costs_of_another_form_is_written_anew(tmp_path, table):
+    write_text(tmp_path / "cost.csv", table)
+    row = {"notebook": "00_prepare_data", "status": "failed: Á", "seconds": 1.0}
+    pipeline._add_cost(tmp_path, row | {"peak_memory_mb": 3})
+    pipeline._add_cost(tmp_path, row | {"peak_memory_mb": 4, "notebook": "01_distill_masks"})
+    pipeline._add_cost(tmp_path, row | {"peak_memory_mb": 5})
+    assert (tmp_path / "cost.csv").read_text(encoding="utf-8").splitlines() == [
+        "notebook,status,seconds,peak_memory_mb",
+        "00_prepare_data,failed: Á,1.0,5",
+        "01_distill_masks,failed: Á,1.0,4",
+    ]
+
+
+def test_a_kernel_that_does_not_come_up_gets_one_more_try_and_minutes_for_it(monkeypatch, tmp_path):
+    tries = []
+
+    def execute(source, target, **options):
+        tries.append((source, target, options["start_timeout"]))
+        raise RuntimeError("Kernel didn't respond")
+
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", execute)
+    with pytest.raises(RuntimeError, match="didn't respond"):
+        pipeline._execute("00_prepare_data", {}, tmp_path / "{seed}.ipynb")
+    assert len(tries) == 2
+    source, target, seconds = tries[0]
+    assert seconds >= 600
+    assert target.format() == str(tmp_path / "{seed}.ipynb")  # papermill formats it
+    assert source.format().endswith("00_prepare_data.ipynb")
+
+
+def test_a_path_on_another_drive_is_shown_as_it_is(monkeypatch):
+    def relpath(_):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(pipeline.os.path, "relpath", relpath)
+    assert pipeline._shown(Path("D:/run")) == str(Path("D:/run"))
 
 
 # ---------------------------------------------------------------- checks before a run

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stages import write_manifest
 
 from mdlib import __main__
 from mdlib.core.files import read_json, write_array, write_json
@@ -28,7 +29,7 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     artifacts = folder / "artifacts"
     for name in ("02_cluster_masks", "03_train_mask_rcnn", "05_train_deeplab"):
-        write_json(artifacts / name / "manifest.json", {"stage": name})
+        write_manifest(folder, name)
     clusters = {"k": 3, "crop_side": 16, "names": NAMES, "class_names": CLASSES}
     write_json(artifacts / "02_cluster_masks" / "clusters.json", clusters)
     write_array(artifacts / "02_cluster_masks" / "centres.npy", np.zeros((3, 4), np.float32))

@@ -3,26 +3,27 @@
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import pytest
+from stages import opened, write_outputs
 
 from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import ROOT
 from mdlib.evaluate import bootstrap
 from mdlib.run import report
+from mdlib.run.identity import device
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
-from mdlib.run.stage import Stage, StageSkipped, device, manifest_path
+from mdlib.run.stage import StageSkipped, manifest_path
 from mdlib.studies.claims import claim, write_claims
 
 
 @pytest.fixture
 def run(tmp_path):
     """(folder, preset) of a run of one stage with two metrics, one of them unknown."""
-    folder = tmp_path / "artifacts" / ".00_prepare_data.test"
-    folder.mkdir(parents=True)
-    Stage("00_prepare_data", {"seed": 3, "dataset": "folder"}, tmp_path, "test", folder).finish(
-        {"zz_new": 2.0, "mask_iou": 0.5}
-    )
+    stage = opened(tmp_path, "00_prepare_data", seed=3, dataset="folder")
+    write_outputs(stage)
+    stage.finish({"zz_new": 2.0, "mask_iou": 0.5})
     write_json(tmp_path / "artifacts" / "run.json", {"preset": "tiny"})
     return tmp_path, Preset(
         description="a test", notebooks=["00_prepare_data"], bands={"mask_iou": (0.6, 0.9)}
@@ -31,14 +32,14 @@ def run(tmp_path):
 
 @pytest.mark.parametrize(
     ("recorded", "shown"),
-    [("cpu", "cpu, "), ("cuda", "cuda, "), (None, "unknown device, ")],
+    [("cpu", "cpu, "), ("cuda", "cuda, ")],
 )
 def test_the_device_is_the_one_that_the_stages_ran_on(run, recorded, shown):
     folder, preset = run
     path = manifest_path(folder, "00_prepare_data")
     manifest = read_json(path)
     assert manifest.pop("device") == device()
-    write_json(path, manifest | ({"device": recorded} if recorded else {}))
+    write_json(path, manifest | {"device": recorded})
     assert report.collect(folder, preset)["run"]["device"].startswith(shown)
 
 
@@ -93,10 +94,10 @@ def test_claims_stand_on_the_page_where_some_were_tested(run):
 
 def test_a_stages_section_has_its_page_its_figures_and_why_it_was_skipped(run):
     folder, preset = run
-    later = folder / "artifacts" / ".01_distill_masks.test"
-    later.mkdir()
-    stage = Stage("01_distill_masks", {}, folder, "test", later)
-    stage.figures.append({"file": "01-x.png", "caption": 'the "best" & <worst>'})
+    stage = opened(folder, "01_distill_masks")
+    figure = plt.figure()
+    stage.figure(figure, "x", caption='the "best" & <worst>')
+    plt.close(figure)
     with pytest.raises(StageSkipped):
         stage.skip("no labels <here>")
     write_text(folder / "notebooks" / "01_distill_masks.html", "executed")
@@ -105,7 +106,9 @@ def test_a_stages_section_has_its_page_its_figures_and_why_it_was_skipped(run):
     assert '<h2><a href="notebooks/01_distill_masks.html">01_distill_masks</a></h2>' in page
     assert "<h2>00_prepare_data</h2>" in page  # no page, no link
     assert "Skipped: no labels &lt;here&gt;</p>" in page and page.count("Skipped") == 1
-    assert 'src="figures/01-x.png" alt="the &#34;best&#34; &amp; &lt;worst&gt;"' in page
+    assert (
+        'src="figures/01_distill_masks-x.png" alt="the &#34;best&#34; &amp; &lt;worst&gt;"' in page
+    )
 
 
 def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_another(

@@ -1,28 +1,22 @@
 """A stage reads only what was made from what this run holds now."""
 
-import matplotlib.pyplot as plt
-import pytest
+import os
+import subprocess
+import sys
 
-from mdlib.core.files import StoreError, digest_file, write_json
-from mdlib.run import stage
-from mdlib.run.stage import Stage
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+from stages import made, opened, write_outputs
+
+from mdlib.core import draft
+from mdlib.core.files import StoreError, digest_file, read_json, write_json, write_text
+from mdlib.core.paths import ROOT
+from mdlib.models import published
+from mdlib.models.encoder import ZOO_WEIGHTS
+from mdlib.run import identity, stage
 
 FIRST, SECOND, THIRD = "00_prepare_data", "01_distill_masks", "02_cluster_masks"
-
-
-def opened(run_dir, name, **parameters):
-    folder = run_dir / "artifacts" / f".{name}.test"
-    folder.mkdir(parents=True)
-    return Stage(name, parameters, run_dir, "test", folder)
-
-
-def made(run_dir, name, *inputs, **parameters):
-    """Run a stage that reads `inputs` and does nothing else."""
-    ours = opened(run_dir, name, **parameters)
-    for earlier in inputs:
-        ours.read(earlier)
-    ours.finish({"number": 1.0})
-    return stage.identity(stage.read_manifest(run_dir, name))
 
 
 @pytest.fixture
@@ -36,7 +30,7 @@ def chain(tmp_path):
 def test_reading_a_stage_gives_its_folder_and_records_what_it_was(chain):
     third = opened(chain, THIRD)
     assert third.read(SECOND) == chain / "artifacts" / SECOND
-    assert third.inputs == {SECOND: stage.identity(stage.read_manifest(chain, SECOND))}
+    assert third.inputs == {SECOND: stage.result_digest(stage.read_manifest(chain, SECOND))}
 
 
 def test_under_the_runner_a_stage_that_has_not_run_is_an_error(tmp_path, monkeypatch):
@@ -62,13 +56,13 @@ def test_a_stage_made_from_another_version_of_its_own_input_is_refused(chain):
 
 
 def test_an_input_that_ran_again_unchanged_is_no_other_version(chain):
-    made(chain, FIRST, count=4)  # its seconds differ, its identity does not
+    made(chain, FIRST, count=4)  # its seconds differ, its results do not
     assert opened(chain, THIRD).read(SECOND)
 
 
 def test_a_stage_whose_own_input_is_gone_is_refused(chain):
     (chain / "artifacts" / FIRST / "manifest.json").unlink()
-    with pytest.raises(StoreError, match=f"{FIRST} has not run"):
+    with pytest.raises(StoreError, match=f"{SECOND} was made from {FIRST}, which has not run"):
         opened(chain, THIRD).read(SECOND)
 
 
@@ -83,9 +77,10 @@ def test_every_training_of_a_stage_has_a_checkpoint_of_its_own_outside_its_folde
     paths = {
         third.checkpoint("detector"),
         third.checkpoint("probe"),
+        third.shards("probe"),
         opened(chain, SECOND).checkpoint("probe"),
     }
-    assert len(paths) == 3
+    assert len(paths) == 4
     # a killed stage's folder is removed
     assert not any(third.folder in path.parents for path in paths)
 
@@ -104,11 +99,12 @@ def test_a_finished_stage_leaves_no_checkpoint_and_touches_no_other_stages(chain
         opened(chain, THIRD),
         chain / "artifacts" / "checkpoints" / "03_train_mask_rcnn-detector-0.safetensors",
     )
-    for path in (third.checkpoint("detector"), other):
-        path.parent.mkdir(exist_ok=True)
+    for path in (third.checkpoint("detector"), third.shards("masks") / "0.json", other):
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(b"")
+    write_outputs(third)
     third.finish()
-    assert not third.checkpoint("detector").exists() and other.exists()
+    assert [path.name for path in other.parent.iterdir()] == [other.name]
 
 
 # ---------------------------------------------------------------- a notebook opened alone
@@ -118,9 +114,8 @@ def test_a_finished_stage_leaves_no_checkpoint_and_touches_no_other_stages(chain
 def filled(chain, monkeypatch):
     """A run of which the second stage was filled in at smoke size, opened without the runner."""
     monkeypatch.delenv("MDLIB_BATCH", raising=False)
-    monkeypatch.setenv(stage.SMOKE_SIZE, "1")
-    made(chain, SECOND, FIRST)
-    monkeypatch.delenv(stage.SMOKE_SIZE)
+    with stage.run_lock(chain).held(busy="{who}", fill=True):
+        made(chain, SECOND, FIRST)
     return chain
 
 
@@ -161,8 +156,11 @@ def test_a_stage_filled_in_is_labelled_smoke_whatever_the_run_is_called(tmp_path
     assert stage.run_label(tmp_path, {}).startswith("lab preset")
     write_json(tmp_path / "artifacts" / "run.json", {"preset": "demo"})
     assert stage.run_label(tmp_path, {}).startswith("demo preset")
-    monkeypatch.setenv(stage.SMOKE_SIZE, "1")
-    assert stage.run_label(tmp_path, {}).startswith("smoke preset")
+    monkeypatch.setenv("MDLIB_SMOKE_SIZE", "1")  # left in a shell by an earlier version
+    assert stage.run_label(tmp_path, {}).startswith("demo preset")
+    with stage.run_lock(tmp_path).held(busy="{who}", fill=True):
+        assert stage.run_label(tmp_path, {}).startswith("smoke preset")
+    assert stage.run_label(tmp_path, {}).startswith("demo preset")
 
 
 @pytest.mark.slow
@@ -179,11 +177,8 @@ def test_a_stage_that_cannot_be_filled_in_is_a_clear_error_and_what_was_whole_st
     assert (
         f"{THIRD} has not run in" in said and f"of {SECOND} failed" in said and "index.json" in said
     )
-    assert stage.identity(stage.read_manifest(tmp_path, FIRST)) == first
-    assert (
-        not stage.manifest_path(tmp_path, SECOND).exists()
-        and not stage.manifest_path(tmp_path, THIRD).exists()
-    )
+    assert stage.read_manifest(tmp_path, FIRST) == first
+    assert not stage.has_run(tmp_path, SECOND) and not stage.has_run(tmp_path, THIRD)
     assert not (tmp_path / "artifacts" / "lock.json").exists()
 
 
@@ -201,6 +196,8 @@ def test_a_skipped_stage_says_why_and_the_later_ones_go_on(chain):
     assert stage.stale_reason(chain, THIRD, {}) is None
     made(chain, FIRST, count=5)  # what it was skipped for may have changed
     made(chain, SECOND, FIRST)
+    assert stage.stale_reason(chain, THIRD, {}) is None  # it has not: the same results
+    made(chain, SECOND, FIRST, text="other")
     assert stage.stale_reason(chain, THIRD, {}) == f"{SECOND} changed"
 
 
@@ -211,38 +208,466 @@ def test_a_stage_that_was_not_skipped_does_not_say_so(chain):
 # ---------------------------------------------------------------- weights and data outside the run
 
 
-@pytest.mark.parametrize("value", [None, "random", "dino_resnet50"])
-def test_weights_that_are_no_file_are_handed_on(tmp_path, value):
+@pytest.mark.parametrize(("value", "network"), [(None, "vit"), ("random", "zoo")])
+def test_weights_that_are_no_file_are_handed_on(tmp_path, value, network):
     ours = opened(tmp_path, FIRST)
-    assert ours.weights(value, known=("dino_resnet50",)) == value and ours.files == {}
+    assert ours.weights(value, network=network) == value and ours.files == {}
 
 
 def test_weights_in_a_file_are_recorded_by_their_content(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "ROOT", tmp_path)
     (tmp_path / "own.pth").write_bytes(b"one")
+    ours = opened(tmp_path / "run", FIRST)
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
     for value in ("own.pth", str(tmp_path / "own.pth")):  # from the repository, or absolute
-        ours = opened(tmp_path, f"0{len(value)}")
-        assert ours.weights(value) == tmp_path / "own.pth"
-        assert ours.files == {value: digest_file(tmp_path / "own.pth")}
+        assert ours.weights(value, network="zoo") == tmp_path / "own.pth"
+        assert ours.files == {"own.pth": digest_file(tmp_path / "own.pth")}
+
+
+def test_published_weights_are_recorded_by_the_file_that_is_loaded(tmp_path, monkeypatch):
+    ours = opened(tmp_path, FIRST)
+    assert ours.weights(None, network="zoo") is None
+    assert ours.files == {"data/zoo/encoder.safetensors": digest_file(ZOO_WEIGHTS)}
+    fetched = tmp_path / "dino.pth"
+    fetched.write_bytes(b"published")
+    monkeypatch.setattr(published, "fetch_checkpoint", lambda *_, **__: fetched)
+    monkeypatch.setattr(published, "fetch_vit", lambda _: fetched)
+    for value, network in (("dino_resnet50", "resnet50"), (None, "dino_vits16")):
+        other = opened(tmp_path, SECOND)
+        assert other.weights(value, network=network) == value
+        assert other.files == {str(fetched): digest_file(fetched)}
 
 
 def test_weights_that_are_not_there_are_an_error_that_says_what_is_expected(tmp_path):
-    with pytest.raises(
-        StoreError,
-        match=r"'dino_resnet5': no file .*; expected a file, random, dino_resnet50 or null",
-    ):
-        opened(tmp_path, FIRST).weights("dino_resnet5", known=("dino_resnet50",))
+    expected = r"'dino_resnet5': no file .*; expected a file, random, null, or a name"
+    with pytest.raises(StoreError, match=expected):
+        opened(tmp_path, FIRST).weights("dino_resnet5", network="resnet50")
 
 
-def test_a_folder_is_recorded_by_its_names_and_sizes(tmp_path):
-    data = tmp_path / "data"
-    (data / "a").mkdir(parents=True)
-    (data / "a" / "one.jpg").write_bytes(b"12")
-    ours = opened(tmp_path, FIRST)
-    ours.read_file(str(data))
+@pytest.fixture
+def data(tmp_path):
+    """A folder with a picture, a second one behind a link, and a run that read it."""
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for place in (folder / "a", elsewhere):
+        place.mkdir(parents=True)
+        (place / "one.bmp").write_bytes(b"12")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(folder)  # a link that leads back
+    ours = opened(tmp_path / "run", FIRST)
+    ours.read_file(str(folder))
+    write_outputs(ours)
     ours.finish()
-    assert stage.stale_reason(tmp_path, FIRST, {}) is None
+    return folder
+
+
+def test_a_folder_is_recorded_by_its_names_and_bytes_and_links_are_followed(data, tmp_path):
+    def changed():
+        return stage.stale_reason(tmp_path / "run", FIRST, {}) == f"{data} changed"
+
+    def unchanged():
+        return stage.stale_reason(tmp_path / "run", FIRST, {}) is None
+
+    assert unchanged()
     (data / ".thumbs").write_bytes(b"hidden")
-    assert stage.stale_reason(tmp_path, FIRST, {}) is None
-    (data / "a" / "two.jpg").write_bytes(b"12")
-    assert stage.stale_reason(tmp_path, FIRST, {}) == f"{data} changed"
+    assert unchanged()
+    for picture in (data / "a" / "one.bmp", tmp_path / "elsewhere" / "one.bmp"):
+        before = picture.stat()
+        picture.write_bytes(b"34")  # another picture of the same size, and even of the same time
+        os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert changed()
+        picture.write_bytes(b"12")
+        assert unchanged()
+    (data / "a" / "two.bmp").write_bytes(b"12")
+    assert changed()
+
+
+# ---------------------------------------------------------------- open, then finished
+
+
+def test_the_last_cell_run_twice_changes_nothing(chain, capsys):
+    third = opened(chain, THIRD)
+    write_outputs(third)
+    assert third.finish({"number": 1.0}) == {"number": 1.0}
+    before = stage.read_manifest(chain, THIRD)
+    assert third.finish({"number": 2.0}) == {"number": 1.0}
+    assert "is finished already" in capsys.readouterr().out
+    assert stage.read_manifest(chain, THIRD) == before
+    assert stage.stale_reason(chain, THIRD, {}) is None
+
+
+def test_the_first_cell_run_twice_gives_an_empty_folder_that_is_not_committed(chain):
+    first = opened(chain, THIRD)
+    write_outputs(first, "written")
+    second = opened(chain, THIRD)
+    with pytest.raises(StoreError, match="was opened again"):
+        first.finish()
+    with pytest.raises(StoreError, match=r"has not written .*centres.npy.* run all cells"):
+        second.finish()
+    write_outputs(second, "written again")
+    second.finish()
+    assert (chain / "artifacts" / THIRD / "centres.npy").read_text() == "written again"
+
+
+def test_a_finished_stage_refuses_what_a_cell_above_would_write(chain):
+    third = opened(chain, THIRD)
+    folder = third.folder
+    write_outputs(third)
+    third.finish()
+    for write in (
+        lambda: third.folder,
+        lambda: third.figure(plt.figure(), "late", caption=""),
+    ):
+        with pytest.raises(StoreError, match="is finished and cannot be changed"):
+            write()
+    write_json(folder / "clusters.json", "kept from before")  # a path that the cell had kept
+    assert stage.stale_reason(chain, THIRD, {}) is None
+    plt.close("all")
+
+
+OTHER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from stages import opened, write_outputs
+run_dir, name, then = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+stage = opened(run_dir, name)
+write_outputs(stage, "the other process")
+print("open", flush=True)
+sys.stdin.readline()
+stage.finish()
+"""
+
+
+@pytest.fixture
+def other_kernel(tmp_path):
+    """How to open a stage in another process, which finishes it when it reads a line."""
+    started = []
+
+    def start(run_dir, name):
+        process = subprocess.Popen(
+            [sys.executable, "-c", OTHER, str(run_dir), name, ""],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        started.append(process)
+        assert "open" in process.stdout.readline()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_kernel_is_refused_and_told_who_works_there(chain, other_kernel):
+    other = other_kernel(chain, THIRD)
+    said = f"{THIRD} is open in another kernel .process {other.pid}, since .*: shut that down"
+    with pytest.raises(StoreError, match=said):
+        opened(chain, THIRD)
+    opened(chain, "03_train_mask_rcnn")  # another stage of the run is free
+    other.communicate("finish\n")
+    assert opened(chain, "03_train_mask_rcnn").read(THIRD)
+    assert opened(chain, THIRD)
+
+
+def test_a_killed_kernel_blocks_nobody_and_leaves_the_old_stage(chain, other_kernel):
+    before = made(chain, THIRD, text="old")
+    other = other_kernel(chain, THIRD)
+    other.kill()
+    other.wait()
+    assert stage.read_manifest(chain, THIRD) == before
+    opened(chain, THIRD)
+    assert len(list((chain / "artifacts").glob(f".{THIRD}.draft-*"))) == 1  # the one just opened
+
+
+@pytest.mark.parametrize("step", ["manifest", "aside", "in", "deleted"])
+def test_a_kill_at_any_point_of_the_commit_leaves_the_old_stage_or_the_new_one(
+    chain, monkeypatch, step
+):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    old = made(chain, THIRD, text="old")
+    third = opened(chain, THIRD)
+    write_outputs(third, "new")
+    real, count = os.replace, iter(range(9))
+
+    def replace(a, b):
+        if draft.os.path.isdir(a) and next(count) == {"aside": 0, "in": 1}.get(step):
+            raise Killed
+        real(a, b)
+
+    monkeypatch.setattr(draft.os, "replace", replace)
+    if step == "manifest":
+        monkeypatch.setattr(stage, "write_json", kill)
+    if step == "deleted":
+        monkeypatch.setattr(draft.shutil, "rmtree", kill)
+    with pytest.raises(Killed):
+        third.finish()
+    monkeypatch.undo()
+    third._draft._lock.release()  # the kernel of the system does it
+    found = stage.read_manifest(chain, THIRD)
+    new = (chain / "artifacts" / THIRD / "centres.npy").read_text() == "new"
+    assert new == (step != "manifest") and (found == old) == (not new)
+    assert stage.stale_reason(chain, THIRD, {}) is None
+    left = [path.name for path in (chain / "artifacts").iterdir() if path.is_dir()]
+    assert sorted(left) == [FIRST, SECOND, THIRD]
+
+
+def test_a_stage_that_is_a_link_to_a_bigger_disk_stays_one(chain, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (chain / "artifacts" / THIRD).symlink_to(disk / "clusters")
+    for text in ("one", "two"):
+        made(chain, THIRD, text=text)
+        assert (chain / "artifacts" / THIRD).is_symlink()
+        assert (disk / "clusters" / "centres.npy").read_text() == text
+    assert [path.name for path in disk.iterdir() if path.is_dir()] == ["clusters"]
+
+
+def test_a_place_that_cannot_be_written_is_an_error_before_the_work(chain, tmp_path):
+    (chain / "artifacts" / THIRD).write_text("a file")
+    with pytest.raises(StoreError, match="is no folder"):
+        opened(chain, THIRD)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "artifacts").write_text("a file")
+    with pytest.raises(StoreError, match="cannot be written"):
+        opened(tmp_path / "run", THIRD)
+
+
+def test_a_left_over_checkpoint_is_removed_when_the_stage_is_opened(chain):
+    kept = chain / "artifacts" / "checkpoints"
+    kept.mkdir()
+    whole, torn = kept / f"{THIRD}-x-0.safetensors", kept / f".{THIRD}-x-0.safetensors.ab.tmp"
+    for path in (whole, torn):
+        path.write_bytes(b"")
+    opened(chain, THIRD)
+    assert whole.exists() and not torn.exists()
+
+
+# ---------------------------------------------------------------- what up to date compares
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "same size"])
+def test_an_output_that_changed_makes_its_stage_stale_and_is_not_read(chain, damage):
+    made(chain, THIRD, SECOND, text="whole")
+    path = chain / "artifacts" / THIRD / "centres.npy"
+    text = {"truncate": "who", "same size": "WHOLE"}.get(damage)
+    path.write_text(text) if text else path.unlink()
+    assert stage.stale_reason(chain, THIRD, {}) == "its output centres.npy changed or is missing"
+    with pytest.raises(StoreError, match=f"{THIRD}: its output centres.npy changed"):
+        opened(chain, "03_train_mask_rcnn").read(THIRD)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"stage": 1}', "\0\0", "no json"])
+def test_a_manifest_of_another_form_has_not_run(chain, content):
+    stage.manifest_path(chain, SECOND).write_text(content)
+    assert stage.stale_reason(chain, SECOND, {}) == "has not run"
+    assert not stage.has_run(chain, SECOND)
+    with pytest.raises(StoreError, match=r"has not run in .* is no manifest of it"):
+        stage.read_manifest(chain, SECOND)
+
+
+def edited(run_dir, name, **changes):
+    path = stage.manifest_path(run_dir, name)
+    write_json(path, read_json(path) | changes)
+
+
+@pytest.mark.parametrize("library", ["torch", "scikit-learn", "python"])
+def test_another_version_or_device_makes_a_stage_stale(chain, library):
+    versions = stage.read_manifest(chain, SECOND)["versions"]
+    edited(chain, SECOND, versions=versions | {library: "0.1"})
+    assert stage.stale_reason(chain, SECOND, {}) == f"versions changed: {library}"
+    edited(chain, SECOND, versions=versions, device="tpu")
+    assert stage.stale_reason(chain, SECOND, {}) == "versions changed: device"
+
+
+def test_an_optional_library_that_came_or_went_makes_its_stage_stale(chain, monkeypatch):
+    for there, then in (("none", "1.1"), ("1.1", "none")):
+        monkeypatch.setattr(stage, "version", lambda _, v=there: v)
+        third = opened(chain, THIRD)
+        assert third.package("pydensecrf2") == (there != "none")
+        write_outputs(third)
+        third.finish()
+        assert stage.stale_reason(chain, THIRD, {}) is None
+        monkeypatch.setattr(stage, "version", lambda _, v=then: v)
+        assert stage.stale_reason(chain, THIRD, {}) == "versions changed: pydensecrf2"
+
+
+def test_a_stage_that_asked_for_one_that_had_not_run_is_stale_when_it_has(chain):
+    third = opened(chain, THIRD)
+    assert third.has(SECOND) and not third.has("06_refine_with_crf")
+    write_outputs(third)
+    third.finish()
+    assert stage.stale_reason(chain, THIRD, {}) is None
+    made(chain, "06_refine_with_crf")
+    assert stage.stale_reason(chain, THIRD, {}) == "06_refine_with_crf changed"
+    said = f"{THIRD} was made before 06_refine_with_crf had run"
+    assert said in stage.verify_chain(chain, [THIRD])[0]
+
+
+def test_a_chain_is_verified_to_its_beginning(chain):
+    made(chain, THIRD, SECOND)
+    assert stage.verify_chain(chain, [THIRD, SECOND, FIRST]) == []
+    made(chain, FIRST, count=5)
+    (problem,) = stage.verify_chain(chain, [THIRD])
+    assert f"{SECOND} was made from another {FIRST}" in problem
+    assert stage.unfit(chain, THIRD) == problem
+
+
+def test_other_results_of_the_same_parameters_make_later_stages_stale(chain):
+    made(chain, FIRST, count=4, text="other numbers")
+    assert stage.stale_reason(chain, SECOND, {}) == f"{FIRST} changed"
+
+
+def test_a_checkpoint_is_of_the_code_versions_and_device_that_made_it(chain, monkeypatch):
+    names = {opened(chain, THIRD).checkpoint("detector")}
+    for name, value in (("code_digest", "other"), ("device", "tpu"), ("versions", {})):
+        monkeypatch.setattr(stage, name, lambda *_, v=value: v)
+        names.add(opened(chain, THIRD).checkpoint("detector"))
+        monkeypatch.undo()
+    assert len(names) == 4
+
+
+def test_a_library_that_changed_since_this_process_loaded_it_is_refused(chain, monkeypatch):
+    monkeypatch.setattr(identity, "_loaded", dict.fromkeys(identity._modules(THIRD), "older"))
+    with pytest.raises(StoreError, match=r"mdlib/core/files.py.* restart the kernel"):
+        opened(chain, THIRD)
+
+
+def test_the_code_that_was_there_when_the_stage_was_opened_counts(chain, monkeypatch):
+    third = opened(chain, THIRD)
+    write_outputs(third)
+    monkeypatch.setattr(stage, "code_digest", lambda _: "edited while it ran")
+    third.finish()
+    changed = "its notebook or the library code it imports changed"
+    assert stage.stale_reason(chain, THIRD, {}) == changed
+
+
+def in_kernel(run_dir, name, cells, values):
+    """A stage that is opened and finished as a kernel would that runs these cells."""
+    values["In"] = ["", cells[0]]
+    ours = stage.Stage(name, {"threshold": 0.5}, run_dir, "test", values=values)
+    write_outputs(ours)
+    values["In"] += cells[1:]
+    return ours
+
+
+FILTER = "04_filter_masks"
+
+
+def test_cells_that_were_edited_left_out_or_added_make_the_stage_stale(tmp_path, capsys):
+    own = identity.stage_sources(FILTER)
+    for cells, fits in (
+        (own, True),
+        ([*own[:3], own[2], *own[3:]], True),  # one run twice
+        ([own[0], own[1] + "\n# edited", *own[2:]], False),
+        ([*own[:-3], *own[-2:]], False),
+        ([*own[:-1], "found = {}", own[-1]], False),
+    ):
+        in_kernel(tmp_path, FILTER, cells, {"threshold": 0.5}).finish()
+        reason = stage.stale_reason(tmp_path, FILTER, {"threshold": 0.5})
+        assert (reason is None) == fits
+        assert ("cells ran that are not in the saved notebook" in capsys.readouterr().out) != fits
+
+
+def test_a_parameter_that_a_later_cell_changed_is_refused(tmp_path):
+    values = {"threshold": 0.5}
+    ours = in_kernel(tmp_path, FILTER, identity.stage_sources(FILTER), values)
+    values["threshold"] = 0.9
+    with pytest.raises(StoreError, match=r"threshold was 0.5 .* and is 0.9 now"):
+        ours.finish()
+    values["threshold"] = 0.5
+    ours.finish()
+
+
+# ---------------------------------------------------------------- code
+
+
+def write_notebook(monkeypatch, folder, *sources):
+    monkeypatch.setattr(identity, "NOTEBOOKS", folder)
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "own.ipynb")
+    return identity.code_digest("own")
+
+
+@pytest.mark.parametrize("cell", ["%matplotlib inline", "!pip list", "%%time\nx = 1", "for in"])
+def test_a_cell_that_is_no_python_has_a_digest_too(tmp_path, monkeypatch, cell):
+    plain = write_notebook(monkeypatch, tmp_path, "x = 1")
+    assert write_notebook(monkeypatch, tmp_path, "x = 1", cell) != plain
+
+
+def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path, monkeypatch):
+    write_notebook(monkeypatch, tmp_path, "x = 1")
+    (tmp_path / "own.ipynb").write_text("<<<<<<< ours")
+    with pytest.raises(StoreError, match=r"own.ipynb is no notebook"):
+        identity.code_digest("own")
+
+
+def test_comments_and_docstrings_do_not_count(tmp_path, monkeypatch):
+    one = write_notebook(monkeypatch, tmp_path, 'def f():\n    """Old."""\n    return 1')
+    two = write_notebook(monkeypatch, tmp_path, 'def f():\n    """New."""  # more\n    return 1')
+    three = write_notebook(monkeypatch, tmp_path, 'def f():\n    """New."""\n    return 2')
+    assert one == two != three
+
+
+# ---------------------------------------------------------------- what is written beside
+
+
+def test_figures_appear_when_the_stage_is_finished_and_those_before_go(chain):
+    shown = chain / "figures"
+    third = opened(chain, THIRD)
+    figure = plt.figure()
+    third.figure(figure, "old", caption="")
+    assert not shown.exists()
+    write_outputs(third)
+    third.finish()
+    assert [path.name for path in shown.iterdir()] == [f"{THIRD}-old.png"]
+    again = opened(chain, THIRD)
+    again.figure(figure, "new", caption="one")
+    again.figure(figure, "new", caption="the cell run again")
+    assert [path.name for path in shown.iterdir()] == [f"{THIRD}-old.png"]
+    write_outputs(again)
+    again.finish()
+    assert [path.name for path in shown.iterdir()] == [f"{THIRD}-new.png"]
+    figures = stage.read_manifest(chain, THIRD)["figures"]
+    assert figures == [{"file": f"{THIRD}-new.png", "caption": "the cell run again"}]
+    (shown / f"{THIRD}-new.png").unlink()
+    stage.publish(chain, THIRD)
+    assert (shown / f"{THIRD}-new.png").is_file()
+    plt.close("all")
+
+
+def test_a_figure_that_cannot_be_saved_is_a_warning(chain, capsys):
+    class Broken:
+        def text(self, *_, **__):
+            pass
+
+        def savefig(self, *_, **__):
+            raise ValueError("no such symbol")
+
+    third = opened(chain, THIRD)
+    third.figure(Broken(), "broken", caption="")
+    assert "warning: the figure 'broken' could not be saved" in capsys.readouterr().out
+    assert third.figures == [] and not list(third.folder.glob("figures/*"))
+
+
+def test_an_export_replaces_the_one_before(chain):
+    for name in ("a", "b"):
+        ours = opened(chain, "A2_your_own_images")
+        write_text(ours.folder / "export" / f"{name}.txt", name)
+        ours.finish()
+    assert [path.name for path in (chain / "export").iterdir()] == ["b.txt"]
+
+
+def test_a_metric_that_is_no_number_is_left_out_and_said(chain, capsys):
+    third = opened(chain, THIRD)
+    write_outputs(third)
+    assert third.finish({"good": 0.5, "bad": float("nan"), "worse": float("inf")}) == {"good": 0.5}
+    said = capsys.readouterr().out
+    assert "bad is nan here" in said and "worse is inf here" in said
