@@ -135,9 +135,11 @@ class Masks(Sequence[Mask]):
         """The masks of each image, [] where it has none, in the order of `ids`.
 
         Raises:
-            ValueError: for a mask of an image that is not among the ids.
+            ValueError: for a mask of an image that is not among the ids, and for an id twice.
         """
         found: dict[str, list[Mask]] = {image_id: [] for image_id in ids}
+        if len(found) < len(ids):
+            raise ValueError("an id stands there twice: the masks of one image would be another's")
         for mask in self._masks:
             if mask.image_id not in found:
                 raise ValueError(f"a mask of {mask.image_id!r}, which the data set does not hold")
@@ -187,6 +189,7 @@ def write_masks(
     named += [{"id": 1 + c, "name": name} for c, name in enumerate(categories)]
     head = {
         "info": {"description": "masks by MaskDistill"},
+        "licenses": [],
         "categories": named,
         "images": list(entries.values()),
     }

@@ -68,28 +68,6 @@ def data_roots(parameters: Mapping[str, Mapping[str, object]]) -> list[Path]:
     return [ROOT / str(prepared[root]) for name, root in keys.items() if prepared.get(name)]
 
 
-def check_inputs_stay(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """Refuse to write over what is read, by whatever name or link it goes.
-
-    Args:
-        inputs: files that are read.
-        outputs: files that would be written.
-
-    Raises:
-        PresetError: one of the outputs is one of the inputs.
-    """
-    read = {_identity(path) for path in inputs if path.exists()}
-    for path in outputs:
-        if path.exists() and _identity(path) in read:
-            raise PresetError(f"{path} would be written over, and it is an input: {_ADVICE}")
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Equal for two names of one file."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
 def _inside(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies in it, both resolved; also where case does not count."""
     return any(
