@@ -9,7 +9,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from mdlib.core.paths import NOTEBOOKS
-from mdlib.run import presets, stage
+from mdlib.run import identity, presets, stage
 
 STAGES = sorted(NOTEBOOKS.glob("*.ipynb"))  # what the runner runs
 SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
@@ -50,7 +50,7 @@ def run_cells(name: str, run_dir: Path, /, **values) -> dict:
     names = {**own, **values, "run_dir": str(run_dir)}
     try:
         for cell in cells_of(NOTEBOOKS / f"{name}.ipynb"):
-            if cell.cell_type == "code" and not stage.IGNORED_TAGS & set(
+            if cell.cell_type == "code" and not identity.IGNORED_TAGS & set(
                 cell.metadata.get("tags", [])
             ):
                 exec(compile(cell.source, f"{name}, cell {cell.id}", "exec"), names)
