@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import re
-import symtable
 import sys
 import tomllib
 from importlib import metadata
