@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
 
 from mdlib.core.files import (
     StoreError,
@@ -23,7 +22,6 @@ from mdlib.core.files import (
     write_json,
     write_text,
 )
-from mdlib.core.label_map import read_label_map, write_label_map
 from mdlib.core.weights import (
     WeightsError,
     check_architecture,
@@ -189,73 +187,6 @@ def test_a_header_of_another_network_or_without_its_keys_is_refused(header):
         WeightsError, match=r"w.safetensors holds .*, expected a mask_rcnn with backbone"
     ):
         check_architecture(header, network="mask_rcnn", keys=("backbone",), source="w.safetensors")
-
-
-# ---------------------------------------------------------------- label maps
-
-
-def test_label_maps_come_back_by_index_with_vocs_colours(rng, tmp_path):
-    labels = rng.choice([0, 1, 15, 255], (9, 11))
-    write_label_map(tmp_path / "map.png", labels)
-    image = Image.open(tmp_path / "map.png")
-    assert image.mode == "P"
-    np.testing.assert_array_equal(np.asarray(image), labels)
-    # Colours of VOC's devkit: aeroplane, person, void.
-    colours = {1: (128, 0, 0), 15: (192, 128, 128), 255: (224, 224, 192), 0: (0, 0, 0)}
-    np.testing.assert_array_equal(
-        np.asarray(image.convert("RGB")), [[colours[v] for v in row] for row in labels]
-    )
-
-
-@pytest.mark.parametrize("labels", [[[256]], [[-1]], [[0.5]]])
-def test_label_maps_refuse_what_a_byte_cannot_hold(tmp_path, labels):
-    with pytest.raises(ValueError):
-        write_label_map(tmp_path / "map.png", np.array(labels))
-    assert not list(tmp_path.iterdir())
-
-
-def test_label_maps_are_read_as_they_were_written(rng, tmp_path):
-    labels = rng.choice([0, 1, 15, 254, 255], (9, 11)).astype(np.uint16)
-    write_label_map(tmp_path / "map.png", labels)
-    read = read_label_map(tmp_path / "map.png")
-    assert read.dtype == np.uint8 and read.flags.writeable
-    np.testing.assert_array_equal(read, labels)
-    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_label_map(tmp_path / "grey.png"), labels)
-    Image.fromarray(labels == 15).save(tmp_path / "two.png")
-    read = read_label_map(tmp_path / "two.png")
-    assert read.dtype == np.uint8
-    np.testing.assert_array_equal(read, labels == 15)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
-def test_a_picture_is_no_label_map(tmp_path, mode):
-    Image.new(mode, (5, 4)).save(tmp_path / "picture.png")
-    with pytest.raises(
-        StoreError, match=f"picture.png: .* palette or grey PNG, this one is {mode}"
-    ):
-        read_label_map(tmp_path / "picture.png")
-
-
-def test_missing_and_truncated_label_maps_name_the_file(rng, tmp_path):
-    with pytest.raises(StoreError, match=r"absent.png is missing"):
-        read_label_map(tmp_path / "absent.png")
-    write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
-    whole = (tmp_path / "map.png").read_bytes()
-    assert len(whole) > 1500
-    for cut in (0, 4, 20, 60, 1000, len(whole) - 30):
-        (tmp_path / "map.png").write_bytes(whole[:cut])
-        with pytest.raises(StoreError, match=r"map.png is not a whole PNG"):
-            read_label_map(tmp_path / "map.png")
-
-
-def test_a_damaged_label_map_is_refused(rng, tmp_path):
-    write_label_map(tmp_path / "map.png", rng.integers(0, 256, (40, 40)))
-    damaged = bytearray((tmp_path / "map.png").read_bytes())
-    damaged[1200] ^= 0xFF
-    (tmp_path / "map.png").write_bytes(damaged)
-    with pytest.raises(StoreError, match=r"map.png is not a whole PNG"):
-        read_label_map(tmp_path / "map.png")
 
 
 # ---------------------------------------------------------------- arrays
