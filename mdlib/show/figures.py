@@ -7,7 +7,8 @@ Functions take arrays and return a matplotlib Figure; `Stage.figure` saves it. W
 drawing is never what a stage fails for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -25,6 +26,13 @@ from mdlib.core.colours import BLUE, GREEN, ORANGE, RED
 LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (RED, "-."))
 
 
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw a name such as "$x$" as it is written; serves `with` and as a decorator."""
+    with plt.rc_context({"text.parse_math": False}):
+        yield
+
+
 def set_style() -> None:
     """Set the one style of all figures; call once in a notebook's setup cell."""
     sns.set_theme(context="notebook", style="white", font_scale=0.85)
@@ -34,7 +42,7 @@ def set_style() -> None:
             "figure.dpi": 90,
             "image.interpolation": "nearest",
             "svg.hashsalt": "mdlib",
-            "text.parse_math": False,  # a name such as "$x" is text; no figure has a formula
+            "text.parse_math": False,  # as in `plain_text`: no figure has a formula
         }
     )
 
