@@ -63,22 +63,49 @@ def _check_listing(now: Sequence[str], then: Sequence[str], *, role: str) -> Non
     )
 
 
-def labelled_roles(prepared: Path) -> set[str]:
-    """List the roles whose images have semantic maps and masks.
+# what is printed of roles whose images lack what is asked for, by the kind of their labels
+WITHOUT_MAPS = "no label maps, so what needs them is left out"
+WITHOUT_OBJECTS: dict[str, str] = {
+    "maps": "semantic maps alone: no objects, so what needs objects is left out",
+    "boxes": "drawn boxes alone: no masks of objects, so what needs them is left out",
+    "none": "no labels, so what needs them is left out",
+}
 
-    A line is printed that names the others, because nothing is scored there.
+
+def labelled_roles(prepared: Path) -> set[str]:
+    """List the roles whose images have objects with masks, and so semantic maps too.
+
+    A line is printed that names the others, because nothing that needs objects is scored there.
 
     Args:
         prepared: what notebook 00 wrote.
     """
-    kinds = {
-        role: entry["labels"]
-        for role, entry in read_json(prepared / "index.json")["splits"].items()
-    }
-    bare = [role for role, kind in kinds.items() if kind != "masks"]
-    if bare:
-        print(f"{', '.join(bare)}: no label maps, so what needs them is left out")
-    return set(kinds) - set(bare)
+    return _roles_with(prepared, ("masks",), lacking=WITHOUT_OBJECTS)
+
+
+def mapped_roles(prepared: Path) -> set[str]:
+    """List the roles whose images have semantic maps, with or without objects.
+
+    A line is printed that names the others, because no map is scored there.
+
+    Args:
+        prepared: what notebook 00 wrote.
+    """
+    return _roles_with(
+        prepared, ("masks", "maps"), lacking={"boxes": WITHOUT_MAPS, "none": WITHOUT_MAPS}
+    )
+
+
+def _roles_with(prepared: Path, kinds: tuple[str, ...], *, lacking: dict[str, str]) -> set[str]:
+    """The roles whose labels are of one of these kinds; the others are printed."""
+    splits = read_json(prepared / "index.json")["splits"]
+    bare: dict[str, list[str]] = {}
+    for role, entry in splits.items():
+        if entry["labels"] not in kinds:
+            bare.setdefault(lacking[entry["labels"]], []).append(role)
+    for what, names in bare.items():
+        print(f"{', '.join(names)}: {what}")
+    return {role for role, entry in splits.items() if entry["labels"] in kinds}
 
 
 def some_pictures(dataset: Dataset, share: float, *, seed: int) -> Dataset:

@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
 from mdlib.core.mask import Mask
-from mdlib.data import Dataset, Instances
+from mdlib.data import VOID, Dataset, Instances
 from mdlib.evaluate.metrics import UNMATCHED, box_iou, iou, match_hungarian, match_majority
 
 PROTOCOLS = {  # name: where the names come from, and how
@@ -137,8 +137,18 @@ def mask_class(mask: Mask, instances: Instances) -> int:
     return int(instances.labels[overlaps.argmax()]) if overlaps.max() > 0 else 0
 
 
+def mask_class_of_map(mask: Mask, semantic: np.ndarray) -> int:
+    """The class that most of a mask's pixels have in a semantic map (H, W) uint8.
+
+    Background and void do not count; 0 where there is nothing else.
+    """
+    counts = np.bincount(semantic[mask.pixels()], minlength=VOID + 1)
+    counts[[0, VOID]] = 0
+    return int(counts.argmax())
+
+
 def mask_classes(masks: Sequence[Mask], dataset: Dataset) -> np.ndarray:
-    """The class of each mask, as `mask_class`.
+    """The class of each mask: as `mask_class`, where there are maps alone as `mask_class_of_map`.
 
     Args:
         masks: n masks; those of an image follow each other.
@@ -148,12 +158,17 @@ def mask_classes(masks: Sequence[Mask], dataset: Dataset) -> np.ndarray:
         (n,) int64, 0 for background.
 
     Raises:
-        NoLabels: where the data set has no objects.
+        NoLabels: where the data set has no labels.
     """
     found: list[int] = []
     for image_id, of_image in groupby(masks, key=lambda mask: mask.image_id):
-        instances = dataset.instances(dataset.index_of(image_id))
-        found += [mask_class(mask, instances) for mask in of_image]
+        i = dataset.index_of(image_id)
+        if dataset.labels == "maps":
+            semantic = dataset.semantic(i)
+            found += [mask_class_of_map(mask, semantic) for mask in of_image]
+        else:
+            instances = dataset.instances(i)
+            found += [mask_class(mask, instances) for mask in of_image]
     return np.array(found, np.int64)
 
 

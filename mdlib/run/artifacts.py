@@ -188,11 +188,12 @@ class RunArtifacts:
         return "support" in self.index
 
     def labelled_roles(self) -> set[str]:
-        """The roles whose images have semantic maps and instances with masks.
-
-        A line is printed that names the others, because nothing is scored there.
-        """
+        """The roles whose images have objects with masks; a line names the others."""
         return roles.labelled_roles(self.folder("00"))
+
+    def mapped_roles(self) -> set[str]:
+        """The roles whose images have semantic maps; a line names the others."""
+        return roles.mapped_roles(self.folder("00"))
 
     # ---------------------------------------------------------------- 01, 02: masks and clusters
 

@@ -195,3 +195,26 @@ MEANINGS |= {
     for prior, name in PRIORS.items()
     for measure, meaning in PRIOR_MEASURES.items()
 }
+
+# 07 on a data set without a val that has label maps, such as a folder
+MEANINGS |= {
+    f"{name}_train": f"as {name}, on train: clusters are named on the pictures that are scored"
+    for name in (
+        "miou_clustering",
+        "miou_clustering_crf",
+        "miou_clustering_valmatch",
+        "miou_clustering_valmatch_crf",
+        "masks_miou_clustering",
+        "masks_miou_clustering_valmatch",
+        "masks_miou_clustering_std",
+        "masks_miou_clustering_valmatch_std",
+        "miou_clustering_one_to_one",
+        "miou_clustering_majority_val",
+        "masks_miou_shuffled",
+        "masks_miou_background",
+        "classes_without_cluster",
+    )
+}
+MEANINGS["miou_supervised_train"] = (
+    "SUPERVISED: the same network and schedule on true labels, on train, from which it learned"
+)

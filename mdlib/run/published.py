@@ -7,6 +7,8 @@ zoo's ever does. Per cent, as published.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mdlib.core.markup import markdown_text
+
 Split = tuple[str, str]  # data set and split, as `open_dataset` calls them
 
 VAL: Split = ("voc2012", "val")
@@ -88,7 +90,9 @@ def beside_published(measured: Mapping[Split, Mapping[str, float]], *, profile: 
     ]
     for row in ROWS:
         ours = measured.get(row.data, {}).get(row.metric)
-        number, how = ("not run", "") if ours is None else (f"{100 * ours:.1f}", profile)
+        number, how = ("not run", "")
+        if ours is not None:
+            number, how = f"{100 * ours:.1f}", markdown_text(profile)
         cells = (row.method, DATA_SETS[row.data], row.protocol, row.value, number, how)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

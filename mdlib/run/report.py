@@ -4,15 +4,17 @@ import os
 import subprocess
 from pathlib import Path
 
+import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nbconvert import HTMLExporter
 
-from mdlib.core.files import read_json, write_json, write_text
+from mdlib.core.files import StoreError, read_json, write_json, write_text
+from mdlib.core.markup import clean_html, markdown_text
 from mdlib.core.paths import ROOT
 from mdlib.run.identity import versions
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
-from mdlib.run.stage import ZOO, data_label, read_manifest
+from mdlib.run.stage import ZOO, data_label, has_run, read_manifest, verify_chain
 from mdlib.studies.claims import claims_table, gather_claims, write_claims
 
 OVERVIEW = "12_report"  # the stage whose figures open the page
@@ -36,8 +38,10 @@ def collect(run_dir: Path, preset: Preset) -> dict:
         nothing to do.
 
     Raises:
-        StoreError: a stage of the preset has not run.
+        StoreError: a stage of the preset has not run, or does not fit to what it was made from.
     """
+    if problems := verify_chain(run_dir, preset.notebooks):
+        raise StoreError(f"no report of {run_dir}: " + "; ".join(problems))
     manifests = [read_manifest(run_dir, name) for name in preset.notebooks]
     metrics = {name: value for manifest in manifests for name, value in manifest["metrics"].items()}
     info = read_json(run_dir / "artifacts" / "run.json")
@@ -73,9 +77,14 @@ def write(run_dir: Path, preset: Preset) -> None:
         preset: what ran.
 
     Raises:
-        StoreError: a stage of the preset has not run.
+        StoreError: a stage of the preset has not run, or does not fit to what it was made from;
+            an earlier report is left as it is.
     """
     content = collect(run_dir, preset)
+    for name in preset.notebooks:
+        path = run_dir / "notebooks" / f"{name}.ipynb"
+        if path.is_file() and (lacking := missing_pictures(read_executed(path), run_dir, name)):
+            print(lacking)
     write_json(run_dir / "metrics.json", content)
     claims = gather_claims([run_dir / "artifacts" / name for name in preset.notebooks])
     write_claims(run_dir, claims)
@@ -146,7 +155,7 @@ def readme_table(content: dict) -> str:
     lines += [
         f"| `{name}` | {value} | {band} | {meaning} |" for name, value, band, _, meaning in rows
     ]
-    return "\n".join([_run_line(content), "", *lines])
+    return "\n".join([markdown_text(_run_line(content)), "", *lines])
 
 
 def readme_claims(content: dict, claims: list[dict]) -> str:
@@ -159,7 +168,7 @@ def readme_claims(content: dict, claims: list[dict]) -> str:
     Returns:
         The line about the run, and a row for each claim.
     """
-    return "\n".join([_run_line(content), "", claims_table(claims)])
+    return "\n".join([markdown_text(_run_line(content)), "", claims_table(claims)])
 
 
 def write_readme(run_dir: Path) -> None:
@@ -167,15 +176,70 @@ def write_readme(run_dir: Path) -> None:
 
     Args:
         run_dir: the run's folder, with its report.
+
+    Raises:
+        StoreError: there is no report, or README.md does not hold both marks once, in their order;
+            it is left as it is.
     """
     content, claims = (read_json(run_dir / name) for name in ("metrics.json", "claims.json"))
     tested = any(record["effect"] is not None for record in claims)
     begin, end = README_MARKS["claims" if tested else "results"]
     path = ROOT / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
+    if text.count(begin) != 1 or text.count(end) != 1 or end not in rest:
+        raise StoreError(
+            f"{path} must hold the marks {begin} and {end} once, in this order: "
+            "the table goes between them, so nothing was written"
+        )
     table = readme_claims(content, claims) if tested else readme_table(content)
     write_text(path, f"{before}{begin}\n{table}\n{end}{after}")
+
+
+def read_executed(path: Path) -> nbformat.NotebookNode:
+    """Read an executed notebook.
+
+    Raises:
+        StoreError: the file is no notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat's errors have no common class
+        raise StoreError(f"{path} is no notebook ({type(error).__name__}: {error})") from None
+
+
+def missing_pictures(notebook: nbformat.NotebookNode, run_dir: Path, name: str) -> str:
+    """Say so where an executed notebook holds fewer pictures than its stage has figures.
+
+    Args:
+        notebook: as it was executed.
+        run_dir: the run's folder.
+        name: of the notebook.
+
+    Returns:
+        A line, or "" where all are there or the stage has not run.
+    """
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    held = sum("image/png" in output.get("data", {}) for output in outputs)
+    saved = len(read_manifest(run_dir, name)["figures"]) if has_run(run_dir, name) else 0
+    if held >= saved:
+        return ""
+    return (
+        f"{name}: its executed notebook holds {held} pictures, its stage {saved} figures; the page "
+        "of the notebook lacks the others"
+    )
+
+
+def page_exporter(**options: str) -> HTMLExporter:
+    """Make what turns a notebook into HTML: of its text and outputs, what `clean_html` lets pass.
+
+    Args:
+        **options: of nbconvert's HTMLExporter.
+    """
+    exporter = HTMLExporter(sanitize_html=True, **options)
+    exporter.register_filter("clean_html", clean_html)  # nbconvert's own knows no details, no th
+    return exporter
 
 
 def render_notebook(path: Path) -> None:
@@ -184,7 +248,7 @@ def render_notebook(path: Path) -> None:
     Args:
         path: of the notebook.
     """
-    exporter = HTMLExporter(template_name="lab", theme="light")
+    exporter = page_exporter(template_name="lab", theme="light")
     page, _ = exporter.from_filename(str(path))
     write_text(path.with_suffix(".html"), page)
 
@@ -192,9 +256,9 @@ def render_notebook(path: Path) -> None:
 def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict]) -> str:
     """The summary of a run."""
     lines = [
-        f"# {title}",
+        f"# {markdown_text(title)}",
         "",
-        _run_line(content),
+        markdown_text(_run_line(content)),
         "",
         "| metric | value | band | | what it is |",
         "|---|---|---|---|---|",
@@ -204,7 +268,13 @@ def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict])
         for name, value, band, verdict, meaning in table
     ]
     lines += (
-        ["", *(f"{name}: skipped, {reason}" for name, reason in content["skipped"].items())]
+        [
+            "",
+            *(
+                f"{name}: skipped, {markdown_text(reason)}"
+                for name, reason in content["skipped"].items()
+            ),
+        ]
         if "skipped" in content
         else []
     )

@@ -291,7 +291,8 @@ class Stage:
         Returns:
             The path; the file need not exist.
         """
-        return self._kept(training).with_suffix(".safetensors")
+        kept = self._kept(training)
+        return kept.with_name(f"{kept.name}.safetensors")  # a word may have a dot, as "share-0.6"
 
     def shards(self, what: str) -> Path:
         """Name the folder in which this stage keeps finished parts of a long computation.

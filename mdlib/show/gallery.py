@@ -11,7 +11,6 @@ analysis, 1987.
 
 import base64
 import io
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,6 +279,27 @@ TEMPLATES.filters["jpeg"] = _jpeg
 # ---------------------------------------------------------------- files to take away
 
 
+def unique_titles(names: Sequence[str]) -> list[str]:
+    """Make one line of each name, no two alike and none "background".
+
+    Args:
+        names: of clusters 0, 1, ..., as people gave them.
+
+    Returns:
+        The names with all white space as single spaces; one that an earlier cluster has, in any
+        case of its letters, is followed by its own cluster's number.
+    """
+    titles: list[str] = []
+    taken = {"background"}
+    for j, name in enumerate(names):
+        title = " ".join(name.split())
+        while title.casefold() in taken:
+            title += f" ({unnamed(j)})"
+        taken.add(title.casefold())
+        titles.append(title)
+    return titles
+
+
 def export(
     folder: Path,
     dataset: Dataset,
@@ -291,10 +311,11 @@ def export(
 ) -> None:
     """Write masks.json (COCO, a category for each cluster), maps/ID.png and classes.txt.
 
-    A map is a palette PNG: 0 background, 1 + cluster.
+    A map is a palette PNG: 0 background, 1 + cluster. Names stand in the file of names one a line,
+    each once, so that pictures and maps can be opened as a folder with label maps.
 
     Args:
-        folder: where to.
+        folder: where to; it is not there yet, or empty.
         dataset: the pictures.
         masks: their masks, with clusters.
         names: names of clusters; those without one keep their number.
@@ -306,9 +327,7 @@ def export(
     """
     if k > LARGEST_LABEL:
         raise ValueError(f"a palette PNG holds {LARGEST_LABEL} clusters, this run has {k}")
-    titles = [names.get(j, unnamed(j)) for j in range(k)]
-    # those of another set of pictures would stay
-    shutil.rmtree(folder / "maps", ignore_errors=True)
+    titles = unique_titles([names.get(j, unnamed(j)) for j in range(k)])
     more = {}
     gathered = masks.by_image(dataset.ids)
     for i, found in enumerate(track(gathered, total=len(dataset), what="maps")):

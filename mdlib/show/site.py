@@ -14,16 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 from latex2mathml.converter import convert
 from matplotlib.figure import Figure
-from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor, ExtractOutputPreprocessor
 
 from mdlib.core.files import StoreError, atomic, write_text
 from mdlib.core.paths import ROOT
 from mdlib.run.artifacts import RunArtifacts
-from mdlib.run.stage import run_label
+from mdlib.run.report import missing_pictures, page_exporter, read_executed
+from mdlib.run.stage import has_run, run_label, verify_chain
 from mdlib.show import failures, outcome, slides
 
 FIRST = "quickstart"  # the page after the map; the others follow in the order of their names
@@ -40,7 +41,8 @@ def build(run_dir: Path, out: Path) -> list[Path]:
         Its pages, the map first.
 
     Raises:
-        StoreError: for a run without executed notebooks.
+        StoreError: for a run without executed notebooks, one that is broken, and stages that do
+            not fit together.
     """
     found = (run_dir / "notebooks").glob("*.ipynb")
     executed = sorted(
@@ -50,14 +52,20 @@ def build(run_dir: Path, out: Path) -> list[Path]:
     if not executed:
         raise StoreError(f"{run_dir} holds no executed notebooks: run a preset first")
     pages = {path.stem for path in executed}
+    if problems := verify_chain(
+        run_dir, [name for name in sorted(pages) if has_run(run_dir, name)]
+    ):
+        raise StoreError(f"no site of {run_dir}: " + "; ".join(problems))
     course = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")
     titles, bodies = {"index": "The course"}, {"index": _markdown(course, pages)}
     styles = set()
     for path in executed:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read_executed(path)
+        if lacking := missing_pictures(notebook, run_dir, path.stem):
+            print(lacking)
         # the sliders of the explorers: nothing on a page moves them
         notebook.metadata.pop("widgets", None)
-        titles[path.stem] = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+        titles[path.stem] = _title(notebook, path.stem)
         bodies[path.stem], pictures, style = _body(notebook, path.stem, pages)
         styles.add(style)
         for name, data in pictures.items():
@@ -121,6 +129,14 @@ def _entries(titles: dict[str, str], bodies: dict[str, str]) -> list[tuple[str, 
 # ---------------------------------------------------------------- markdown
 
 
+def _formula(body: str, *, display: str = "inline") -> str:
+    """MathML of a formula; what is none, such as two prices, stays as it is written."""
+    try:
+        return convert(body, display=display)
+    except Exception:  # latex2mathml's errors have no common class, and some are IndexErrors
+        return html.escape(f"${body}$")
+
+
 class _Renderer(IPythonRenderer):
     """Formulas as MathML, anchors as GitHub makes them, links to pages of this site."""
 
@@ -129,10 +145,10 @@ class _Renderer(IPythonRenderer):
         self.pages = pages
 
     def block_math(self, body: str) -> str:
-        return f'<div class="wide">{convert(body, display="block")}</div>'
+        return f'<div class="wide">{_formula(body, display="block")}</div>'
 
     def inline_math(self, body: str) -> str:
-        return convert(body)
+        return _formula(body)
 
     def heading(self, text: str, level: int, **attributes: Any) -> str:
         anchor = re.sub(r"[^\w\- ]", "", re.sub(r"<[^>]+>", "", text).lower()).replace(" ", "-")
@@ -182,7 +198,7 @@ def _body(
                 captions[number] if number < len(captions) else f"a figure of {name}"
             )
             output.data.pop("text/plain", None)
-    exporter = HTMLExporter(raw_template=TEMPLATE)
+    exporter = page_exporter(raw_template=TEMPLATE)
     places = "{unique_key}-{cell_index}-{index}{extension}"
     exporter.register_preprocessor(
         ExtractOutputPreprocessor(output_filename_template=places, enabled=True)
@@ -192,12 +208,23 @@ def _body(
     body, resources = exporter.from_notebook_node(
         notebook, {"unique_key": name, "output_files_dir": "figures"}
     )
-    return body, resources["outputs"], "\n".join(resources["inlining"]["css"])
+    # an empty notebook has no outputs at all
+    return body, resources["outputs"] or {}, "\n".join(resources["inlining"]["css"])
+
+
+def _title(notebook: nbformat.NotebookNode, name: str) -> str:
+    """The first line of a notebook, or its name where that is empty."""
+    first = notebook.cells[0].source.strip() if notebook.cells else ""
+    return first.partition("\n")[0].removeprefix("# ") or name
 
 
 def _captions(source: str) -> list[str]:
-    """The captions that a cell gives its figures, in order."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    """The captions that a cell gives its figures, in order; none of a cell that is not Python."""
+    try:
+        tree = ast.parse(TransformerManager().transform_cell(source))  # lines with % and !
+    except SyntaxError:
+        return []
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     found = [
         k.value.value
         for call in calls

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mdlib.core.files import read_json, write_json
+from mdlib.core.markup import markdown_text
 from mdlib.evaluate.bootstrap import Interval
 
 PAPER_CLAIMS = {  # what is to be tested, in the paper's order; the keys are the numbers of claims
@@ -98,7 +99,6 @@ def claims_table(records: list[dict]) -> str:
                 "{:+.3f} to {:+.3f}".format(*record["interval"]),
             )
         text = f"{record['number']}. {record['claim']}" if record["number"] else record["claim"]
-        rows.append(
-            f"| {text} | {record['experiment']} | {effect} | {interval} | **{record['verdict']}** |"
-        )
+        cells = (markdown_text(text), markdown_text(record["experiment"]), effect, interval)
+        rows.append(f"| {' | '.join(cells)} | **{record['verdict']}** |")
     return "\n".join(rows)

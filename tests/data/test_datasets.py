@@ -20,7 +20,7 @@ from mdlib.core.mask import mask_to_box
 from mdlib.data import Cached, Instances, NoLabels, Sample, Subset, open_dataset
 from mdlib.data.checks import check_sample, try_sample
 from mdlib.data.images import ImageError, image_size, lies_turned, read_image, read_true_labels
-from mdlib.data.roles import labelled_roles, open_role
+from mdlib.data.roles import labelled_roles, mapped_roles, open_role
 from mdlib.data.zoo import ClipDataset
 
 SPLITS = ("train", "dev", "val")
@@ -621,7 +621,27 @@ def test_roles_without_masks_are_named_and_not_labelled(tmp_path, zoo_root, caps
         val={"split": "val", "count": 2, "labels": "boxes"},
     )
     assert labelled_roles(tmp_path) == {"train"}
-    assert capsys.readouterr().out.startswith("val: no label maps")
+    assert capsys.readouterr().out == (
+        "val: drawn boxes alone: no masks of objects, so what needs them is left out\n"
+    )
+    assert mapped_roles(tmp_path) == {"train"}
+    assert capsys.readouterr().out == "val: no label maps, so what needs them is left out\n"
+
+
+def test_maps_alone_are_maps_and_no_objects(tmp_path, zoo_root, capsys):
+    prepare(
+        tmp_path,
+        zoo_root,
+        train={"split": "train", "count": 2, "labels": "maps"},
+        val={"split": "val", "count": 2, "labels": "none"},
+    )
+    assert mapped_roles(tmp_path) == {"train"}
+    assert capsys.readouterr().out == "val: no label maps, so what needs them is left out\n"
+    assert labelled_roles(tmp_path) == set()
+    assert capsys.readouterr().out.splitlines() == [
+        "train: semantic maps alone: no objects, so what needs objects is left out",
+        "val: no labels, so what needs them is left out",
+    ]
 
 
 def test_a_sample_that_cannot_be_used_is_a_sentence():

@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from fixtures import Samples
 
+from mdlib.core.mask import Mask
+from mdlib.data import Sample
 from mdlib.evaluate import metrics, naming
 
 # Two classes beside background, three clusters; the third cluster is a second one of class 1.
@@ -98,3 +101,24 @@ def test_agreement_of_one_class_alone_is_defined_and_of_no_mask_refused():
     assert naming.clustering_scores([0, 1], [2, 2])["purity"] == 1
     with pytest.raises(ValueError, match="no mask"):
         naming.clustering_scores([], [])
+
+
+def test_maps_alone_name_a_mask_by_most_of_its_pixels_that_are_of_a_class():
+    semantic = np.zeros((4, 6), np.uint8)
+    semantic[:2, :2], semantic[2:, :1], semantic[:, 3] = 2, 1, 255
+    data = Samples([Sample("a", np.zeros((4, 6, 3), np.uint8), semantic)], classes=("", "x", "y"))
+    assert data.labels == "maps"
+
+    def mask(rows, columns):
+        pixels = np.zeros((4, 6), bool)
+        pixels[rows, columns] = True
+        return Mask.from_pixels(pixels, image_id="a")
+
+    everything, below, void, nothing = (
+        mask(slice(None), slice(None)),  # background is most of it
+        mask(slice(2, 4), slice(None)),
+        mask(slice(None), 3),
+        mask(slice(0, 0), 0),
+    )
+    found = naming.mask_classes([everything, below, void, nothing], data)
+    assert found.tolist() == [2, 1, 0, 0]

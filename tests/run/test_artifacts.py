@@ -135,6 +135,7 @@ READERS = {
     "classes": (lambda run: run.classes, ["00"]),
     "dataset": (lambda run: run.dataset("train"), ["00"]),
     "labelled": (lambda run: run.labelled_roles(), ["00"]),
+    "mapped": (lambda run: run.mapped_roles(), ["00"]),
     "settings": (lambda run: run.settings("04"), ["04"]),
     "masks": (lambda run: run.masks("train"), ["01"]),
     "train's clustered masks": (lambda run: run.clustered_masks("train"), ["02"]),
@@ -195,7 +196,7 @@ def test_data(run, zoo_root):
     assert run.roles == ("train", "val") and run.classes == ("background", "cat")
     train = run.dataset("train")
     assert train.ids == IDS["train"] and run.dataset("train", first=1).ids == IDS["train"][:1]
-    assert run.labelled_roles() == {"train"}
+    assert run.labelled_roles() == run.mapped_roles() == {"train"}
     with pytest.raises(StoreError, match="no dev images"):
         run.dataset("dev")
 

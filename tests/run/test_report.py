@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import matplotlib.pyplot as plt
+import nbformat
 import pytest
-from stages import opened, write_outputs
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from stages import made, opened, write_outputs
 
-from mdlib.core.files import read_json, write_json, write_text
+from mdlib.core.files import StoreError, read_json, write_json, write_text
 from mdlib.core.paths import ROOT
 from mdlib.evaluate import bootstrap
 from mdlib.run import report
@@ -88,7 +90,7 @@ def test_claims_stand_on_the_page_where_some_were_tested(run):
     )
     report.write(folder, preset)
     summary, index = (page.read_text(encoding="utf-8") for page in pages)
-    assert "| a < b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
+    assert "| a &#60; b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
     assert "a &lt; b" in index and "-0.010 to +0.050" in index and "does not hold" in index
 
 
@@ -134,3 +136,65 @@ def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_an
     assert (
         again == results and "2. two" in claims and claims.endswith("<!-- claims:end -->\ntail\n")
     )
+
+
+def test_a_run_whose_stages_do_not_fit_has_no_report_and_keeps_the_earlier_one(run):
+    folder, preset = run
+    made(folder, "01_distill_masks", "00_prepare_data")
+    both = preset.model_copy(update={"notebooks": ["00_prepare_data", "01_distill_masks"]})
+    report.write(folder, both)
+    before = (folder / "index.html").read_bytes()
+    made(folder, "00_prepare_data", text="other")
+    for refused in (report.collect, report.write):
+        with pytest.raises(StoreError, match="01_distill_masks was made from another 00_prepare_"):
+            refused(folder, both)
+    with pytest.raises(StoreError, match="02_cluster_masks has not run"):
+        report.write(folder, preset.model_copy(update={"notebooks": ["02_cluster_masks"]}))
+    assert (folder / "index.html").read_bytes() == before
+    made(folder, "01_distill_masks", "00_prepare_data")
+    report.write(folder, both)
+
+
+BEGIN, END = report.README_MARKS["results"]
+
+
+@pytest.mark.parametrize(
+    "readme",
+    [
+        f"head\n{BEGIN}\ntail",
+        f"head\n{END}\ntail",
+        f"head\n{END}\n{BEGIN}\ntail",
+        f"head\n{BEGIN}\n{BEGIN}\n{END}\ntail",
+        f"head\n{BEGIN}\n{END}\n{END}\ntail",
+        f"head\n{BEGIN}\n{END}\ntail {BEGIN} {END}",
+        "nothing",
+    ],
+)
+def test_a_readme_without_its_two_marks_is_left_as_it_is(run, tmp_path, monkeypatch, readme):
+    folder, preset = run
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    report.write(folder, preset)
+    with pytest.raises(StoreError, match="must hold the marks"):
+        report.write_readme(folder)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
+
+
+def test_a_notebook_without_its_pictures_is_told(run, capsys):
+    folder, preset = run
+    stage = opened(folder, "00_prepare_data", seed=3, dataset="folder")
+    write_outputs(stage)
+    for name in ("x", "y"):
+        stage.figure(plt.figure(figsize=(1, 1)), name, caption="A figure.")
+    stage.finish({})
+    picture = new_output("display_data", {"image/png": ""})
+    path = folder / "notebooks" / "00_prepare_data.ipynb"
+    path.parent.mkdir()
+    for pictures in (0, 1, 2):
+        cells = [new_code_cell("1", outputs=[picture] * pictures)]
+        nbformat.write(new_notebook(cells=cells), path)
+        report.write(folder, preset)
+        said = capsys.readouterr().out
+        assert said.startswith(
+            f"00_prepare_data: its executed notebook holds {pictures} pictures, its stage 2 figures"
+        ) == (pictures < 2)

@@ -682,3 +682,9 @@ def test_a_metric_that_is_no_number_is_left_out_and_said(chain, capsys):
     assert third.finish({"good": 0.5, "bad": float("nan"), "worse": float("inf")}) == {"good": 0.5}
     said = capsys.readouterr().out
     assert "bad is nan here" in said and "worse is inf here" in said
+
+
+def test_words_with_a_dot_name_checkpoints_of_their_own(tmp_path):
+    ours = opened(tmp_path, FIRST)
+    words = ("share-0.6-0", "share-0.6-1", "share-0.2-0", "share-0")
+    assert len({ours.checkpoint(word) for word in words}) == len(words)

@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mdlib.core.files import StoreError
-from mdlib.core.label_map import read_label_map, write_label_map
+from mdlib.core.label_map import read_label_map
 from mdlib.core.mask import Mask, Masks
-from mdlib.data import Sample
+from mdlib.data import Sample, open_dataset
 from mdlib.method import pseudo_labels
 from mdlib.show import gallery
 
@@ -312,18 +312,36 @@ def test_the_maps_hold_one_plus_the_cluster_and_a_file_names_the_values(tmp_path
     )
     assert second.shape == (21, 30) and not second.any()
     names = (tmp_path / "classes.txt").read_text(encoding="utf-8").splitlines()
-    assert names == ["background", "katt", "cluster 1", "katt"]
+    assert names == ["background", "katt", "cluster 1", "katt (cluster 2)"]
 
 
-def test_maps_of_other_pictures_do_not_stay(tmp_path, pictures, masks):
-    write_label_map(tmp_path / "maps" / "old.png", np.zeros((3, 3), np.uint8))
-    (tmp_path / "mine.txt").write_text("kept")
-    export(tmp_path, pictures, masks)
-    assert {path.name for path in (tmp_path / "maps").iterdir()} == {
-        "a.png",
-        "b__é.png",
-        "c.png",
-    } and (tmp_path / "mine.txt").is_file()
+@pytest.mark.parametrize(
+    ("given", "titles"),
+    [
+        (["a\nb", "a b", "A\u2028B"], ["a b", "a b (cluster 1)", "A B (cluster 2)"]),
+        (["background", "x", "x"], ["background (cluster 0)", "x", "x (cluster 2)"]),
+        (["x", "x", "x (cluster 1)"], ["x", "x (cluster 1)", "x (cluster 1) (cluster 2)"]),
+        (["cluster 1", "cluster 1"], ["cluster 1", "cluster 1 (cluster 1)"]),
+        (["$x$", "<b>|", "%{}_"], ["$x$", "<b>|", "%{}_"]),
+    ],
+)
+def test_each_name_is_one_line_and_each_line_another(given, titles):
+    assert gallery.unique_titles(given) == titles
+
+
+def test_the_export_opens_again_as_a_folder_with_label_maps(tmp_path, pictures, masks):
+    names = {0: "a\r\nb", 1: "a b", 2: "Background"}
+    export(tmp_path, pictures, masks, names=names)
+    (tmp_path / "images").mkdir()
+    for i, image_id in enumerate(pictures.ids):
+        Image.fromarray(pictures.image(i)).save(tmp_path / "images" / f"{image_id}.png")
+    (tmp_path / "maps").rename(tmp_path / "masks")
+    again = open_dataset("folder", root=tmp_path, split="train")
+    assert again.classes == ("background", "a b", "a b (cluster 1)", "Background (cluster 2)")
+    assert again.ids == pictures.ids and set(np.unique(again.semantic(0))) == {0, 1, 3}
+    coco = json.loads((tmp_path / "masks.json").read_text(encoding="utf-8"))
+    assert tuple(c["name"] for c in coco["categories"]) == again.classes[1:]
+    assert coco["info"] and coco["licenses"] == []  # readers before pycocotools 2.0.11 need both
 
 
 def test_more_clusters_than_a_palette_holds_are_refused(tmp_path, pictures, masks):

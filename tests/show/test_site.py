@@ -18,6 +18,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from stages import made
 
 from mdlib.core.files import StoreError
 from mdlib.core.paths import NOTEBOOKS
@@ -138,6 +139,46 @@ def test_the_search_knows_every_page_and_heading(pages):
     for address in entries:
         name, _, anchor = address.partition("#")
         assert not anchor or anchor in readers[name].ids, address
+
+
+@pytest.mark.parametrize(
+    ("source", "alt"),
+    [
+        ("%matplotlib inline\n!pip list\nstage.figure(f, 'x', caption='A square.')", "A square."),
+        ("if x: (", "a figure of 00_prepare_data"),
+        ("<<<<<<< HEAD", "a figure of 00_prepare_data"),
+        ("", "a figure of 00_prepare_data"),
+    ],
+)
+def test_a_cell_that_is_not_plain_python_is_a_cell_all_the_same(tmp_path, source, alt):
+    cell = new_code_cell(source, outputs=[new_output("display_data", {"image/png": picture()})])
+    (tmp_path / "notebooks").mkdir()
+    notebook = new_notebook(cells=[new_markdown_cell(""), cell])
+    nbformat.write(notebook, tmp_path / "notebooks" / "00_prepare_data.ipynb")
+    _, page = site.build(tmp_path, tmp_path / "site")
+    text = page.read_text(encoding="utf-8")
+    assert Reader(text).pictures == [("figures/00_prepare_data-1-0.png", alt)]
+    assert "<title>00_prepare_data" in text  # its first cell has no title
+
+
+@pytest.mark.parametrize("text", ["costs $5 and $6", r"$\frac{1$", r"$$ \begin{x} $$", "$}$"])
+def test_what_is_no_formula_stays_text(text):
+    assert "</p>" in site._markdown(text, set())
+
+
+def test_a_notebook_that_is_none_and_stages_that_do_not_fit_are_refused(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_prepare_data.ipynb").write_text("<<<<<<< HEAD\n{}")
+    with pytest.raises(StoreError, match=r"00_prepare_data\.ipynb is no notebook"):
+        site.build(tmp_path, tmp_path / "site")
+    for name in ("00_prepare_data", "01_distill_masks"):
+        nbformat.write(new_notebook(), tmp_path / "notebooks" / f"{name}.ipynb")
+    made(tmp_path, "00_prepare_data")
+    made(tmp_path, "01_distill_masks", "00_prepare_data")
+    site.build(tmp_path, tmp_path / "site")  # and an empty notebook has a page
+    made(tmp_path, "00_prepare_data", text="other")
+    with pytest.raises(StoreError, match="01_distill_masks was made from another"):
+        site.build(tmp_path, tmp_path / "site")
 
 
 # What a page says of itself once it is loaded, written into its title: a search, what is broken,
