@@ -73,7 +73,7 @@ def load_cutouts(root: Path) -> tuple[tuple[str, ...], tuple[Cutout, ...]]:
         raise FileNotFoundError(
             f"no zoo at {root}: expected {table} (is this the repository's data/zoo?)"
         )
-    with open(table, newline="") as file:
+    with open(table, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     classes = ("background", *sorted({row["class"] for row in rows}))
     cutouts = tuple(

@@ -146,6 +146,7 @@ def test_no_picture_is_an_error(run_dir, tmp_path, given, capsys):
 
 
 def test_a_run_without_a_segmenter_says_what_to_run(tmp_path, pictures, capsys):
+    (tmp_path / "artifacts").mkdir()
     assert __main__.main(["predict", str(pictures), "--run", str(tmp_path)]) == 2
     assert "02_cluster_masks has not run" in capsys.readouterr().err
 
