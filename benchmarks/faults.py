@@ -34,7 +34,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -205,7 +205,7 @@ def batches(step):
     return torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(step))
 def loss(model, batch):
     return model(batch).square().mean(), {}
-recipe = loop.Recipe(steps=400, optimizer="adamw", peak_lr=0.01, lr_milestones=(), warmup=5,
+recipe = loop.Recipe(steps=150, optimizer="adamw", peak_lr=0.01, lr_milestones=(), warmup=5,
                      weight_decay=0.01, backbone_lr_scale=1.0, accumulation_steps=1, seed=0)
 folder = Path(sys.argv[1])
 loop.fit(model, batches, loss, recipe, checkpoint=folder / "c.safetensors", identity={})
@@ -220,7 +220,7 @@ def checkpoints(work: Path, draw: random.Random, kills: int) -> dict:
     while counts["kills"] < kills or not ends:
         folder = work / f"training {counts['trainings']}"
         command = [sys.executable, "-c", TRAINING, folder]
-        mean = 8 if counts["trainings"] else 1e9  # the first one is not disturbed
+        mean = 8 if counts["trainings"] else 1e5  # the first one is not disturbed
         done, errors = killed_until_done(
             command, draw=draw, mean=mean, whom=["all"], look=lambda: None
         )
@@ -241,7 +241,7 @@ def predict(work: Path, draw: random.Random, kills: int) -> dict:
     while counts["kills"] < kills or not ends:
         out = work / f"predicted {counts['predictions']}"
         command = [*MDLIB, "predict", photos, "--run", work / "undisturbed", "--out", out]
-        mean = 12 if ends else 1e9
+        mean = 12 if ends else 1e5
         done, errors = killed_until_done(
             command, draw=draw, mean=mean, whom=["all"], look=lambda: None
         )
@@ -268,7 +268,7 @@ def fetch(work: Path, draw: random.Random, kills: int) -> dict:
         while counts["kills"] < kills or not ends:
             root = work / f"fetched {counts['fetches']}"
             command = [sys.executable, "-c", FETCH, url, md5, root]
-            mean = 2 if ends else 1e9
+            mean = 2 if ends else 1e5
             done, errors = killed_until_done(
                 command, draw=draw, mean=mean, whom=["all"], look=lambda: None
             )
@@ -376,9 +376,10 @@ def _server(work: Path) -> Iterator[tuple[str, str]]:
 
     class Slow(http.server.SimpleHTTPRequestHandler):
         def copyfile(self, source, outputfile) -> None:
-            while block := source.read(1 << 17):
-                outputfile.write(block)
-                time.sleep(0.02)
+            with suppress(ConnectionError):  # whoever reads was killed
+                while block := source.read(1 << 17):
+                    outputfile.write(block)
+                    time.sleep(0.02)
 
         def log_message(self, *_: object) -> None:
             pass

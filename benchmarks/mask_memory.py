@@ -109,7 +109,9 @@ def main() -> None:
             [sys.executable, __file__, kept, str(count)],
             {**os.environ, **KERNEL_ENVIRONMENT},
         )
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            command, check=True, capture_output=True, encoding="utf-8", env=environment
+        )
         peaks[f"{kept}_{count}"] = round(int(done.stdout) / 1e6, 1)
         print(kept, count, peaks[f"{kept}_{count}"], "MB", flush=True)
     result = {

@@ -4,6 +4,8 @@
 # to import and some hundred MB of memory.
 
 import argparse
+import errno
+import io
 import sys
 from pathlib import Path
 
@@ -20,26 +22,34 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code, one of mdlib.run.exit_codes.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name of a file that it cannot show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     given = _parser().parse_args(arguments)
 
     from mdlib.core.files import StoreError
-    from mdlib.run.presets import PresetError
 
     try:
         return given.command(given)
-    except (PresetError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG
     except OSError as error:
-        print(
-            f"error: {error.strerror or error}: {error.filename or ''} "
-            "(is the disk full, or the folder read-only?)",
-            file=sys.stderr,
-        )
-        return WRONG
+        # without a number it is a text of this library, such as "no zoo at ..."
+        told = f"{error.strerror}: {error.filename or ''}" if error.errno else f"{error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            told += " (is the disk full, or the folder read-only?)"
+        return _wrong(told)
+    except KeyError as error:
+        return _wrong(f"{error} is missing")
+    except (StoreError, ValueError) as error:  # PresetError, ImageError and others are ValueErrors
+        return _wrong(f"{error}")
     except KeyboardInterrupt:
         print("interrupted; the next run goes on from the last whole stage", file=sys.stderr)
         return INTERRUPTED
+
+
+def _wrong(text: str) -> int:
+    """Say what is wrong with arguments or data."""
+    print(f"error: {text}", file=sys.stderr)
+    return WRONG
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run the notebooks of a preset and write a report")
     run.add_argument("preset")
-    run.add_argument("--out", type=Path, help="folder of the run (default: reports/PRESET)")
+    run.add_argument("--out", type=_path, help="folder of the run (default: reports/PRESET)")
     _add_sets(run)
     part = run.add_mutually_exclusive_group()
     part.add_argument(
@@ -64,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     lacks = commands.add_parser(
         "fill", help="run at smoke size what a run lacks up to a stage; what has run stays as it is"
     )
-    lacks.add_argument("run", type=Path, help="folder of the run, such as reports/lab")
+    lacks.add_argument("run", type=_path, help="folder of the run, such as reports/lab")
     lacks.add_argument("stage", metavar="STAGE")
     lacks.set_defaults(command=_fill)
 
     again = commands.add_parser("report", help="write the report of a finished run again")
-    again.add_argument("run", type=Path)
+    again.add_argument("run", type=_path)
     again.add_argument("--readme", action="store_true", help="also put the results into README.md")
     again.set_defaults(command=_report)
 
@@ -85,25 +95,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("dataset", type=_downloadable, help="such as voc2012 or coco")
     fetch.add_argument(
-        "--root", type=Path, default=ROOT / "data", help="folder to put it in (default: data)"
+        "--root", type=_path, default=ROOT / "data", help="folder to put it in (default: data)"
     )
     fetch.set_defaults(command=_fetch)
 
     new = commands.add_parser(
         "predict", help="maps, overlays and COCO JSON for new pictures, from a finished run"
     )
-    new.add_argument("images", nargs="+", type=Path, help="picture files, or folders of them")
+    new.add_argument("images", nargs="+", type=_path, help="picture files, or folders of them")
     new.add_argument(
-        "--run", type=Path, required=True, help="folder of the run, such as reports/demo"
+        "--run", type=_path, required=True, help="folder of the run, such as reports/demo"
     )
-    new.add_argument("--out", type=Path, help="where to write (default: RUN/predictions)")
+    new.add_argument("--out", type=_path, help="where to write (default: RUN/predictions)")
     new.set_defaults(command=_predict)
 
     pages = commands.add_parser("site", help="the course and a run's executed notebooks as pages")
-    pages.add_argument("run", type=Path)
+    pages.add_argument("run", type=_path)
     pages.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         default=ROOT / "reports" / "site",
         help="where to write (default: reports/site)",
     )
@@ -116,6 +126,26 @@ def _add_sets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="sets"
     )
+
+
+def _path(text: str) -> Path:
+    """A path that is not empty, as `--out "$UNSET"` would be, else argparse's error."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a path must not be empty")
+    return Path(text)
+
+
+def _run_folder(path: Path) -> Path:
+    """The absolute path of a run's folder; StoreError where there is no run."""
+    from mdlib.core.files import StoreError
+    from mdlib.run.place import is_run
+
+    if not is_run(path):
+        raise StoreError(
+            f"there is no run at {path}: expected a folder such as reports/demo, "
+            "which `python -m mdlib run demo` writes"
+        )
+    return path.resolve()
 
 
 def _downloadable(name: str) -> str:
@@ -149,22 +179,33 @@ def _fill(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
-    from mdlib.core.files import read_json
-    from mdlib.run import report
+    from mdlib.core.files import StoreError, read_json
     from mdlib.run.presets import load_preset
 
-    preset = load_preset(read_json(given.run / "artifacts" / "run.json")["preset"])
-    report.write(given.run.resolve(), preset)
+    run_dir = _run_folder(given.run)
+    match read_json(run_dir / "artifacts" / "run.json"):
+        case {"preset": str(name)}:
+            preset = load_preset(name)
+        case _:
+            raise StoreError(f"{run_dir}/artifacts/run.json names no preset")
+
+    from mdlib.run import report
+
+    report.write(run_dir, preset)
     if given.readme:
-        report.write_readme(given.run)
+        report.write_readme(run_dir)
     return DONE
 
 
 def _check(given: argparse.Namespace) -> int:
-    from mdlib.run import preflight
-    from mdlib.run.presets import parse_sets
+    from mdlib.run.presets import load_preset, parse_sets, resolve
 
-    return WRONG if preflight.check(given.preset, parse_sets(given.sets)) else DONE
+    preset = load_preset(given.preset)
+    parameters = resolve(preset, parse_sets(given.sets))
+
+    from mdlib.run import preflight  # torch: what is wrong above is told without it
+
+    return WRONG if preflight.check(given.preset, preset, parameters) else DONE
 
 
 def _fetch(given: argparse.Namespace) -> int:
@@ -175,16 +216,20 @@ def _fetch(given: argparse.Namespace) -> int:
 
 
 def _predict(given: argparse.Namespace) -> int:
+    run_dir = _run_folder(given.run)
+
     from mdlib.run import predict
 
-    failed = predict.run(given.images, run_dir=given.run.resolve(), out=given.out)
+    failed = predict.run(given.images, run_dir=run_dir, out=given.out)
     return WRONG if failed else DONE
 
 
 def _site(given: argparse.Namespace) -> int:
+    run_dir = _run_folder(given.run)
+
     from mdlib.show import site
 
-    print(f"site: {site.build(given.run, given.out)[0]}")
+    print(f"site: {site.build(run_dir, given.out)[0]}")
     return DONE
 
 

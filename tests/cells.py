@@ -50,8 +50,8 @@ def run_cells(name: str, run_dir: Path, /, **values) -> dict:
     names = {**own, **values, "run_dir": str(run_dir)}
     try:
         for cell in cells_of(NOTEBOOKS / f"{name}.ipynb"):
-            tags = set(cell.metadata.get("tags", []))
-            if cell.cell_type == "code" and not identity.IGNORED_TAGS & tags:
+            ignored = identity.IGNORED_TAGS & set(cell.metadata.get("tags", []))
+            if cell.cell_type == "code" and not ignored:
                 exec(compile(cell.source, f"{name}, cell {cell.id}", "exec"), names)
     except stage.StageSkipped:
         pass  # its manifest says why

@@ -179,14 +179,14 @@ def test_boxes_alone_give_corloc_and_nothing_that_needs_masks(tmp_path, zoo_root
     root = fixtures.make_voc2012(tmp_path / "voc", zoo_root, train=6, val=2, extra=2)
     run_cells(
         "00_prepare_data",
-        tmp_path,
+        tmp_path / "run",
         dataset="voc2012",
         data_root=str(root),
         dev_split=None,
         val_split="boxes",
         **EVERY_IMAGE,
     )
-    found = run_cells("01_distill_masks", tmp_path, **TINY["01_distill_masks"])["metrics"]
+    found = run_cells("01_distill_masks", tmp_path / "run", **TINY["01_distill_masks"])["metrics"]
     assert found["corloc"] > 0.5 and "mask_iou_train" in found and "mask_iou" not in found
 
 
@@ -282,14 +282,21 @@ def test_coco_with_crowds_and_images_without_objects(tmp_path, zoo_root):
     root = fixtures.make_coco(tmp_path / "coco", zoo_root, train=14, val=5)
     splits = {"train_split": "coco20k", "dev_split": "dev", "val_split": "val2017"}
     index = run_cells(
-        "00_prepare_data", tmp_path, dataset="coco", data_root=str(root), **splits, **EVERY_IMAGE
+        "00_prepare_data",
+        tmp_path / "run",
+        dataset="coco",
+        data_root=str(root),
+        **splits,
+        **EVERY_IMAGE,
     )
     assert index["stage"] == "00_prepare_data"
-    first = run_cells("01_distill_masks", tmp_path, **TINY["01_distill_masks"])["metrics"]
+    first = run_cells("01_distill_masks", tmp_path / "run", **TINY["01_distill_masks"])["metrics"]
     assert first["mask_iou"] > 0.4
-    clustered = run_cells("02_cluster_masks", tmp_path, **TINY["02_cluster_masks"])["metrics"]
+    clustered = run_cells("02_cluster_masks", tmp_path / "run", **TINY["02_cluster_masks"])[
+        "metrics"
+    ]
     assert 0 <= clustered["cluster_accuracy"] <= 1
-    val = open_role(tmp_path / "artifacts" / "00_prepare_data", "val")
+    val = open_role(tmp_path / "run" / "artifacts" / "00_prepare_data", "val")
     assert [len(sample.instances.crowds) for sample in val] == [0, 0, 1, 0, 0] and not len(
         val[3].instances.labels
     )

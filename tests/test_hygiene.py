@@ -243,6 +243,40 @@ def test_nothing_is_pickled(path):
             assert not allowed, f"line {node.lineno}: allow_pickle"
 
 
+def open_in_the_locales_encoding(source: str) -> list[str]:
+    """Calls that read or write text and do not say that it is UTF-8: Windows would take another."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func).rpartition(".")
+        words = {keyword.arg for keyword in node.keywords}
+        is_text = {
+            "open": called[0] not in ("Image", "os", "tarfile")
+            and not any(re.fullmatch("'[rwax+]*b[rwax+]*'", ast.unparse(a)) for a in node.args),
+            "read_text": True,
+            "write_text": bool(called[0]),  # core.files.write_text has no folder before it
+        }.get(called[2], bool({"text", "universal_newlines"} & words))
+        if is_text and "encoding" not in words:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*MODULES, *sorted((ROOT / "benchmarks").rglob("*.py"))],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
+def test_text_is_utf8(path):
+    assert not open_in_the_locales_encoding(path.read_text(encoding="utf-8"))
+
+
+@each_notebook
+def test_text_of_notebooks_is_utf8(path):
+    for number, cell in code_cells(path):
+        assert not open_in_the_locales_encoding(cell.source), f"cell {number}"
+
+
 def test_imports_are_declared():
     owners = metadata.packages_distributions()
     declared = {plain(Requirement(line).name) for line in PROJECT["dependencies"]}

@@ -7,6 +7,7 @@ and where they come from is tested, not how good they are.
 
 import contextlib
 import io
+import shutil
 
 import fixtures
 import numpy as np
@@ -17,7 +18,7 @@ from test_data_runs import EVERY_IMAGE, TINY
 from mdlib.core.files import read_json, write_json
 from mdlib.core.label_map import write_label_map
 from mdlib.data.voc import CLASSES
-from mdlib.run import presets, report
+from mdlib.run import presets, report, stage
 from mdlib.run.artifacts import RunArtifacts
 from mdlib.run.metric_names import MEANINGS
 
@@ -99,3 +100,43 @@ def test_clusters_have_the_names_of_the_maps_and_the_report_has_the_numbers(run)
         stored["miou_clustering_train"]
         == (manifests["07_evaluate_clusters"]["metrics"]["miou_clustering_train"])
     )
+
+
+def test_studies_of_objects_and_of_choices_say_why_they_do_nothing(run, tmp_path):
+    out, _, _ = run
+    copy = shutil.copytree(out, tmp_path / "run")
+    for name in ("10_compare_priors", "11_ablate", "13_test_claims"):
+        assert run_cells(name, copy)["skipped"].startswith("no labels ")
+
+
+def test_the_export_is_the_stages_own_until_it_is_finished_and_names_are_text(run, tmp_path):
+    """Names that would be tags, formulas or two lines, two of them alike."""
+    out, _, _ = run
+    copy = shutil.copytree(out, tmp_path / "run")
+    given = {0: "<script>alert(1)</script>", 1: r"$\frac{1}$", 2: "a\nb | c", 3: "a b | c", 4: "_"}
+    write_json(tmp_path / "names.json", {str(j): name for j, name in given.items()})
+    values = {"names": str(tmp_path / "names.json"), "k_runs": 1, "k_tried": 2}
+    manifest = run_cells("A2_your_own_images", copy, **values)
+    assert {"export/classes.txt", "export/masks.json"} <= manifest["outputs"].keys()
+    assert len(manifest["figures"]) == 4  # each was drawn
+    lines = (copy / "export" / "classes.txt").read_text(encoding="utf-8").split("\n")
+    assert lines[:-1] == ["background", given[0], given[1], "a b | c", "a b | c (cluster 3)", "_"]
+    assert len(list((copy / "export" / "maps").glob("*.png"))) == 12
+    sheet = (copy / "export" / "contact_sheet.html").read_text(encoding="utf-8")
+    assert "<script" not in sheet and "&lt;script&gt;" in sheet
+    notebooks = [*NOTEBOOKS, "A2_your_own_images"]
+    report.write(copy, presets.Preset(description="own maps", notebooks=notebooks))
+    assert "export/contact_sheet.html" in (copy / "index.html").read_text(encoding="utf-8")
+
+
+def test_an_export_made_before_the_networks_is_out_of_date_after_them(run, tmp_path):
+    out, _, _ = run
+    copy = tmp_path / "run"
+    for name in NOTEBOOKS[:3]:
+        shutil.copytree(out / "artifacts" / name, copy / "artifacts" / name)
+    values = {"k_runs": 1, "k_tried": 2}
+    run_cells("A2_your_own_images", copy, **values)
+    assert stage.unfit(copy, "A2_your_own_images") is None
+    for name in NOTEBOOKS[3:7]:
+        shutil.copytree(out / "artifacts" / name, copy / "artifacts" / name)
+    assert "A2_your_own_images was made before" in stage.unfit(copy, "A2_your_own_images")

@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 
 from mdlib.core.files import StoreError, sync
@@ -123,4 +124,4 @@ def _beside(place: Path, what: str) -> Path:
 
 def _left_over(place: Path, what: str) -> list[Path]:
     """The folders of such names that are there."""
-    return sorted(place.parent.glob(f".{place.name}.{what}-*"))
+    return sorted(place.parent.glob(f".{escape(place.name)}.{what}-*"))

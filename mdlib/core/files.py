@@ -117,21 +117,28 @@ def _digest_file(path: str, *_: int) -> str:
 def digest_folder(path: Path) -> str:
     """SHA-256 of the names and the bytes of all files below a folder; links are followed.
 
-    Files and folders whose names begin with a dot do not count. A folder that links lead to twice
-    is read once.
+    Files and folders whose names begin with a dot do not count, nor do the bytes of a file that may
+    not be read. A folder that links lead to twice is read once.
     """
     entries: list[tuple[str, str]] = []
     seen: set[str] = set()
     for folder, folders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if real not in seen else []
-        if real not in seen:
-            found = (Path(folder, f) for f in files if not f.startswith("."))
-            entries += [
-                (p.relative_to(path).as_posix(), digest_file(p)) for p in found if p.is_file()
-            ]
+        for file in files if real not in seen else ():
+            full = Path(folder, file)
+            if not file.startswith(".") and full.is_file():
+                entries.append((full.relative_to(path).as_posix(), _digest_if_readable(full)))
         seen.add(real)
     return digest_bytes(*(repr(entry).encode() for entry in sorted(entries)))
+
+
+def _digest_if_readable(path: Path) -> str:
+    """The digest of a file; a word where it may not be read, which later stages leave out."""
+    try:
+        return digest_file(path)
+    except OSError:
+        return "unreadable"
 
 
 # ---------------------------------------------------------------- arrays

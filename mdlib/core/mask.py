@@ -135,9 +135,11 @@ class Masks(Sequence[Mask]):
         """The masks of each image, [] where it has none, in the order of `ids`.
 
         Raises:
-            ValueError: for a mask of an image that is not among the ids.
+            ValueError: for a mask of an image that is not among the ids, and for an id twice.
         """
         found: dict[str, list[Mask]] = {image_id: [] for image_id in ids}
+        if len(found) < len(ids):
+            raise ValueError("an id stands there twice: the masks of one image would be another's")
         for mask in self._masks:
             if mask.image_id not in found:
                 raise ValueError(f"a mask of {mask.image_id!r}, which the data set does not hold")

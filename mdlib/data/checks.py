@@ -3,7 +3,7 @@
 Everything that is missing or wrong, at once, before a run of hours begins.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,14 +19,16 @@ from mdlib.data.sample import VOID, Instances, Sample
 from mdlib.data.voc import VocDataset
 
 T = TypeVar("T", bound=Dataset)
+LONG = 4  # a picture whose sides differ by more is a strip
+LARGE = 24_000_000  # pixels of a photograph that is told apart
 
 
 def check_dataset(name: str, root: str | Path, *, splits: Iterable[str]) -> list[str]:
     """Look for what is missing or wrong with splits of a data set.
 
-    Lists, counts, files, the size of every image (from its header) and every label of VOC are
-    looked at; the pixels of the images are not. A miniature opens all the same: here it is told
-    that its counts are not the publisher's.
+    Lists, counts, files, the size of every image (from its header), every label of VOC and of a
+    folder, and which annotations of COCO can be used are looked at; the pixels of the images are
+    not. A miniature opens all the same: here it is told that its counts are not the publisher's.
 
     Args:
         name: a key of OPENERS.
@@ -112,6 +114,7 @@ def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
     sizes: dict[Path, tuple[int, int]] = {}
     for data in opened:
         problems += _count("coco", data.split, len(data), coco.COUNTS.get(data.split))
+        problems += [problem for problem in data.problems if problem not in problems]
         if len(data.classes) != 1 + coco.THINGS:
             problems.append(
                 f"coco {data.split}: {len(data.classes) - 1} categories, "
@@ -133,7 +136,7 @@ def _check_coco(root: str | Path, splits: Iterable[str]) -> list[str]:
     faults = []
     for path, size in track(sizes.items(), total=len(sizes), what="checking the images of coco"):
         try:
-            if path.is_file() and image_size(path) != size:
+            if path.is_file() and size not in (image_size(path, turned=False), image_size(path)):
                 faults.append(f"{path}: {image_size(path)}, its annotation says {size}")
         except ImageError as error:
             faults.append(str(error))
@@ -145,15 +148,42 @@ def _check_folder(root: str | Path, splits: Iterable[str]) -> list[str]:
     opened, problems = _open_all(splits, lambda split: FolderDataset(root, split))
     faults = []
     for data in opened:
-        what = f"checking the pictures in {data.folder}"
+        what, found = f"checking the pictures in {data.folder}", set[int]()
         for i in track(range(len(data)), total=len(data), what=what):
             try:
                 data.size(i)
                 if data.labels == "maps":
-                    data.semantic(i)
+                    found.update(np.unique(data.semantic(i)).tolist())
             except ImageError as error:
                 faults.append(str(error))
+        if problem := void_alone(found):
+            problems.append(f"{data.masks}: {problem}")
     return problems + _few(faults, "pictures or label maps")
+
+
+def void_alone(labels: Collection[int]) -> str | None:
+    """What is wrong with label maps that were drawn as 0 and 255, black and white; else None.
+
+    Args:
+        labels: all that stand in the maps of a data set.
+    """
+    if VOID in labels and not set(labels) - {0, VOID}:
+        return f"every object pixel is {VOID}, which is void: write 1"
+    return None
+
+
+def unusual(image_hw: tuple[int, int]) -> str | None:
+    """What makes a picture costly or of little use, or None.
+
+    Args:
+        image_hw: its (H, W).
+    """
+    height, width = image_hw
+    if max(image_hw) > LONG * min(image_hw):
+        return f"{width} x {height} pixels: a strip, seen at a coarser scale than others"
+    if height * width > LARGE:
+        return f"{width} x {height} pixels: large, so slow to read"
+    return None
 
 
 def _count(name: str, split: str, have: int, published: int | None) -> list[str]:

@@ -11,7 +11,15 @@ dev: the images of train2014 outside COCO20k whose id is a multiple of 100, some
 Classes are the background and the 80 things, in the order of their category ids; or "object" alone
 (agnostic). Overlapping objects are painted from large to small into the semantic map. A crowd
 (iscrowd = 1) is no object: it stands in Instances.crowds, and in the semantic map its pixels are
-void where no object covers them. An outline so thin that it covers no pixel is left out.
+void where no object covers them. An outline so thin that it covers no pixel is left out, of
+objects and of crowds.
+
+Numbers may be written as text ("7"). Annotations of no image, of no known category and without an
+outline are counted when a split is opened, and some are named; a split whose annotations all lack
+outlines is refused, because boxes alone are no labels here.
+
+Pictures are read as they are stored, not turned by EXIF, because COCO's outlines were drawn so;
+where the JSON gives the sides of the turned picture, it is turned (`images.lies_turned`).
 
 A JSON file is read once and not kept: an opened split holds the outlines of its own images, as JSON
 text, about a kilobyte an object (150 MB for COCO20k). Reading all of train2014's takes half a
@@ -24,17 +32,19 @@ minute.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypedDict
 
 import numpy as np
 
 from mdlib.core.mask import Mask
 from mdlib.data.dataset import Dataset, Labels
-from mdlib.data.images import ImageError, read_image
-from mdlib.data.listing import check_exist, read_list
+from mdlib.data.images import ImageError, lies_turned, read_image
+from mdlib.data.listing import check_count, check_exist, check_unique, preview, read_list
+from mdlib.data.names import make_ids, shown
 from mdlib.data.sample import VOID, Instances, Sample
 
 COUNTS = {"train2014": 82783, "val2017": 5000, "coco20k": 19817}  # images, as published
@@ -49,11 +59,13 @@ class Annotation:
     """One object as the JSON gives it.
 
     Attributes:
+        name: its id, for messages.
         category: its category id.
         crowd: COCO's iscrowd.
         outline: its segmentation, polygons or RLE, as JSON text.
     """
 
+    name: str
     category: int
     crowd: bool
     outline: bytes
@@ -76,17 +88,22 @@ class Index:
         categories: (id, name), sorted by id.
         images: of one split, sorted by file name.
         annotations: by image id; an image without an object is absent.
+        problems: a sentence for each kind of annotation that cannot be used.
     """
 
     categories: list[tuple[int, str]]
     images: list[ImageEntry]
     annotations: dict[int, list[Annotation]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 class CocoDataset(Dataset):
     """One split of COCO.
 
     Sample.id is the file name without its ending, such as COCO_train2014_000000000009.
+
+    Attributes:
+        problems: a sentence for each kind of annotation that cannot be used; printed at opening.
     """
 
     labels: Labels = "masks"
@@ -107,10 +124,12 @@ class CocoDataset(Dataset):
             split: one of SPLITS.
             count: only the first `count` images; None for all.
             agnostic: all objects are of one class, "object".
-            whole: ask whether every image is there.
+            whole: ask whether every image is there, and print the problems of its annotations.
 
         Raises:
-            ValueError: for an unknown split, a broken list, or a count that is too large.
+            ValueError: for an unknown split, a broken list, an image that is there twice, a file
+                name that leaves the folder, annotations without an outline among them, or a count
+                that the split does not have.
             FileNotFoundError: where the data is missing.
         """
         if split not in SPLITS:
@@ -123,10 +142,9 @@ class CocoDataset(Dataset):
             "coco20k": inside.__contains__,
             "dev": lambda i: i % DEV_EVERY == 0 and i not in inside,
         }
-        self.index = read_index(
-            Path(root) / "annotations" / f"instances_{year}.json",
-            wanted=wanted.get(split, lambda _: True),
-        )
+        path = Path(root) / "annotations" / f"instances_{year}.json"
+        self.index = read_index(path, wanted=wanted.get(split, lambda _: True))
+        self.lists = [path, list_path] if split in wanted else [path]
         unknown = (
             inside - {image["id"] for image in self.index.images} if split == "coco20k" else set()
         )
@@ -135,13 +153,14 @@ class CocoDataset(Dataset):
                 f"{list_path}: {len(unknown)} of its images are not in instances_{year}.json, "
                 f"such as id {min(unknown)}"
             )
-        if count is not None and count > len(self.index.images):
-            raise ValueError(
-                f"coco {split} has {len(self.index.images)} images, {count} were asked for"
-            )
-        self.images = self.index.images[:count]
-        self.ids = tuple(Path(image["file_name"]).stem for image in self.images)
+        files = [Path(image["file_name"]).name for image in self.index.images]
+        check_unique([Path(file).stem for file in files], what=f"coco {split}")
+        check_count(count, len(files), what=f"coco {split}")
+        self.images, self.problems = self.index.images[:count], self.index.problems
+        self.ids = tuple(make_ids(files)[:count])
         names = ["object"] if agnostic else [name for _, name in self.index.categories]
+        if len(names) >= VOID:
+            raise ValueError(f"coco {split}: {len(names)} categories, {VOID - 1} are the most")
         self.classes = ("background", *names)
         self.label_of = {
             id_: 1 if agnostic else 1 + i for i, (id_, _) in enumerate(self.index.categories)
@@ -150,6 +169,13 @@ class CocoDataset(Dataset):
             check_exist(
                 [self.folder / image["file_name"] for image in self.images], what=f"coco {split}"
             )
+            for problem in self.problems:
+                print(problem)
+
+    def sources(self) -> list[Path]:
+        """The JSON file, the list of COCO20k where it is read, and the images."""
+        images = [self.folder / image["file_name"] for image in self.images]
+        return [path.absolute() for path in (*self.lists, *images)]
 
     def __getitem__(self, i: int) -> Sample:
         """Image i with all its labels."""
@@ -165,9 +191,11 @@ class CocoDataset(Dataset):
     def image(self, i: int) -> np.ndarray:
         """Image i, (H, W, 3) uint8 RGB; ImageError for another size than the JSON says."""
         path = self.folder / self.images[i]["file_name"]
-        image = read_image(path)
+        image = read_image(path, turned=lies_turned(path, self.size(i)))
         if image.shape[:2] != self.size(i):
-            raise ImageError(f"{path}: {image.shape[:2]}, its annotation says {self.size(i)}")
+            raise ImageError(
+                f"{shown(path)}: {image.shape[:2]}, its annotation says {self.size(i)}"
+            )
         return image
 
     def semantic(self, i: int) -> np.ndarray:
@@ -189,16 +217,23 @@ class CocoDataset(Dataset):
                     image_id=self.ids[i],
                     image_hw=size,
                 ).pixels()
-                label = self.label_of[annotation.category]
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            except Exception as error:  # whatever the decoder of outlines raises
                 raise ImageError(
-                    f"{entry['file_name']}: an annotation cannot be read ({error!r})"
+                    f"{shown(entry['file_name'])}: annotation {annotation.name} cannot be read "
+                    f"({error!r})"
                 ) from None
+            if annotation.category not in self.label_of:
+                raise ImageError(
+                    f"{shown(entry['file_name'])}: annotation {annotation.name} has the unknown "
+                    f"category {annotation.category}"
+                )
+            if not mask.any():
+                continue
             if annotation.crowd:
                 crowds.append(mask)
-            elif mask.any():
+            else:
                 masks.append(mask)
-                labels.append(label)
+                labels.append(self.label_of[annotation.category])
         none = np.zeros((0, *size), bool)
         return Instances(
             np.stack(masks) if masks else none,
@@ -254,40 +289,111 @@ def read_index(path: Path, *, wanted: Callable[[int], bool]) -> Index:
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: for a file that is broken or of another form.
+        ValueError: for a file that is broken or of another form; for a number that is none, with
+            the id of its annotation; for an image or a category that is there twice; for a file
+            name that leaves the folder; where no annotation has an outline.
     """
     annotations: dict[int, list[Annotation]] = {}
+    bare: list[str] = []  # names of wanted annotations without an outline
+    others: Counter[int] = Counter()  # ids of images that are not wanted, or not there
 
     def pack(entry: dict[str, Any]) -> dict[str, Any] | None:
-        if "segmentation" not in entry or "image_id" not in entry:
+        if "category_id" not in entry or "image_id" not in entry:
             return entry
-        if wanted(entry["image_id"]):
+        name = str(entry.get("id", "without an id"))
+        image, category, crowd = (
+            _whole_number(entry.get(key, 0), f"{key} of annotation {name}")
+            for key in ("image_id", "category_id", "iscrowd")
+        )
+        if crowd not in (0, 1):
+            raise _Refused(f"iscrowd of annotation {name} is {crowd}, neither 0 nor 1")
+        if not wanted(image):
+            others[image] += 1
+        elif entry.get("segmentation") in (None, []):
+            bare.append(name)
+        else:
             outline = json.dumps(entry["segmentation"]).encode()
-            annotations.setdefault(entry["image_id"], []).append(
-                Annotation(entry["category_id"], bool(entry.get("iscrowd", 0)), outline)
+            annotations.setdefault(image, []).append(
+                Annotation(name, category, bool(crowd), outline)
             )
         return None
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=pack)
-        categories = sorted((c["id"], c["name"]) for c in content["categories"])
-        images = [
-            ImageEntry(
-                id=image["id"],
-                file_name=image["file_name"],
-                height=image["height"],
-                width=image["width"],
-            )
-            for image in content["images"]
-            if wanted(image["id"])
-        ]
+        categories = sorted(
+            (_whole_number(c["id"], "the id of a category"), str(c["name"]))
+            for c in content["categories"]
+        )
+        images = [_image_entry(image) for image in content["images"]]
     except FileNotFoundError:
         raise FileNotFoundError(f"the annotations {path} are missing") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except _Refused as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a whole file of COCO's instance annotations ({error!r})"
         ) from None
-    return Index(categories, sorted(images, key=lambda image: image["file_name"]), annotations)
+    for ids, what in (
+        ([image["id"] for image in images], "images"),
+        ([number for number, _ in categories], "categories"),
+    ):
+        if twice := [number for number, times in Counter(ids).items() if times > 1]:
+            raise ValueError(
+                f"{path}: {len(twice)} {what} are there twice: id {preview(map(str, twice))}"
+            )
+    if bare and not annotations:
+        raise ValueError(
+            f"{path}: not one of {len(bare)} annotations has an outline (segmentation): "
+            "boxes alone are no labels here"
+        )
+    there = {image["id"] for image in images}
+    strays = {number: others[number] for number in others.keys() - there}
+    strays |= {number: len(annotations.pop(number)) for number in annotations.keys() - there}
+    known = {number for number, _ in categories}
+    unknown = [a for found in annotations.values() for a in found if a.category not in known]
+    told = (
+        (bare, len(bare), "annotations have no outline and are left out: id"),
+        (strays, sum(strays.values()), "annotations are of no image: image_id"),
+        ([a.name for a in unknown], len(unknown), "annotations are of no known category: id"),
+    )
+    return Index(
+        categories,
+        sorted((i for i in images if wanted(i["id"])), key=lambda image: image["file_name"]),
+        annotations,
+        [
+            f"{path.name}: {number:,} {what} {preview(map(str, names))}"
+            for names, number, what in told
+            if number
+        ],
+    )
+
+
+class _Refused(ValueError):
+    """A value in a JSON file that cannot be taken for what it stands for."""
+
+
+def _whole_number(value: object, what: str) -> int:
+    """A whole number, also one that is written as text or with a point."""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,18}\s*", value):
+        return int(value)
+    raise _Refused(f"{what} is {value!r}, expected a whole number")
+
+
+def _image_entry(image: dict[str, Any]) -> ImageEntry:
+    """What is kept of an image's entry, of the right types."""
+    name = image["file_name"]
+    number, height, width = (
+        _whole_number(image[key], f"{key} of image {name!r}") for key in ("id", "height", "width")
+    )
+    # as every machine reads it: with both kinds of slashes, and with drives
+    place = PureWindowsPath(name)
+    if place.anchor or ".." in place.parts or not place.name:
+        raise _Refused(f"the file name {name!r} of image {number} leaves the folder of the images")
+    if min(height, width) < 1:
+        raise _Refused(f"image {name!r} has {width} x {height} pixels")
+    return ImageEntry(id=number, file_name=name, height=height, width=width)
 
 
 def paint(instances: Instances, image_hw: tuple[int, int]) -> np.ndarray:

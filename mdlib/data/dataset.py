@@ -6,6 +6,7 @@ for `semantic(i)` or `instances(i)`, and `dataset[i]` is all of it, for eyes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -77,6 +78,14 @@ class Dataset(ABC):
     def file_name(self, i: int) -> str:
         """What image i is called where it comes from; its id where it has no file."""
         return self.ids[i]
+
+    def sources(self) -> list[Path]:
+        """Every file and folder whose bytes the data set reads, absolute.
+
+        A folder stands for all that is below it, so that a new file counts; [] for a data set that
+        reads none, or none outside its run.
+        """
+        return []
 
     @abstractmethod
     def size(self, i: int) -> tuple[int, int]:
@@ -160,6 +169,10 @@ class Subset(Dataset):
         """What image i is called where it comes from."""
         return self.dataset.file_name(self.indices[i])
 
+    def sources(self) -> list[Path]:
+        """Those of the whole: its lists say which images are a part."""
+        return self.dataset.sources()
+
     def size(self, i: int) -> tuple[int, int]:
         """(H, W) of image i."""
         return self.dataset.size(self.indices[i])
@@ -195,6 +208,10 @@ class Cached(Dataset):
     def file_name(self, i: int) -> str:
         """What image i is called where it comes from."""
         return self.dataset.file_name(i)
+
+    def sources(self) -> list[Path]:
+        """Every file and folder whose bytes the data set reads."""
+        return self.dataset.sources()
 
     def size(self, i: int) -> tuple[int, int]:
         """(H, W) of image i."""

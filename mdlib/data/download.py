@@ -1,10 +1,12 @@
 """Fetching the archives of VOC and COCO from publishers or mirrors, and unpacking them safely.
 
 A file that is whole is not fetched again. A download that broke off is kept under another name
-(.NAME.<mirror>.part) and goes on from there, where the server can do that. An archive is unpacked
-beside its place and moved there when it is whole; nothing is written outside, whatever its names
-and links are: tarfile's filter "data" refuses them, and zipfile cuts such names. Where no checksum
-is known, an archive must be whole by its own structure, and a zip file by its own CRCs.
+(.NAME.<mirror>.part) and goes on from there, where the server can do that. One process at a time
+fetches a file: a lock of the operating system, .NAME.lock, lies beside it. An archive is unpacked
+beside its place and moved there when it is whole. Nothing is written outside: an archive with a
+link, a device or a name that leads out of its folder is refused (VOC, SBD and COCO have none).
+Where no checksum is known, an archive must be whole by its own structure, and a zip file by its
+own CRCs.
 """
 
 import hashlib
@@ -15,14 +17,15 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pooch
 from tqdm import tqdm
 
 from mdlib.core.files import StoreError, write_text
+from mdlib.core.lock import Lock
 from mdlib.core.progress import track
 from mdlib.data.sources import SOURCES, TERMS, Source
 
@@ -65,6 +68,7 @@ def fetch(source: Source, root: str | Path) -> Path:
 
     Raises:
         DownloadError: with what each mirror said, and where the disk has no room.
+        StoreError: while another process fetches the file.
     """
     root = Path(root).absolute()
     if source.folder is not None and _mark(root, source.folder, source.file).is_file():
@@ -76,22 +80,34 @@ def fetch(source: Source, root: str | Path) -> Path:
         raise DownloadError(
             f"{source.file} needs about {needed:.1f} GB in {root}, {free:.1f} GB are free"
         )
-    pooch.get_logger().setLevel("WARNING")
+    busy = f"{{who}} fetches {source.file} there already: wait until it has ended"
+    with Lock(root / f".{source.file}.lock").held(busy=busy):
+        path = root / source.file
+        if not _is_whole(path, source):
+            _fetch_from_mirrors(source, path)
+        return unpack(path, root, source=source) if source.folder is not None else path
+
+
+def _is_whole(path: Path, source: Source) -> bool:
+    """Whether a file is there, and is the publisher's where its checksum is known."""
+    return path.is_file() and source.md5 in (None, pooch.file_hash(str(path), alg="md5"))
+
+
+def _fetch_from_mirrors(source: Source, path: Path) -> None:
+    """Fetch a file from the first mirror that has it whole; DownloadError says what each said."""
     said = []
     for url in source.urls:
-        part = root / f".{source.file}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part"
+        mirror = hashlib.sha256(url.encode()).hexdigest()[:8]
+        part = path.with_name(f".{source.file}.{mirror}.part")
         try:
-            checksum = f"md5:{source.md5}" if source.md5 else None
-            path = Path(
-                pooch.retrieve(
-                    url, checksum, source.file, root, downloader=partial(_download, part=part)
-                )
-            )
-            break
+            _download(url, part)
+            if _is_whole(part, source):
+                os.replace(part, path)
+                return
+            part.unlink()
+            said.append(f"{url}: not the publisher's file, its checksum is another")
         except DownloadError as error:
             said.append(f"{url}: {error}")
-        except ValueError:
-            said.append(f"{url}: not the publisher's file, its checksum is another")
         except OSError as error:
             if error.errno is not None:  # of this machine's disk, not of the network
                 raise
@@ -102,23 +118,16 @@ def fetch(source: Source, root: str | Path) -> Path:
                 else f"no connection, or it broke off ({type(error).__name__})"
             )
             said.append(f"{url}: {reason}")
-    else:
-        raise DownloadError(
-            f"{source.file} could not be fetched:\n  "
-            + "\n  ".join(said)
-            + f"\nTry again later, or fetch it another way and put it at "
-            f"{root / source.file}"
-            + (
-                "; or give the folder of a data set that is unpacked already"
-                if source.folder
-                else ""
-            )
-        )
-    return unpack(path, root, source=source) if source.folder is not None else path
+    raise DownloadError(
+        f"{source.file} could not be fetched:\n  "
+        + "\n  ".join(said)
+        + f"\nTry again later, or fetch it another way and put it at {path}"
+        + ("; or give the folder of a data set that is unpacked already" if source.folder else "")
+    )
 
 
-def _download(url: str, to: str, _: object, *, part: Path) -> None:
-    """A downloader for pooch: into `part`, from where it broke off, then to `to`."""
+def _download(url: str, part: Path) -> None:
+    """Fetch into `part`, from where it broke off."""
 
     def look(answer: Any, **_: object) -> None:  # called when the header is there
         if answer.status_code == 416:
@@ -150,7 +159,6 @@ def _download(url: str, to: str, _: object, *, part: Path) -> None:
         if problem:
             part.write_bytes(b"")
             raise DownloadError(problem)
-        os.replace(part, to)
     finally:
         if part.is_file() and not part.stat().st_size:
             part.unlink()
@@ -187,8 +195,8 @@ def unpack(archive: Path, root: Path, *, source: Source) -> Path:
 
     Raises:
         ValueError: for a source that fills no folder.
-        DownloadError: for an archive that is truncated or damaged, that holds something else, a
-            tar file whose names or links lead out of its folder, and a zip file with links.
+        DownloadError: for an archive that is truncated or damaged, that holds something else,
+            or one with a link, a device or a name that leads out of its folder.
     """
     if source.folder is None:
         raise ValueError(f"{source.file} is no archive: it is used as it is")
@@ -218,28 +226,43 @@ def _mark(root: Path, folder: str, file: str) -> Path:
 
 
 def _untar(archive: Path, room: Path) -> None:
-    """Unpack a tar file; one whose end is missing, or that leaves `room`, is a TarError."""
+    """Unpack a tar file; one whose end is missing is a TarError."""
     with tarfile.open(archive) as file:
         members = file.getmembers()
         file.fileobj.seek(file.offset)
         # tarfile takes a broken header for the end
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("the end is missing")
+        _refuse(archive, ((m.name, m.isfile() or m.isdir()) for m in members))
         shown = track(members, total=len(members), what=f"unpacking {archive.name}")
-        # the filter refuses names and links that leave the folder, and devices
         file.extractall(room, members=shown, filter="data")
 
 
 def _unzip(archive: Path, room: Path) -> None:
-    """Unpack a zip file; what would make a name leave `room` is cut off by zipfile."""
+    """Unpack a zip file."""
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
-        for member in members:
-            # zipfile would write a file with the link's target as its text
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise DownloadError(f"{archive} is unsafe: {member.filename} is a link")
+        kinds = (stat.S_IFMT(m.external_attr >> 16) for m in members)  # 0 where none is written
+        plain = (kind in (0, stat.S_IFREG, stat.S_IFDIR) for kind in kinds)
+        _refuse(archive, zip((m.filename for m in members), plain, strict=True))
         for member in track(members, total=len(members), what=f"unpacking {archive.name}"):
             file.extract(member, room)
+
+
+def _refuse(archive: Path, members: Iterable[tuple[str, bool]]) -> None:
+    """Refuse an archive with what is no plain file or folder, or with a name that leads out of it.
+
+    Args:
+        archive: for the message.
+        members: the name of each, and whether it is a plain file or a folder.
+    """
+    for name, plain in members:
+        place = PureWindowsPath(name)  # knows both kinds of slashes, and drives
+        if not plain or place.anchor or ".." in place.parts:
+            what = "leads out of its folder" if plain else "is a link or a device"
+            raise DownloadError(
+                f"{archive} is unsafe: {name!r} {what}. Delete it and fetch it again"
+            )
 
 
 def _move(source: Path, target: Path) -> None:

@@ -13,33 +13,40 @@ of the same path:
 
 ROOT may also be that folder `images` itself. A folder `masks` in ROOT is never taken for photos.
 
-Every ending that Pillow reads counts as a picture. Names that begin with a dot are ignored. Links
-are followed, a folder is read once. What is no picture by its name, and links that lead nowhere,
-are skipped and reported. Opening looks at names only: a broken picture is an ImageError when it is
-read; its id can then be left out.
+Every ending of a format in `images.FORMATS` counts as a picture. Names that begin with a dot are
+ignored. Links are followed, a folder is read once. What is no picture by its name, and links that
+lead nowhere, are skipped and reported. Opening looks at names only: a broken picture is an
+ImageError when it is read; its id can then be left out.
 
 A sample's id is the path below ROOT without its ending, "/" as "__": `2024/sea.jpg` is `2024__sea`,
-and may name a file. Where two paths would share an id (`sea.jpg` and `sea.png`, or names that
-differ in case alone), or it is too long for a file name, it ends in "~" and a digest of the path.
+and may name a file anywhere; see `names.make_ids` for paths that would share one.
+
+Pictures with label maps are read as they are stored, not turned by EXIF, so that they lie under
+their labels; see `images.lies_turned`.
 """
 
 import os
 from collections import Counter, deque
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mdlib.core.files import StoreError, digest_bytes
+from mdlib.core.files import StoreError
 from mdlib.data.dataset import Dataset, Labels, NoLabels
-from mdlib.data.images import image_size, read_image, read_true_labels
-from mdlib.data.listing import preview
+from mdlib.data.images import (
+    image_size,
+    lies_turned,
+    picture_endings,
+    read_image,
+    read_true_labels,
+)
+from mdlib.data.listing import check_count, preview
+from mdlib.data.names import make_ids, shown, without_ending
 from mdlib.data.sample import VOID
 
 SPLITS = ("train",)
-# formats that Pillow names but cannot read by itself
-STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-LONGEST = 150  # bytes of an id: file systems end at 255, and artifacts add to it
+FOREIGN = {"__MACOSX"}  # folders that programs leave beside pictures
 
 
 class FolderDataset(Dataset):
@@ -68,7 +75,7 @@ class FolderDataset(Dataset):
 
         Raises:
             FileNotFoundError: where there is no folder, or no picture in it.
-            ValueError: for all else that does not fit.
+            ValueError: for all else that does not fit, such as a count that it does not have.
         """
         if split not in SPLITS:
             raise ValueError(
@@ -80,39 +87,41 @@ class FolderDataset(Dataset):
                 raise ValueError(f"{root} is a file; give the folder that holds the pictures")
             raise FileNotFoundError(f"no folder at {root}")
         self.split, self.folder, self.masks, self.classes = split, *find_labels(root)
-        self.files, self.skipped = list_pictures(self.folder, masks=self.masks)
-        if self.skipped:
-            print(
-                f"{self.folder}: "
-                + "; ".join(
-                    f"{len(names)} {why}: {preview(names, limit=3)}"
-                    for why, names in self.skipped.items()
-                )
-            )
+        self.files, self.skipped = list_pictures(self.folder, without=_one_or_none(self.masks))
+        _tell_skipped(self.folder, self.skipped)
         if not self.files:
             endings = ", ".join(sorted(picture_endings()))
             raise FileNotFoundError(f"no picture in {self.folder}: known endings are {endings}")
         if self.masks is not None:
             check_pairs(self.files, list_pictures(self.masks)[0], masks=self.masks)
-        if count is not None and count > len(self.files):
-            raise ValueError(
-                f"{self.folder} has {len(self.files)} pictures, {count} were asked for"
-            )
+        check_count(count, len(self.files), what=str(self.folder))
         # The ids are made of all files, so that they do not depend on the count.
         self.ids, self.files = tuple(make_ids(self.files)[:count]), self.files[:count]
         self.labels = "none" if self.masks is None else "maps"
 
     def file_name(self, i: int) -> str:
         """The path of picture i: below the folder, or as it was given."""
-        return self.files[i]
+        return shown(self.files[i])
+
+    def sources(self) -> list[Path]:
+        """The folder of the pictures; that of the label maps and their names, where there are."""
+        labels = [] if self.masks is None else [self.masks, self.masks.parent / "classes.txt"]
+        return [self.folder, *labels]
 
     def size(self, i: int) -> tuple[int, int]:
         """(H, W) of picture i, from its header."""
-        return image_size(self.folder / self.files[i])
+        return image_size(self.folder / self.files[i], turned=self._is_turned(i))
 
     def image(self, i: int) -> np.ndarray:
-        """Picture i, (H, W, 3) uint8 RGB."""
-        return read_image(self.folder / self.files[i])
+        """Picture i, (H, W, 3) uint8 RGB: upright, or as its label map lies."""
+        return read_image(self.folder / self.files[i], turned=self._is_turned(i))
+
+    def _is_turned(self, i: int) -> bool:
+        """Whether picture i is turned by its EXIF tag."""
+        if self.masks is None:
+            return True
+        labels_hw = image_size(self.mask_path(i), turned=False)
+        return lies_turned(self.folder / self.files[i], labels_hw)
 
     def semantic(self, i: int) -> np.ndarray:
         """Class indices of picture i, (H, W) uint8; NoLabels in a folder without label maps."""
@@ -143,7 +152,11 @@ class PictureFiles(Dataset):
 
     def file_name(self, i: int) -> str:
         """The path of picture i: below the folder, or as it was given."""
-        return str(self.paths[i])
+        return shown(self.paths[i])
+
+    def sources(self) -> list[Path]:
+        """The files."""
+        return [path.absolute() for path in self.paths]
 
     def size(self, i: int) -> tuple[int, int]:
         """(H, W) of picture i, from its header."""
@@ -154,35 +167,56 @@ class PictureFiles(Dataset):
         return read_image(self.paths[i])
 
 
-def open_pictures(paths: list[Path]) -> PictureFiles:
+def open_pictures(paths: list[Path], *, without: Collection[Path] = ()) -> PictureFiles:
     """Open files as they are given, and folders with all pictures below them, as one data set.
 
     What is a picture, and its id, is as in `FolderDataset`: the pictures of one folder have the ids
-    that stage 0 gives them, and label maps in `masks` are no pictures.
+    that stage 0 gives them, and label maps in `masks` are no pictures. What was skipped is printed.
+    A picture that is given twice is opened once.
+
+    Args:
+        paths: files and folders.
+        without: folders below those that are not looked into, if there are such.
 
     Raises:
         StoreError: for a path that does not exist, a folder that `FolderDataset` refuses, or where
             there is no picture at all.
     """
-    found: list[tuple[str, Path]] = []
+    found: dict[Path, tuple[str, Path]] = {}  # by the real place of the file, or of the link to it
     for path in paths:
         if path.is_dir():
             try:
                 folder, masks, _ = find_labels(path.absolute())
             except ValueError as error:
                 raise StoreError(str(error)) from None
-            found += [(file, folder / file) for file in list_pictures(folder, masks=masks)[0]]
+            files, skipped = list_pictures(folder, without=[*without, *_one_or_none(masks)])
+            _tell_skipped(folder, skipped)
+            inside = [(file, folder / file) for file in files]
         elif path.exists():
-            found.append((path.name, path))
+            inside = [(path.name, path)]
         else:
-            raise StoreError(f"{path} does not exist")
+            raise StoreError(f"{shown(path)} does not exist")
+        for name, file in inside:
+            found.setdefault(file.parent.resolve() / file.name, (name, file))
     if not found:
-        where, endings = ", ".join(map(str, paths)), ", ".join(sorted(picture_endings()))
+        where, endings = preview(map(str, paths)), ", ".join(sorted(picture_endings()))
         raise StoreError(f"no picture in {where}: known endings are {endings}")
-    times = Counter(name for name, _ in found)
-    names, files = [name for name, _ in found], [path for _, path in found]
-    places = [name if times[name] == 1 else str(path.absolute()) for name, path in found]
-    return PictureFiles(files, make_ids(names, places=places))
+    times = Counter(name for name, _ in found.values())
+    places = [name if times[name] == 1 else str(file.absolute()) for name, file in found.values()]
+    ids = make_ids([name for name, _ in found.values()], places=places)
+    return PictureFiles([file for _, file in found.values()], ids)
+
+
+def _one_or_none(path: Path | None) -> list[Path]:
+    """A list of a path that may be None."""
+    return [] if path is None else [path]
+
+
+def _tell_skipped(folder: Path, skipped: dict[str, list[str]]) -> None:
+    """Print what is below a folder and is no picture, if there is such."""
+    if skipped:
+        found = (f"{len(names)} {why}: {preview(names, limit=3)}" for why, names in skipped.items())
+        print(f"{shown(folder)}: " + "; ".join(found))
 
 
 def find_labels(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -226,17 +260,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return "background", *names
 
 
-def picture_endings() -> set[str]:
-    """Endings such as ".jpg" of the formats that Pillow can read."""
-    return {
-        ending
-        for ending, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in STUBS
-    }
-
-
 def list_pictures(
-    folder: Path, *, masks: Path | None = None
+    folder: Path, *, without: Collection[Path] = ()
 ) -> tuple[list[str], dict[str, list[str]]]:
     """List all pictures below a folder; no file is opened.
 
@@ -244,7 +269,7 @@ def list_pictures(
 
     Args:
         folder: where to look.
-        masks: a folder that is not looked into.
+        without: folders below it that are not looked into, if there are such.
 
     Returns:
         Paths of the pictures below the folder, sorted, with "/"; and {why: paths that were
@@ -253,25 +278,27 @@ def list_pictures(
     endings = picture_endings()
     files: list[str] = []
     skipped: dict[str, list[str]] = {}
-    visited = {_identity(masks)} if masks else set()
+    visited = {identity(path) for path in without if path.exists()} - {identity(folder)}
     waiting: deque[tuple[str, str]] = deque([("", str(folder))])  # path below folder, place
     links: deque[tuple[str, str]] = deque()
     while waiting or links:
         prefix, place = (waiting or links).popleft()
         try:
-            if (identity := _identity(place)) in visited:
+            if (own := identity(place)) in visited:
                 continue
-            visited.add(identity)
+            visited.add(own)
             entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
         except OSError:
             skipped.setdefault("folders cannot be read", []).append(prefix)
             continue
         for entry in entries:
             path, kind = prefix + entry.name, _kind(entry)
+            if kind == "folder" and entry.name in FOREIGN:
+                continue
             if kind == "folder":
                 (links if entry.is_symlink() else waiting).append((f"{path}/", entry.path))
             elif kind != "file":
-                skipped.setdefault(kind, []).append(ascii(path))
+                skipped.setdefault(kind, []).append(path)
             elif os.path.splitext(entry.name)[1].lower() in endings:
                 files.append(path)
             elif path != "classes.txt":
@@ -282,43 +309,19 @@ def list_pictures(
 def _kind(entry: os.DirEntry) -> str:
     """Whether an entry is a "folder" or a "file", or why it is neither."""
     try:
-        entry.name.encode()
-        return "folder" if entry.is_dir() else "file" if entry.is_file() else "links lead nowhere"
-    except UnicodeEncodeError:
-        return "names are not UTF-8"
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+        return "links lead nowhere" if entry.is_symlink() else "are no regular files"
     except OSError:  # a link to itself
         return "links lead nowhere"
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
-    """What two paths to one folder have in common."""
+def identity(path: str | Path) -> tuple[int, int]:
+    """What two paths to one file or folder have in common."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def without_ending(file: str) -> str:
-    """A path without the ending of its file name."""
-    return os.path.splitext(file)[0]
-
-
-def make_ids(files: list[str], *, places: list[str] | None = None) -> list[str]:
-    """Make an id of each path: no two are equal, and each may name a file.
-
-    Args:
-        files: paths with "/"; the ids are as the head of this module tells.
-        places: what tells two files of one path apart; None where all paths differ.
-    """
-    plain = [without_ending(file).replace("/", "__") for file in files]
-    claims = Counter(name.casefold() for name in plain)
-    unclear = [
-        claims[name.casefold()] > 1 or "~" in name or len(name.encode()) > LONGEST for name in plain
-    ]
-    return [
-        f"{name.encode()[:LONGEST].decode(errors='ignore')}~{digest_bytes(place.encode())[:12]}"
-        if lacking
-        else name
-        for name, place, lacking in zip(plain, places or files, unclear, strict=True)
-    ]
 
 
 def check_pairs(images: list[str], maps: list[str], *, masks: Path) -> None:

@@ -1,7 +1,10 @@
-"""Which files a data set needs, and which of them are there."""
+"""Which files a data set needs, which of them are there, and what their list must hold."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from mdlib.data.names import same_everywhere, shown
 
 
 def read_list(path: Path) -> list[str]:
@@ -19,7 +22,7 @@ def read_list(path: Path) -> list[str]:
 
 def preview(names: Iterable[str], *, limit: int = 5) -> str:
     """Name the first `limit` and how many more there are: "a, b, c and 12 more"."""
-    known = list(names)
+    known = [shown(name) for name in names]
     more = f" and {len(known) - limit} more" if len(known) > limit else ""
     return ", ".join(known[:limit]) + more
 
@@ -59,3 +62,37 @@ def check_exist(paths: list[Path], *, what: str) -> None:
             f"{preview(path.name for path in gone)}. "
             "Was the data set copied or unpacked as a whole?"
         )
+
+
+def check_unique(ids: Sequence[str], *, what: str) -> None:
+    """Refuse a list with an id twice: one picture would get what belongs to the other.
+
+    Ids that some file system takes for one, such as `Cat` and `cat`, count as equal.
+
+    Args:
+        ids: of all images of a split.
+        what: the data set and its split, for the message.
+
+    Raises:
+        ValueError: with some of the ids that stand there twice, if there are any.
+    """
+    by_key = {same_everywhere(name): name for name in ids}
+    times = Counter(map(same_everywhere, ids))
+    twice = [by_key[key] for key, number in times.items() if number > 1]
+    if twice:
+        raise ValueError(f"{what}: {len(twice)} images are listed twice: {preview(twice)}")
+
+
+def check_count(count: int | None, have: int, *, what: str) -> None:
+    """Refuse a count of images that is below 1, or that a split does not have; None is all.
+
+    Args:
+        count: how many are asked for.
+        have: how many there are.
+        what: the data set and its split, for the message.
+
+    Raises:
+        ValueError: for such a count.
+    """
+    if count is not None and not 1 <= count <= have:
+        raise ValueError(f"{what} has {have} images, {count} were asked for")

@@ -3,6 +3,7 @@
 "train": clusters are made and named, networks learn; "dev": choices; "val": the report.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import numpy as np
 from mdlib.core.files import StoreError, read_json
 from mdlib.core.paths import ROOT
 from mdlib.data import Cached, Dataset, Subset, open_dataset
+from mdlib.data.listing import preview
 from mdlib.data.scenes import StoredScenes
 
 
 def open_role(prepared: Path, role: str, *, first: int | None = None) -> Dataset:
-    """Open the images that play a role in a run.
+    """Open the images that play a role in a run: those that notebook 00 saw, by their ids.
 
     Args:
         prepared: what notebook 00 wrote: index.json, and scenes_<role>.npz of a composed set.
@@ -22,7 +24,7 @@ def open_role(prepared: Path, role: str, *, first: int | None = None) -> Dataset
         first: no more than so many images; None for all.
 
     Raises:
-        StoreError: where the run has no such role.
+        StoreError: where the run has no such role, and where the data set now lists other images.
     """
     index = read_json(prepared / "index.json")
     entries = index["splits"] | ({"support": index["support"]} if "support" in index else {})
@@ -33,12 +35,32 @@ def open_role(prepared: Path, role: str, *, first: int | None = None) -> Dataset
         )
     # the support set is of another data set
     entry, scenes = {**index, **entries[role]}, prepared / f"scenes_{role}.npz"
-    data = open_dataset(
-        entry["dataset"], root=ROOT / entry["root"], split=entry["split"], count=entry["count"]
-    )
+    try:
+        data = open_dataset(
+            entry["dataset"], root=ROOT / entry["root"], split=entry["split"], count=entry["count"]
+        )
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{role}: {error}. It could be opened by 00_prepare_data") from None
+    _check_listing(data.ids, entry["ids"], role=role)
     if scenes.is_file():  # composed by 00, once for all
         data = StoredScenes(scenes, name=data.name, classes=data.classes, ids=data.ids)
     return Cached(Subset(data, without=entry["left_out"], first=first))
+
+
+def _check_listing(now: Sequence[str], then: Sequence[str], *, role: str) -> None:
+    """Refuse a data set that lists other images than when 00 looked at it."""
+    if list(now) == list(then):
+        return
+    new, gone = sorted(set(now) - set(then)), sorted(set(then) - set(now))
+    changes = [
+        f"{len(names)} {what}: {preview(names)}"
+        for what, names in (("new", new), ("gone", gone))
+        if names
+    ]
+    raise StoreError(
+        f"{role}: the data set has changed since 00_prepare_data looked at it "
+        f"({'; '.join(changes) or 'its order is another'}): run 00_prepare_data again"
+    )
 
 
 # what is printed of roles whose images lack what is asked for, by the kind of their labels

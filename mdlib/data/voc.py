@@ -42,7 +42,7 @@ from scipy.io.matlab import MatReadError
 
 from mdlib.data.dataset import Dataset
 from mdlib.data.images import ImageError, image_size, read_image, read_true_labels
-from mdlib.data.listing import check_exist, read_list
+from mdlib.data.listing import check_count, check_exist, check_unique, read_list
 from mdlib.data.sample import VOID, Instances, Sample
 
 CLASSES = (
@@ -108,23 +108,24 @@ class VocDataset(Dataset):
             whole: ask whether every file of the split is there; `checks.check_dataset` reads them.
 
         Raises:
-            ValueError: for an unknown split, a broken list, or a count that is too large.
+            ValueError: for an unknown split, a broken list, an image that is listed twice, or a
+                count that the split does not have.
             FileNotFoundError: where the data is missing.
         """
         self.name, self.split = f"voc{year}", split
         self.folder, self.sbd = find_devkit(root, year), find_sbd(root)
         names = list_split(self.folder, self.sbd, split, year=year)
-        if count is not None and count > len(names):
-            raise ValueError(f"{self.name} {split} has {len(names)} images, {count} were asked for")
+        check_unique(names, what=f"{self.name} {split}")
+        check_count(count, len(names), what=f"{self.name} {split}")
         self.ids = tuple(names[:count])
+        self.lists = split_lists(self.folder, self.sbd, split, year=year)
         self.labels = "boxes" if year == 2007 or split == "boxes" else "masks"
         # Only trainaug and fit hold images that VOC itself has no label map for.
         self.by_sbd: set[str] = set()
         if split in ("trainaug", "fit"):
             self.by_sbd = set(names) - set(read_list(segmentation_list(self.folder, "train")))
         if whole:
-            files = [p for n in self.ids for p in (self.image_path(n), *self.label_paths(n))]
-            check_exist(files, what=f"{self.name} {split}")
+            check_exist(self.sources()[len(self.lists) :], what=f"{self.name} {split}")
 
     def __getitem__(self, i: int) -> Sample:
         """Image i with all its labels."""
@@ -135,11 +136,18 @@ class VocDataset(Dataset):
 
     def size(self, i: int) -> tuple[int, int]:
         """(H, W) of image i, from its header."""
-        return image_size(self.image_path(self.ids[i]))
+        return image_size(self.image_path(self.ids[i]), turned=False)
 
     def image(self, i: int) -> np.ndarray:
-        """Image i, (H, W, 3) uint8 RGB."""
-        return read_image(self.image_path(self.ids[i]))
+        """Image i, (H, W, 3) uint8 RGB, as it is stored: so lie its labels."""
+        return read_image(self.image_path(self.ids[i]), turned=False)
+
+    def sources(self) -> list[Path]:
+        """The lists of the split, its images, and their label files."""
+        return [
+            *self.lists,
+            *(p for name in self.ids for p in (self.image_path(name), *self.label_paths(name))),
+        ]
 
     def semantic(self, i: int) -> np.ndarray:
         """Class indices of image i, (H, W) uint8; NoLabels where there are boxes alone."""
@@ -233,6 +241,18 @@ def segmentation_list(folder: Path, split: str) -> Path:
     return folder / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
+def split_lists(folder: Path, sbd: Path, split: str, *, year: int) -> list[Path]:
+    """The files of names that `list_split` reads."""
+    if year == 2007 or split == "boxes":
+        return [folder / "ImageSets" / "Main" / f"{'trainval' if split == 'boxes' else split}.txt"]
+    if split in ("train", "val"):
+        return [segmentation_list(folder, split)]
+    if split == "dev":
+        return [segmentation_list(folder, "train")]
+    both = [segmentation_list(folder, part) for part in ("train", "val")]
+    return both if split == "instances" else [*both, sbd / "train.txt", sbd / "val.txt"]
+
+
 def list_split(folder: Path, sbd: Path, split: str, *, year: int) -> list[str]:
     """List the names of the images of a split, sorted.
 
@@ -250,27 +270,15 @@ def list_split(folder: Path, sbd: Path, split: str, *, year: int) -> list[str]:
         raise ValueError(
             f"unknown voc{year} split {split!r}; expected one of {sorted(COUNTS[year])}"
         )
-    if year == 2007 or split == "boxes":
-        names = read_list(
-            folder / "ImageSets" / "Main" / f"{'trainval' if split == 'boxes' else split}.txt"
-        )
-    elif split in ("train", "val"):
-        names = read_list(segmentation_list(folder, split))
-    elif split == "instances":
-        names = [
-            name for part in ("train", "val") for name in read_list(segmentation_list(folder, part))
-        ]
+    lists = [read_list(path) for path in split_lists(folder, sbd, split, year=year)]
+    if split == "dev":
+        names = sorted(lists[0])[::DEV_EVERY]
+    elif split in ("trainaug", "fit"):
+        train, val, *of_sbd = lists
+        dev = sorted(train)[::DEV_EVERY] if split == "fit" else []
+        names = list(set(train).union(*of_sbd) - {*val, *dev})
     else:
-        train = sorted(read_list(segmentation_list(folder, "train")))
-        dev = train[::DEV_EVERY]
-        if split == "dev":
-            names = dev
-        else:
-            augmented = {*train, *read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")}
-            held_out = {*read_list(segmentation_list(folder, "val"))}
-            if split == "fit":
-                held_out.update(dev)
-            names = list(augmented - held_out)
+        names = [name for listed in lists for name in listed]
     wrong = [name for name in names if not re.fullmatch(NAMES[year], name)]
     if wrong:
         raise ValueError(

@@ -73,7 +73,7 @@ def load_cutouts(root: Path) -> tuple[tuple[str, ...], tuple[Cutout, ...]]:
         raise FileNotFoundError(
             f"no zoo at {root}: expected {table} (is this the repository's data/zoo?)"
         )
-    with open(table, newline="") as file:
+    with open(table, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     classes = ("background", *sorted({row["class"] for row in rows}))
     cutouts = tuple(
@@ -267,15 +267,18 @@ class ZooDataset(Dataset):
             count: number of scenes; None for DEFAULT_COUNTS.
 
         Raises:
-            ValueError: for an unknown split.
+            ValueError: for an unknown split, or a count below 1.
             FileNotFoundError: where there is no zoo.
         """
         if split not in SPLIT_SEEDS:
             raise ValueError(f"unknown zoo split {split!r}; expected one of {sorted(SPLIT_SEEDS)}")
         self.split = split
         count = DEFAULT_COUNTS[split] if count is None else count
+        if count < 1:
+            raise ValueError(f"a zoo of {count} scenes was asked for; there must be 1 or more")
+        self.root = Path(root).absolute()
         self.ids = tuple(f"{split}_{i:05d}" for i in range(count))
-        self.classes, everything = load_cutouts(Path(root))
+        self.classes, everything = load_cutouts(self.root)
         self.cutouts = [c for c in everything if c.split in ("train", split)]
         self.seen = {c.name for c in everything if c.split == "train"}  # in the encoder's clips too
 
@@ -286,6 +289,13 @@ class ZooDataset(Dataset):
         rng = np.random.default_rng([SPLIT_SEEDS[self.split], i])
         image, masks, labels, names = compose_scene(self.cutouts, rng)
         return image, Instances(masks, labels, names)
+
+    def sources(self) -> list[Path]:
+        """The table and all cut-outs: their number decides which of them a scene draws."""
+        names = sorted(cutout.name for cutout in load_cutouts(self.root)[1])
+        return [self.root / "cutouts.csv"] + [
+            self.root / "cutouts" / f"{name}.png" for name in names
+        ]
 
     def __getitem__(self, i: int) -> Sample:
         """Scene i with all its labels."""

@@ -3,13 +3,14 @@
 For a notebook's first cell.
 """
 
-import re
 import subprocess
 import sys
 import tempfile
 import tomllib
 from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from mdlib.core.paths import ROOT
 
@@ -22,17 +23,13 @@ def in_colab() -> bool:
 
 
 def missing_packages() -> list[str]:
-    """List the dependencies of pyproject.toml that are not installed.
+    """List the dependencies of pyproject.toml that are not installed, or in another version.
 
     Returns:
         Requirements as pip takes them; never one of GIVEN.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [
-        line
-        for line in project["dependencies"]
-        if _name(line) not in GIVEN and not _version(_name(line))
-    ]
+    return [line for line in project["dependencies"] if not _is_there(Requirement(line))]
 
 
 def install_missing() -> None:
@@ -49,16 +46,19 @@ def install_missing() -> None:
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder) / "held.txt"
         held.write_text(
-            "".join(f"{name}=={version}\n" for name in GIVEN if (version := _version(name)))
+            "".join(f"{name}=={version}\n" for name in GIVEN if (version := _version(name))),
+            encoding="utf-8",
         )
         subprocess.run(
             [sys.executable, "-m", "pip", "install", "-q", "-c", str(held), *wanted], check=True
         )
 
 
-def _name(requirement: str) -> str:
-    """The package in a requirement such as "numpy>=2.0"."""
-    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+def _is_there(needed: Requirement) -> bool:
+    """Whether a package need not be installed; a version before a release is as good as it."""
+    version = _version(needed.name)
+    fits = version is not None and needed.specifier.contains(version, prereleases=True)
+    return fits or needed.name in GIVEN
 
 
 def _version(name: str) -> str | None:

@@ -61,6 +61,11 @@ def stage_sources(notebook: str) -> list[str]:
     return [c.source for c in cells if not IGNORED_TAGS & set(c.metadata.get("tags", []))]
 
 
+def as_python(source: str) -> str:
+    """A cell as IPython runs it and lists it in `In`: magics and shell commands are calls."""
+    return TransformerManager().transform_cell(source).strip()
+
+
 def code_digest(notebook: str) -> str:
     """Digest of a notebook's code and of the mdlib modules it imports, directly or not.
 
@@ -118,7 +123,7 @@ def tree_of(cells: list[str]) -> ast.Module:
     body: list[ast.stmt] = []
     for source in cells:
         try:
-            body += ast.parse(TransformerManager().transform_cell(source)).body
+            body += ast.parse(as_python(source)).body
         except SyntaxError:
             body.append(ast.Expr(ast.Constant(source)))
     return ast.Module(body=body, type_ignores=[])

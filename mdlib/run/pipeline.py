@@ -26,6 +26,7 @@ from mdlib.core.files import read_json, write_json, write_text
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
 from mdlib.run.exit_codes import DIED, DONE, FAILED, INTERRUPTED
+from mdlib.run.place import check_place, data_roots
 from mdlib.run.presets import Preset, PresetError, load_preset, resolve
 from mdlib.run.stage import (
     RUN_DIR,
@@ -75,6 +76,7 @@ def run(
     parameters = resolve(preset, overrides)
     notebooks = _chosen(preset, start, only)
     run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
+    check_place(run_dir, roots=data_roots(parameters))
     with run_lock(run_dir).held(busy=busy(run_dir)):
         _write_run_info(run_dir, preset_name)
         code = _run_all(
@@ -109,6 +111,7 @@ def fill(run_dir: Path, stage: str) -> int:
     """
     preset = load_preset("smoke")
     _chosen(preset, stage, None)
+    check_place(run_dir, roots=())
     # the numbers of notebooks are their order
     before = [name for name in preset.notebooks if name <= stage]
     with run_lock(run_dir).held(busy=busy(run_dir), fill=True):

@@ -6,26 +6,38 @@
 or `python -m mdlib predict IMAGES --run RUN`.
 """
 
-from dataclasses import dataclass
+import errno
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torchvision.models.detection import MaskRCNN
 
 from mdlib.core.colours import WHITE, class_colours, overlay
-from mdlib.core.files import atomic
-from mdlib.core.label_map import write_label_map
+from mdlib.core.files import StoreError, atomic, digest_bytes, digest_file, read_json, write_json
+from mdlib.core.label_map import void_of, write_label_map
 from mdlib.core.mask import Mask, write_masks
-from mdlib.data import VOID, InMemory
-from mdlib.data.folder import open_pictures
+from mdlib.data import InMemory
+from mdlib.data.folder import PictureFiles, identity, open_pictures
 from mdlib.data.images import ImageError
+from mdlib.data.names import shown
 from mdlib.method import crf, detector, segmenter
 from mdlib.method.segmenter import Segmenter
 from mdlib.run.artifacts import RunArtifacts
 from mdlib.run.identity import device
 
 SURE = 0.3  # detections from this score on are drawn; all are in instances.json
+LARGEST = 2_000_000  # pixels in which the networks see a picture; a larger one is shrunk for them
+# of the CRF: pixels, and pixels times outputs; it takes about 45 bytes of memory for one of these
+CRF_LARGEST, CRF_LARGEST_WORK = 1_000_000, 32_000_000
+KINDS = ("clusters", "maps", "overlays")  # folders of the results
+PARTS = ".parts"  # what is done, until all is done
+OWN = ("artifacts", "export", "figures", "notebooks", "predictions")  # folders of a run
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what stops the next picture as well
 
 
 @dataclass(frozen=True)
@@ -83,27 +95,81 @@ class MaskDistill:
         Returns:
             The map as `labels` gives it, and the detector's masks with clusters, best first.
         """
-        one = InMemory({image_id: image})
-        (masks,) = detector.predict(self.detector, one, batch=1, device=device())
-        return self.labels(image), masks
+        seen = InMemory({image_id: shrink(image, LARGEST)})
+        (masks,) = detector.predict(self.detector, seen, batch=1, device=device())
+        return self.labels(image), [_enlarged(mask, image.shape[:2]) for mask in masks]
 
     def labels(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB -> (H, W) clusters, 0 background and 1 + cluster; see label_map."""
+        image_hw, image = image.shape[:2], shrink(image, LARGEST)
         one = InMemory({"image": image})
         (logits,) = segmenter.predict_logits(
             self.segmenter, one, side=self.side, batch=1, device=device()
         )
         if self.crf is None:
-            return segmenter.label_map(logits, image_hw=image.shape[:2])
-        (labels,) = segmenter.refined_maps([logits.numpy()], one, self.crf, workers=1)
+            labels = segmenter.label_map(logits, image_hw=image.shape[:2])
+        else:
+            most = min(CRF_LARGEST, CRF_LARGEST_WORK // len(logits))
+            one = InMemory({"image": shrink(image, most)})
+            (labels,) = segmenter.refined_maps([logits.numpy()], one, self.crf, workers=1)
+        return resize_nearest(labels, image_hw)
+
+    def digest(self) -> str:
+        """A digest of all that a prediction depends on besides the picture."""
+        weights = [*self.detector.state_dict().values(), *self.segmenter.state_dict().values()]
+        settings = (
+            self.side,
+            self.detector.transform.min_size,
+            self.classes,
+            self.cluster_to_class.tolist(),
+            self.crf,
+        )
+        return digest_bytes(
+            repr(settings).encode(), *(weight.cpu().numpy().tobytes() for weight in weights)
+        )
+
+
+def shrink(image: np.ndarray, most: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 of at most about `most` pixels; a smaller one as it is."""
+    height, width = image.shape[:2]
+    scale = (most / (height * width)) ** 0.5
+    if scale >= 1:
+        return image
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def resize_nearest(labels: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
+    """(h, w) of any dtype -> (H, W): each pixel has the value at its place."""
+    if labels.shape == tuple(image_hw):
         return labels
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for new, old in zip(image_hw, labels.shape, strict=True)
+    )
+    # column by column in memory, as masks are encoded: four times as fast
+    return labels.T.take(rows, 1).take(columns, 0).T
+
+
+def _enlarged(mask: Mask, image_hw: tuple[int, int]) -> Mask:
+    """A mask at the size of the picture."""
+    if mask.size == tuple(image_hw):
+        return mask
+    return Mask.from_pixels(
+        resize_nearest(mask.pixels(), image_hw),
+        image_id=mask.image_id,
+        score=mask.score,
+        cluster=mask.cluster,
+    )
 
 
 def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
-    """Predict all pictures into a folder; a picture that cannot be read is skipped with a line.
+    """Predict all pictures into a folder; one that cannot be read or written is a line.
 
     Written: clusters/ID.png (0 background, 1 + cluster), maps/ID.png (class indices; a cluster
-    without a class is void, 255), overlays/ID.png, and instances.json in COCO's format.
+    without a class is void), overlays/ID.png (smaller than a large photograph), and instances.json
+    in COCO's format. Until all is done, what is done lies in .parts; a second start with the same
+    run and pictures goes on from there. `out` and the folders of the run are no pictures.
 
     Args:
         paths: files, and folders with all pictures below them; see `data.folder` for the ids.
@@ -111,38 +177,146 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
         out: where to; None: the run's own predictions/.
 
     Returns:
-        How many pictures could not be read.
+        How many pictures have no result.
 
     Raises:
-        StoreError: where there is no picture, or a stage that is needed has not run.
+        StoreError: where there is no picture, a stage that is needed has not run, a result would
+            replace a picture or what is no result, or the disk is full.
         WeightsError: for broken weights.
     """
-    pictures = open_pictures(paths)  # before the networks: a wrong path is told at once
-    model, out = MaskDistill.from_run(RunArtifacts(run_dir)), out or run_dir / "predictions"
-    colours = class_colours(len(model.cluster_to_class))
-    found: list[Mask] = []
-    sizes: dict[str, tuple[int, int]] = {}
-    files: dict[str, dict[str, str]] = {}
-    for i, image_id in enumerate(pictures.ids):
+    out = out or run_dir / "predictions"
+    foreign = [out, run_dir, *(out / kind for kind in KINDS), *(run_dir / own for own in OWN)]
+    pictures = open_pictures(paths, without=foreign)
+    _keep_what_is_there(out, pictures)  # before the networks: a wrong path is told at once
+    model = MaskDistill.from_run(RunArtifacts(run_dir))
+    results = _Results(out, model, pictures)
+    done = [i for i in range(len(pictures)) if results.is_there(i)]
+    if done:
+        print(f"{len(done)} of {len(pictures)} are there already")
+    for i in sorted({*range(len(pictures))} - {*done}):
         try:
-            image = pictures.image(i)
-        except ImageError as error:
-            print(f"skipped: {error}")
-            continue
+            print(results.add(i))
+            done.append(i)
+        except (ImageError, MemoryError, RuntimeError) as error:
+            print(f"skipped: {_reason(error, pictures.file_name(i))}")
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise StoreError(
+                    f"{out}: {error.strerror}. Make room and start again: "
+                    f"{len(done)} of {len(pictures)} pictures are kept"
+                ) from None
+            print(f"skipped: {_reason(error, pictures.file_name(i))}")
+    results.finish(sorted(done))
+    print(f"{len(done)} of {len(pictures)} pictures: {shown(out)}")
+    return len(pictures) - len(done)
+
+
+def _reason(error: Exception, file_name: str) -> str:
+    """Why a picture has no result; an ImageError names its file itself."""
+    if isinstance(error, ImageError):
+        return str(error)
+    return f"{file_name}: {type(error).__name__}: {shown(error)}"
+
+
+def _keep_what_is_there(out: Path, pictures: PictureFiles) -> None:
+    """Refuse a folder for the results where they would replace pictures, or what is no result."""
+    read = {identity(path) for path in pictures.paths if path.exists()}
+    results = [out / kind / f"{name}.png" for kind in KINDS for name in pictures.ids]
+    for path in (*results, out / "instances.json"):
+        if path.exists() and identity(path) in read:
+            raise StoreError(
+                f"{shown(path)} is one of the pictures, and its prediction would replace it: "
+                "choose another --out"
+            )
+    own = (out / "instances.json").is_file() or (out / PARTS).is_dir()
+    held = [kind for kind in KINDS if (out / kind).is_dir() and any((out / kind).iterdir())]
+    if held and not own:
+        raise StoreError(
+            f"{shown(out)} holds {', '.join(held)} that no prediction wrote: choose another --out"
+        )
+
+
+class _Results:
+    """The results of all pictures, each written when it is there.
+
+    A part, .parts/ID.json, holds the picture's digest, the networks' digest, the picture's size and
+    its masks. It is written last: where it is, the other files are.
+    """
+
+    def __init__(self, out: Path, model: MaskDistill, pictures: PictureFiles):
+        self.out, self.model, self.pictures = out, model, pictures
+        self.networks = model.digest()
+        self.colours = class_colours(len(model.cluster_to_class))
+        kind = np.uint8 if len(model.classes) <= void_of(np.uint8) else np.uint16
+        named = model.cluster_to_class
+        self.class_of = np.where(named < 0, void_of(kind), named).astype(kind)
+        for folder in (*KINDS, PARTS):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+
+    def _part(self, i: int) -> Path:
+        """Where the part of picture i lies."""
+        return self.out / PARTS / f"{self.pictures.ids[i]}.json"
+
+    def _files(self, i: int) -> dict[str, Path]:
+        """The files of picture i by their kind."""
+        return {kind: self.out / kind / f"{self.pictures.ids[i]}.png" for kind in KINDS}
+
+    def is_there(self, i: int) -> bool:
+        """Whether picture i was predicted by these networks, and is what it was."""
+        path = self.pictures.paths[i]
+        if not (self._part(i).is_file() and path.is_file()):
+            return False
+        try:
+            part = read_json(self._part(i))
+            made_of = (part["picture"], part["networks"])
+            same = made_of == (digest_file(path), self.networks)
+        except (StoreError, OSError, KeyError, TypeError):
+            return False
+        return same and all(file.is_file() for file in self._files(i).values())
+
+    def add(self, i: int) -> str:
+        """Predict picture i and write its results; gives a line that says what was found."""
+        image_id, model, files = self.pictures.ids[i], self.model, self._files(i)
+        image = self.pictures.image(i)
         labels, masks = model.predict(image, image_id=image_id)
-        named = model.cluster_to_class[labels]
-        write_label_map(out / "clusters" / f"{image_id}.png", labels)
-        write_label_map(out / "maps" / f"{image_id}.png", np.where(named < 0, VOID, named))
-        _write_overlay(out / "overlays" / f"{image_id}.png", image, labels, masks, colours)
-        found += masks
-        sizes[image_id] = image.shape[:2]
-        files[image_id] = {"file_name": pictures.file_name(i)}
+        write_label_map(files["clusters"], labels)
+        write_label_map(files["maps"], self.class_of[labels])
+        _write_overlay(files["overlays"], image, labels, masks, self.colours)
+        part: dict[str, Any] = {
+            "picture": digest_file(self.pictures.paths[i]),
+            "networks": self.networks,
+            "size": image.shape[:2],
+            "masks": [asdict(mask) for mask in masks],
+        }
+        write_json(self._part(i), part)
         sure = sum(mask.score >= SURE for mask in masks)
-        print(f"{image_id}: {len(np.setdiff1d(labels, [0]))} clusters, {sure} objects")
-    titles = _category_names(model)
-    write_masks(out / "instances.json", found, images=sizes, categories=titles, more=files)
-    print(f"{len(sizes)} of {len(pictures)} pictures: {out}")
-    return len(pictures) - len(sizes)
+        found = f"{image_id}: {len(np.setdiff1d(labels, [0]))} clusters, {sure} objects"
+        height, width = shrink(image, LARGEST).shape[:2]
+        if (height, width) == image.shape[:2]:
+            return found
+        full = f"{image.shape[1]} x {image.shape[0]}"
+        return f"{found} (seen in {width} x {height} of its {full} pixels)"
+
+    def finish(self, done: list[int]) -> None:
+        """Write instances.json of the pictures `done`, and remove the parts."""
+        ids = [self.pictures.ids[i] for i in done]
+        sizes: dict[str, tuple[int, int]] = {}
+        for i, image_id in zip(done, ids, strict=True):
+            height, width = read_json(self._part(i))["size"]
+            sizes[image_id] = (height, width)
+        write_masks(
+            self.out / "instances.json",
+            self._masks(done),
+            images=sizes,
+            categories=_category_names(self.model),
+            more={self.pictures.ids[i]: {"file_name": self.pictures.file_name(i)} for i in done},
+        )
+        shutil.rmtree(self.out / PARTS)
+
+    def _masks(self, done: list[int]) -> Iterator[Mask]:
+        """The masks of the pictures `done`, picture by picture."""
+        for i in done:
+            yield from (Mask(**mask) for mask in read_json(self._part(i))["masks"])
 
 
 def _category_names(model: MaskDistill) -> list[str]:
@@ -155,12 +329,14 @@ def _write_overlay(
     path: Path, image: np.ndarray, labels: np.ndarray, masks: list[Mask], colours: np.ndarray
 ) -> None:
     """The map painted over the picture, and the sure objects as white outlines above it."""
+    image = shrink(image, LARGEST)  # a large photograph is painted smaller
+    labels = resize_nearest(labels, image.shape[:2])
     present = np.setdiff1d(labels, [0])
     painted = image / 255
     if present.size:
         regions = np.stack([labels == c for c in present])
         painted = overlay(image, regions, colours=[tuple(colours[c]) for c in present])
-    sure = [mask.pixels() for mask in masks if mask.score >= SURE]
+    sure = [resize_nearest(mask.pixels(), image.shape[:2]) for mask in masks if mask.score >= SURE]
     if sure:
         flat = (painted * 255).round().astype(np.uint8)
         painted = overlay(flat, np.stack(sure), colours=(WHITE,), strength=0.0)

@@ -21,7 +21,7 @@ from mdlib.models.backbones import PUBLISHED_WEIGHTS
 from mdlib.models.checkpoints import cached_checkpoint
 from mdlib.models.hub import PUBLISHED, cached_vit
 from mdlib.run.identity import device
-from mdlib.run.presets import Preset, load_preset, resolve
+from mdlib.run.presets import Preset
 
 RESULTS = ROOT / "benchmarks" / "results"
 # On the high side, and rather so: the demo's run fills 0.13 GB, and this says 0.4.
@@ -38,24 +38,25 @@ PUBLISHED_COUNTS = {
 ALL_IMAGES = 20_000  # of a split whose number is not published: as many as COCO20k has
 
 
-def check(preset_name: str, overrides: dict[str, dict]) -> list[str]:
+def check(preset_name: str, preset: Preset, parameters: dict[str, dict]) -> list[str]:
     """Print what a preset needs and what it will take.
 
     Args:
         preset_name: a file in presets/.
-        overrides: {notebook: {parameter: value}}, as `parse_sets` gives them.
+        preset: its content.
+        parameters: {notebook: {parameter: value}}, complete, as `resolve` gives them.
 
     Returns:
         What is missing, one line each; what the run fetches itself is not.
-
-    Raises:
-        PresetError: an unknown preset, notebook or parameter, or a value of a wrong type.
     """
-    preset = load_preset(preset_name)
-    parameters = resolve(preset, overrides)
     print(f"{preset_name}: {preset.description}")
     print(f"notebooks: {', '.join(preset.notebooks)}")
-    missing = [*missing_data(parameters), *missing_weights(parameters), *_missing_room(parameters)]
+    missing = [
+        *missing_data(parameters),
+        *missing_weights(parameters),
+        *_missing_room(parameters),
+        *_impossible(parameters),
+    ]
     for line in (disk(parameters), *time_and_memory(preset_name, preset)):
         print(line)
     gpu = ""
@@ -127,8 +128,8 @@ def _wrong(name: str, root: str, splits: list[str]) -> list[str]:
     """What is wrong with a data set, and how to get it."""
     try:
         problems = check_dataset(name, ROOT / root, splits=splits)
-    except ValueError as error:  # an unknown name
-        return [str(error)]
+    except Exception as error:  # whatever a broken data set raises is a line here
+        return [f"{name} at {root}: {type(error).__name__}: {error}"]
     source = name.removesuffix("_agnostic")
     if problems and source in SOURCES:
         problems.append(f"{name} as a whole: `python -m mdlib fetch {source} --root {root}`")
@@ -150,7 +151,7 @@ def missing_weights(parameters: dict[str, dict]) -> list[str]:
         {
             line
             for network, weights in _weights(parameters)
-            if not _published(weights) and (line := _lack(network, weights))
+            if not _published(network, weights) and (line := _lack(network, weights))
         }
     )
 
@@ -170,14 +171,14 @@ def weights_to_fetch(parameters: dict[str, dict]) -> list[str]:
         {
             line
             for network, weights in _weights(parameters)
-            if _published(weights) and (line := _lack(network, weights))
+            if _published(network, weights) and (line := _lack(network, weights))
         }
     )
 
 
-def _published(weights: str | None) -> bool:
-    """Whether the run fetches these weights itself."""
-    return weights is None or weights in PUBLISHED_WEIGHTS
+def _published(network: str, weights: str | None) -> bool:
+    """Whether the run fetches these weights itself; those known by a name are of a ResNet."""
+    return weights is None or (network == "resnet50" and weights in PUBLISHED_WEIGHTS)
 
 
 def _weights(parameters: dict[str, dict]) -> Iterator[tuple[str, str | None]]:
@@ -207,7 +208,7 @@ def _lack(network: str, weights: str | None) -> str | None:
             f'weights of {network}: the run fetches them, or `python -c "{fetch}"`; '
             "without a network, a file as `weights`"
         )
-    if weights in PUBLISHED_WEIGHTS:
+    if _published(network, weights):
         url, _ = PUBLISHED_WEIGHTS[weights]
         if cached_checkpoint(url).is_file():
             return None
@@ -299,7 +300,7 @@ def _artifacts(parameters: dict[str, dict]) -> float:
     # half-precision logits of two networks at stride 8, of dev and val
     if "05_train_deeplab" in parameters:
         cells = (parameters["05_train_deeplab"]["side"] / 8) ** 2
-        outputs = 1 + parameters["02_cluster_masks"]["k"]
+        outputs = 1 + parameters.get("02_cluster_masks", {}).get("k", 0)
         total += 2 * 2e-9 * cells * outputs * (counts.get("dev", 0) + counts.get("val", 0))
     return total
 
@@ -311,6 +312,25 @@ def _missing_room(parameters: dict[str, dict]) -> list[str]:
     lines = [f"disk: {needed:.1f} GB are needed, {free:.1f} GB are free"] if free < needed else []
     if not os.access(place, os.W_OK):
         lines.append("reports/ cannot be written: give --out a folder that can")
+    return lines
+
+
+def _impossible(parameters: dict[str, dict]) -> list[str]:
+    """What parameters ask for and cannot get, each of which would end the run after hours."""
+    lines = []
+    for name, values in parameters.items():
+        there = torch.cuda.device_count()
+        if 0 < there < values.get("gpus", 1):
+            lines.append(f"{name}: gpus={values['gpus']}, and {there} are here")
+    names = parameters.get("A2_your_own_images", {}).get("names")
+    if names is not None and not (ROOT / names).is_file():
+        lines.append(f"A2_your_own_images: no file of names at {ROOT / names}")
+    if {"00_prepare_data", "01_distill_masks", "02_cluster_masks"} <= parameters.keys():
+        images = images_of(parameters["00_prepare_data"])
+        each, k = parameters["01_distill_masks"]["max_masks"], parameters["02_cluster_masks"]["k"]
+        most = (images["train"] + images.get("support", 0)) * each
+        if most < k:
+            lines.append(f"02_cluster_masks: k={k}, and 01 gives {most} masks at most")
     return lines
 
 

@@ -2,33 +2,22 @@
 
 Reads notebooks for both.
 
-The `parameters` cell of a notebook owns names, types and the demo's values; a preset or `--set`
-overrides them. A misspelt name or a value of the wrong type is refused here, because papermill
-would only warn.
+The `parameters` cell of a notebook owns names, types, ranges and the demo's values; a preset or
+`--set` overrides them. A misspelt name or a wrong value (`values`) is refused here, because
+papermill would only warn.
 """
 
 import ast
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 import nbformat
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    FiniteFloat,
-    Strict,
-    StrictBool,
-    StrictInt,
-    StrictStr,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from mdlib.core.paths import NOTEBOOKS, PRESETS
+from mdlib.run.values import Parameter, PresetError, check_together, check_value, read_value
 
 # What had another name before: an old name is an error that says the new one.
 RENAMED: dict[tuple[str, str], str] = {  # (notebook, old parameter): new parameter
@@ -46,19 +35,7 @@ RENAMED: dict[tuple[str, str], str] = {  # (notebook, old parameter): new parame
     ("08_probe_linearly", "lr_drops"): "lr_milestones",
 }
 RENAMED_PRESETS: dict[str, str] = {}  # old preset: new preset
-
-
-class PresetError(ValueError):
-    """A preset, notebook or parameter is unknown or has a wrong value."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One line of a parameters cell: `name: type = value  # comment`."""
-
-    type: str
-    value: object
-    comment: str
+RUN_DIR = "run_dir"  # the one parameter that says where, not what: no part of a stage's identity
 
 
 class Preset(BaseModel):
@@ -74,10 +51,10 @@ class Preset(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     description: str
-    notebooks: list[str]
+    notebooks: Annotated[list[str], Field(min_length=1)]
     parameters: dict[str, dict[str, object]] = {}
-    seconds: dict[str, float] = {}
-    bands: dict[str, tuple[float, float]] = {}
+    seconds: dict[str, FiniteFloat] = {}
+    bands: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
 
 
 def load_preset(name: str) -> Preset:
@@ -94,10 +71,35 @@ def load_preset(name: str) -> Preset:
         The preset, complete.
 
     Raises:
-        PresetError: no such file, a wrong or unknown key in it, or presets that extend one another
-            in a circle.
+        PresetError: no such file, a wrong or unknown key in it, a key twice, a value that its
+            notebook refuses, or presets that extend one another in a circle.
     """
-    return _load(name, children=())
+    preset = _load(name, children=())
+    twice = {each for each in preset.notebooks if preset.notebooks.count(each) > 1}
+    if twice:
+        raise PresetError(f"{name}.yaml names {', '.join(sorted(twice))} more than once")
+    parameters = {each: _read(each, given) for each, given in preset.parameters.items()}
+    return preset.model_copy(update={"parameters": parameters})
+
+
+class _Loader(yaml.BaseLoader):
+    """Reads every scalar as the text that stands there, and refuses a key that comes twice.
+
+    What a text means is decided by the type of its parameter: YAML itself takes 010 for 8, 1:30
+    for 90 and `no` for false.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping, {text: value}."""
+        known = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in known:
+                problem = f"{key.value} is given more than once"
+                raise yaml.constructor.ConstructorError(
+                    problem=problem, problem_mark=key.start_mark
+                )
+            known.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _load(name: str, *, children: tuple[str, ...]) -> Preset:
@@ -107,11 +109,11 @@ def _load(name: str, *, children: tuple[str, ...]) -> Preset:
     path = PRESETS / f"{name}.yaml"
     if name in RENAMED_PRESETS:
         raise PresetError(f"preset {name!r} is called {RENAMED_PRESETS[name]!r} now")
-    if not path.is_file():
+    if name not in _stems(PRESETS):  # a path to elsewhere is no name
         wanted = f"{children[-1]}.yaml extends the " if children else ""
         raise PresetError(f"{wanted}unknown preset {name!r}; expected one of {_stems(PRESETS)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         if not isinstance(content, dict):
             raise PresetError(f"{path.name} must hold keys and values, it holds {content!r:.80}")
         if "extends" not in content:
@@ -119,7 +121,7 @@ def _load(name: str, *, children: tuple[str, ...]) -> Preset:
         parent = _load(str(content.pop("extends")), children=(*children, name))
         inherited = parent.model_dump(include={"description", "notebooks"})
         return _merge(parent, Preset(**inherited | content))
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise PresetError(f"{path.name}: {error}") from None
 
 
@@ -152,31 +154,90 @@ def read_parameters(notebook: str) -> dict[str, Parameter]:
         {name: its type, value and comment}, in the order of the cell.
 
     Raises:
-        PresetError: no such notebook, or its parameters cell is not one list of
-            `name: type = value`.
+        PresetError: no such notebook, a file that is none, or a parameters cell that is not one
+            list of `name: type = value`, each name once.
     """
-    path = NOTEBOOKS / f"{notebook}.ipynb"
-    if not path.is_file():
+    if notebook not in _stems(NOTEBOOKS):
         raise PresetError(f"unknown notebook {notebook!r}; expected one of {_stems(NOTEBOOKS)}")
-    cells = nbformat.read(path, as_version=4).cells
-    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    try:
+        cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+        tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        nodes = [node for source in tagged for node in ast.parse(source).body]
+    except (SyntaxError, ValueError) as error:  # nbformat's errors are ValueErrors
+        raise PresetError(f"{notebook}: {type(error).__name__}: {error}") from None
     if len(tagged) != 1:
         raise PresetError(f"{notebook}: expected one cell tagged `parameters`, found {len(tagged)}")
-    parameters = {}
-    lines = tagged[0].splitlines()
-    for node in ast.parse(tagged[0]).body:
-        if not (
-            isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
-        ):
-            raise PresetError(
-                f"{notebook}: a parameters cell holds lines `name: type = value`, "
-                f"got {ast.unparse(node)!r}"
-            )
-        comment = lines[(node.end_lineno or node.lineno) - 1].partition("#")[2].strip()
-        parameters[node.target.id] = Parameter(
-            ast.unparse(node.annotation), ast.literal_eval(node.value), comment
-        )
+    parameters: dict[str, Parameter] = {}
+    for node in nodes:
+        name, parameter = _declaration(notebook, node, tagged[0].splitlines())
+        if name in parameters:
+            raise PresetError(f"{notebook}: {name} is declared more than once")
+        parameters[name] = parameter
     return parameters
+
+
+def _declaration(notebook: str, node: ast.stmt, lines: list[str]) -> tuple[str, Parameter]:
+    """What a statement of a parameters cell, which consists of `lines`, declares."""
+    match node:
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as it):
+            # the comment begins behind the value, which may hold a "#" itself
+            behind = lines[(it.end_lineno or 1) - 1].encode()[it.end_col_offset :].decode()
+            try:
+                value = ast.literal_eval(it)
+            except ValueError:
+                raise PresetError(
+                    f"{notebook}: the value of {name} must be written out, got {ast.unparse(it)!r}"
+                ) from None
+            comment = behind.partition("#")[2].strip()
+            return name, Parameter(ast.unparse(annotation), value, comment)
+    raise PresetError(
+        f"{notebook}: a parameters cell holds lines `name: type = value`, got {ast.unparse(node)!r}"
+    )
+
+
+def check_values(notebook: str, values: Mapping[str, object]) -> dict[str, object]:
+    """Check all values of a notebook: types, ranges, and what must fit together.
+
+    Args:
+        notebook: its name.
+        values: holds the notebook's parameters; other names in it do not matter.
+
+    Returns:
+        {parameter: value} in its declared type, in the order of the cell.
+
+    Raises:
+        PresetError: a parameter that is not there, or has a wrong value.
+    """
+    known = read_parameters(notebook)
+    if missing := [name for name in known if name not in values]:
+        raise PresetError(
+            f"{notebook}: {', '.join(missing)} must have a value: run the cell of parameters first"
+        )
+    checked = {
+        name: check_value(f"{notebook}.{name}", values[name], parameter)
+        for name, parameter in known.items()
+    }
+    check_together(notebook, checked)
+    return checked
+
+
+def _read(notebook: str, given: dict[str, object]) -> dict[str, object]:
+    """Values of a preset or of `--set`, each read as its parameter's type."""
+    known = read_parameters(notebook)
+    read = {}
+    for name, value in given.items():
+        if name not in known and (notebook, name) in RENAMED:
+            raise PresetError(
+                f"{notebook}: parameter {name!r} is called {RENAMED[notebook, name]!r} now"
+            )
+        if name not in known:
+            raise PresetError(
+                f"{notebook} has no parameter {name!r}; expected one of {sorted(known)}"
+            )
+        if name == RUN_DIR:
+            raise PresetError(f"{notebook}.{name} is where the run lives: say it with --out")
+        read[name] = read_value(f"{notebook}.{name}", value, known[name])
+    return read
 
 
 def resolve(
@@ -192,7 +253,7 @@ def resolve(
         {notebook: {parameter: value}}, complete, in the order of the preset.
 
     Raises:
-        PresetError: a notebook or parameter that does not exist, or a value of another type.
+        PresetError: a notebook or parameter that does not exist, or a wrong value.
     """
     for source in (preset.parameters, overrides):
         for notebook in source:
@@ -203,88 +264,26 @@ def resolve(
                 )
     resolved = {}
     for notebook in preset.notebooks:
-        known = read_parameters(notebook)
-        values = {name: parameter.value for name, parameter in known.items()}
-        for name, value in {
-            **preset.parameters.get(notebook, {}),
-            **overrides.get(notebook, {}),
-        }.items():
-            if name not in known and (notebook, name) in RENAMED:
-                raise PresetError(
-                    f"{notebook}: parameter {name!r} is called {RENAMED[notebook, name]!r} now"
-                )
-            if name not in known:
-                raise PresetError(
-                    f"{notebook} has no parameter {name!r}; expected one of {sorted(known)}"
-                )
-            values[name] = check_value(f"{notebook}.{name}", value, known[name].type)
-        resolved[notebook] = values
+        own = {name: parameter.value for name, parameter in read_parameters(notebook).items()}
+        given = [
+            _read(notebook, source.get(notebook, {})) for source in (preset.parameters, overrides)
+        ]
+        resolved[notebook] = check_values(notebook, own | given[0] | given[1])
     return resolved
 
 
-def check_value(name: str, value: object, declared: str) -> object:
-    """Check a parameter's value against its declared type.
-
-    Args:
-        name: how the message calls the parameter.
-        value: as YAML or a notebook gives it. Where a float is declared, text such as "1e-3" is
-            one, which YAML reads as a string; everything else must have its type already.
-        declared: the type in the parameters cell, a key of TYPES or several with "|" between.
-
-    Returns:
-        The value in its declared type.
-
-    Raises:
-        PresetError: the value has another type, or the type is not one of TYPES.
-    """
-    try:
-        return _adapter(declared).validate_python(value)
-    except ValidationError:
-        raise PresetError(f"{name} must be {declared}, got {value!r}") from None
-    except KeyError as unknown:
-        raise PresetError(
-            f"{name} is declared as {declared}; expected types out of {list(TYPES)}, "
-            f"not {unknown.args[0]}"
-        ) from None
-
-
-@cache
-def _adapter(declared: str) -> TypeAdapter:
-    """Checks values of a declared type, such as "float | None"."""
-    types = tuple(TYPES[part.strip()] for part in declared.split("|"))
-    union: Any = Union[types]  # noqa: UP007, they are known at run time only
-    return TypeAdapter(union)
-
-
-def _refuse_bool(value: object) -> object:
-    """A bool counts as 0 or 1 in Python, but as a parameter it is a mistake."""
-    if isinstance(value, bool):
-        raise ValueError("a bool is not a number")
-    return value
-
-
-# What a parameters cell may declare. Only a float is read from text, and it must be finite.
-TYPES: dict[str, object] = {
-    "int": StrictInt,
-    "float": Annotated[FiniteFloat, BeforeValidator(_refuse_bool)],
-    "str": StrictStr,
-    "bool": StrictBool,
-    "list[int]": Annotated[list[StrictInt], Strict()],
-    "None": None,
-}
-
-
 def parse_sets(items: list[str]) -> dict[str, dict[str, object]]:
-    """Read the values of `--set` on the command line.
+    """Take the values of `--set` on the command line apart.
 
     Args:
-        items: such as "01_distill_masks.top_k=0.3"; what follows "=" is YAML.
+        items: such as "01_distill_masks.top_k=0.3".
 
     Returns:
-        {notebook: {parameter: value}}, such as {"01_distill_masks": {"top_k": 0.3}}.
+        {notebook: {parameter: text}}, such as {"01_distill_masks": {"top_k": "0.3"}}; `resolve`
+        reads the text as the parameter's type.
 
     Raises:
-        PresetError: an item of another form.
+        PresetError: an item of another form, or a parameter that is given twice.
     """
     overrides: dict[str, dict[str, object]] = {}
     for item in items:
@@ -292,8 +291,7 @@ def parse_sets(items: list[str]) -> dict[str, dict[str, object]]:
         notebook, dot, name = target.partition(".")
         if not (equals and dot and name):
             raise PresetError(f"--set takes NOTEBOOK.PARAMETER=VALUE, got {item!r}")
-        try:
-            overrides.setdefault(notebook, {})[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise PresetError(f"--set {item!r}: the value is not YAML") from None
+        if name in overrides.setdefault(notebook, {}):
+            raise PresetError(f"--set gives {target} more than once")
+        overrides[notebook][name] = text
     return overrides

@@ -324,7 +324,7 @@ def _commit() -> str:
     try:
         said = [
             subprocess.run(
-                [*git, *arguments], capture_output=True, text=True, check=True
+                [*git, *arguments], capture_output=True, encoding="utf-8", check=True
             ).stdout.strip()
             for arguments in (
                 ["rev-parse", "--short=10", "HEAD"],

@@ -34,6 +34,7 @@ from mdlib.core.files import (
 from mdlib.core.lock import Lock
 from mdlib.core.paths import ROOT
 from mdlib.run.identity import (
+    as_python,
     changed_since_import,
     code_digest,
     device,
@@ -44,7 +45,8 @@ from mdlib.run.identity import (
     version,
     versions,
 )
-from mdlib.run.presets import check_value, read_parameters
+from mdlib.run.place import check_place
+from mdlib.run.presets import RUN_DIR, check_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,8 +55,6 @@ if TYPE_CHECKING:
 
 # how the embedded data set is called wherever a number or figure of it is shown
 ZOO = "zoo (composited)"
-# the one parameter that says where, not what: it is no part of a stage's identity
-RUN_DIR = "run_dir"
 ABSENT = "absent"  # the digest of a stage that has not run, where another one asked for it
 # what a stage that was not skipped must have written
 WRITES = {
@@ -291,7 +291,8 @@ class Stage:
         Returns:
             The path; the file need not exist.
         """
-        return self._kept(training).with_suffix(".safetensors")
+        kept = self._kept(training)
+        return kept.with_name(f"{kept.name}.safetensors")  # a word may have a dot, as "share-0.6"
 
     def shards(self, what: str) -> Path:
         """Name the folder in which this stage keeps finished parts of a long computation.
@@ -414,8 +415,8 @@ class Stage:
         ran = [source.strip() for source in self._values.get("In", [])[self._first_cell :]]
         if not ran:  # not in a kernel
             return self._code
-        own = [source.strip() for source in stage_sources(self.name)]
-        known = {cell.source.strip() for cell in notebook_cells(self.name)}
+        own = [as_python(source) for source in stage_sources(self.name)]
+        known = {as_python(cell.source) for cell in notebook_cells(self.name)}
         first = next((i for i, source in enumerate(own) if "open_stage(" in source), 0)
         last = next((i for i, source in enumerate(own) if "stage.finish(" in source), len(own))
         if set(own[first : last + 1]) <= set(ran) and set(ran) <= known | {""}:
@@ -458,12 +459,13 @@ def open_stage(name: str, values: dict[str, Any]) -> Stage:
         The stage, with an empty folder to write into.
 
     Raises:
-        PresetError: a parameter has another type than its cell declares.
+        PresetError: a parameter has another type or range than its cell declares, or `run_dir`
+            is no place for a run.
         StoreError: as `Stage`.
     """
-    known = read_parameters(name)
-    parameters = {key: check_value(key, values[key], known[key].type) for key in known}
+    parameters = check_values(name, values)
     run_dir = (ROOT / str(parameters.pop(RUN_DIR))).resolve()
+    check_place(run_dir, roots=())
     label = run_label(run_dir, parameters)
     print(f"{name} · {label} · {device()} · torch {metadata.version('torch')}")
     return Stage(name, parameters, run_dir, label, values=values)

@@ -327,6 +327,7 @@ def _share_inside(masks: np.ndarray, region: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- figure
 
 
+@figures.plain_text()
 def failures_figure(found: Mapping[str, Failure | None]) -> Figure:
     """A block for each failure: the picture, what the stage says, the truth.
 

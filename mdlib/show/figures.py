@@ -2,10 +2,13 @@
 
 Colours are from Wong's colour-blind-safe set; line and order say the same.
 
-Functions take arrays and return a matplotlib Figure; `Stage.figure` saves it.
+Functions take arrays and return a matplotlib Figure; `Stage.figure` saves it. What there is none of
+(pictures, rows, finite numbers) is left out of a figure, which is empty where nothing is left: a
+drawing is never what a stage fails for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,6 +26,13 @@ from mdlib.core.colours import BLUE, GREEN, ORANGE, RED
 LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (RED, "-."))
 
 
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw a name such as "$x$" as it is written; serves `with` and as a decorator."""
+    with plt.rc_context({"text.parse_math": False}):
+        yield
+
+
 def set_style() -> None:
     """Set the one style of all figures; call once in a notebook's setup cell."""
     sns.set_theme(context="notebook", style="white", font_scale=0.85)
@@ -32,7 +42,7 @@ def set_style() -> None:
             "figure.dpi": 90,
             "image.interpolation": "nearest",
             "svg.hashsalt": "mdlib",
-            "text.parse_math": False,  # a name such as "$x" is text; no figure has a formula
+            "text.parse_math": False,  # as in `plain_text`: no figure has a formula
         }
     )
 
@@ -148,7 +158,8 @@ def image_grid(
         columns: pictures in a row.
         size: side of a picture, in inches.
     """
-    rows = -(-len(images) // columns)
+    columns = max(1, columns)
+    rows = max(1, -(-len(images) // columns))
     height = size + (0.22 if titles else 0.04)
     figure, axes = plt.subplots(
         rows,
@@ -186,13 +197,16 @@ def image_table(
     if len(labels) != len(rows) or any(len(images) > len(columns) for images in rows):
         given = f"{len(rows)} rows of {[len(images) for images in rows]} pictures"
         raise ValueError(f"{len(labels)} labels and {len(columns)} columns for {given}")
+    high, wide = max(1, len(rows)), max(1, len(columns))
     figure, axes = plt.subplots(
-        len(rows),
-        len(columns),
-        figsize=(len(columns) * size + 0.8, len(rows) * size + 0.3),
+        high,
+        wide,
+        figsize=(wide * size + 0.8, high * size + 0.3),
         squeeze=False,
         layout=_narrow_margins(),
     )
+    for ax in axes[len(rows) :].flat:
+        ax.set_axis_off()
     for i, (images, label) in enumerate(zip(rows, labels, strict=True)):
         for j, image in enumerate(images):
             image_row(axes[i, j], image, columns[j] if i == 0 else "")
@@ -240,19 +254,20 @@ def bar_plot(
     """Horizontal bars, each with its value at the end.
 
     Args:
-        values: {name: length}, from the top.
+        values: {name: length}, from the top; a bar without a finite length is left out.
         xlabel: below the axis.
         highlight: name of the bar that is drawn strong, the others pale; None: all strong.
         xlim: end of the axis; None: a little more than the largest value.
     """
+    values = {name: value for name, value in values.items() if np.isfinite(value)}
     figure, ax = plt.subplots(figsize=(6.2, 0.34 * len(values) + 0.8), layout="constrained")
     colours = [BLUE if name == highlight or highlight is None else "#9BB8C9" for name in values]
     drawn = ax.barh(list(values), list(values.values()), color=colours)
     ax.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
-    ax.margins(y=0.5 / len(values))
+    ax.margins(y=0.5 / max(1, len(values)))
     ax.invert_yaxis()
     ax.set_xlabel(xlabel)
-    ax.set_xlim(0, xlim or max(values.values()) * 1.15)
+    ax.set_xlim(0, xlim or max(values.values(), default=0) * 1.15 or 1)
     sns.despine(ax=ax)
     return figure
 
@@ -261,11 +276,15 @@ def dot_plot(values: dict[str, list[float]], *, xlabel: str) -> Figure:
     """One row a name, one dot a value, and a bar at their mean.
 
     Args:
-        values: {name: its values, such as one for each seed}, from the top.
+        values: {name: its values, such as one for each seed}, from the top; those that are not
+            finite are left out.
         xlabel: below the axis.
     """
     figure, ax = plt.subplots(figsize=(6.2, 0.4 * len(values) + 0.9), layout="constrained")
-    for row, points in enumerate(values.values()):
+    for row, each in enumerate(values.values()):
+        points = [value for value in each if np.isfinite(value)]
+        if not points:
+            continue
         ax.plot(points, np.full(len(points), row), "o", color=BLUE, alpha=0.5, markeredgewidth=0)
         ax.plot(np.mean(points), row, "|", color=RED, markersize=16, markeredgewidth=2)
     ax.set_yticks(range(len(values)), list(values))
@@ -281,9 +300,11 @@ def interval_plot(effects: dict[str, tuple[float, float, float]], *, xlabel: str
     Intervals above zero are blue, those below red, those across it grey.
 
     Args:
-        effects: {name: (value, low end, high end)}, from the top.
+        effects: {name: (value, low end, high end)}, from the top; one that is not finite is left
+            out.
         xlabel: below the axis.
     """
+    effects = {name: effect for name, effect in effects.items() if np.isfinite(effect).all()}
     figure, ax = plt.subplots(figsize=(6.2, 0.34 * len(effects) + 0.9), layout="constrained")
     for row, (value, low, high) in enumerate(effects.values()):
         colour = BLUE if low > 0 else RED if high < 0 else "0.5"
@@ -345,24 +366,25 @@ def count_heatmap(
         xlabel: below the column names.
         ylabel: beside the row names.
     """
-    share = counts / counts.sum(1, keepdims=True).clip(1)
+    share = (counts / counts.sum(1, keepdims=True).clip(1)).reshape(len(rows), len(columns))
     size = (0.36 * len(columns) + 2.2, 0.27 * len(rows) + 1.4)
     figure, ax = plt.subplots(figsize=size, layout="constrained")
     text = np.where(share >= 0.05, np.char.mod("%.0f", share * 100), "")
-    sns.heatmap(
-        share,
-        ax=ax,
-        cmap="cividis",
-        vmin=0,
-        vmax=1,
-        annot=text,
-        fmt="",
-        annot_kws={"size": 6.5},
-        cbar=False,
-        linewidths=0.3,
-    )
-    ax.set_xticklabels(columns, rotation=60, ha="right", fontsize=8)
-    ax.set_yticklabels(rows, rotation=0, fontsize=8)
+    if share.size:
+        sns.heatmap(
+            share,
+            ax=ax,
+            cmap="cividis",
+            vmin=0,
+            vmax=1,
+            annot=text,
+            fmt="",
+            annot_kws={"size": 6.5},
+            cbar=False,
+            linewidths=0.3,
+        )
+        ax.set_xticklabels(columns, rotation=60, ha="right", fontsize=8)
+        ax.set_yticklabels(rows, rotation=0, fontsize=8)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     return figure

@@ -129,10 +129,10 @@ def _entries(titles: dict[str, str], bodies: dict[str, str]) -> list[tuple[str, 
 # ---------------------------------------------------------------- markdown
 
 
-def _formula(body: str, **options: str) -> str:
+def _formula(body: str, *, display: str = "inline") -> str:
     """MathML of a formula; what is none, such as two prices, stays as it is written."""
     try:
-        return convert(body, **options)
+        return convert(body, display=display)
     except Exception:  # latex2mathml's errors have no common class, and some are IndexErrors
         return html.escape(f"${body}$")
 

@@ -63,6 +63,7 @@ Panels = Mapping[str, np.ndarray]
 # ---------------------------------------------------------------- figures
 
 
+@figures.plain_text()
 def method_figure(panels: Panels, classes: Sequence[str]) -> Figure:
     """The steps without the truth, in two rows of four joined by arrows.
 
@@ -89,6 +90,7 @@ def method_figure(panels: Panels, classes: Sequence[str]) -> Figure:
     return figure
 
 
+@figures.plain_text()
 def life_figure(panels: Panels, classes: Sequence[str]) -> Figure:
     """All steps and the truth in one row as wide as a slide; see `method_figure`.
 
@@ -107,6 +109,7 @@ def life_figure(panels: Panels, classes: Sequence[str]) -> Figure:
     return figure
 
 
+@figures.plain_text()
 def save(figure: Figure, path: Path, *, alt: str, label: str) -> tuple[Path, Path]:
     """Write a figure as PNG and SVG with the alternative text in both, and close it.
 

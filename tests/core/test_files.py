@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from mdlib.core.files import (
     write_json,
     write_text,
 )
+from mdlib.core.paths import ROOT
 from mdlib.core.weights import (
     WeightsError,
     check_architecture,
@@ -78,17 +81,26 @@ def test_a_file_where_a_folder_should_be_is_an_oserror(tmp_path):
         write_text(tmp_path / "file" / "artifact", "x")
 
 
+WRITE = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from mdlib.core.files import write_array, write_text
+from mdlib.core.weights import save_weights
+folder = Path(sys.argv[1])
+write_text(folder / "text", "x")
+save_weights(folder / "weights", {"w": torch.zeros(1)}, header={})
+write_array(folder / "array", np.zeros(1))
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
-@pytest.mark.parametrize("kind", ["text", "weights", "array"])
-def test_others_may_read_what_is_written(tmp_path, kind):
-    path = tmp_path / "artifact"
-    if kind == "text":
-        write_text(path, "x")
-    elif kind == "weights":
-        save_weights(path, {"w": torch.zeros(1)}, header={})
-    else:
-        write_array(path, np.zeros(1))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_what_is_written_is_the_users_choice(tmp_path, umask, mode):
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, umask=umask)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
 
 
 # ---------------------------------------------------------------- JSON and digests

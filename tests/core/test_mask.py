@@ -101,6 +101,8 @@ def test_masks_are_gathered_by_image_in_their_order(rng):
     assert masks.by_image(["a", "without", "b", "c"]) == [[a], [], [b, b], [c]]
     with pytest.raises(ValueError, match="a mask of 'c', which the data set does not hold"):
         masks.by_image(["a", "b"])
+    with pytest.raises(ValueError, match="an id stands there twice"):
+        masks.by_image(["a", "b", "c", "a"])
     assert list(masks[1:3]) == [a, c] and masks[0] is b and len(masks) == 4
 
 

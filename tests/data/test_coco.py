@@ -6,6 +6,9 @@ import shutil
 import fixtures
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
@@ -304,7 +307,7 @@ def test_outlines_that_cannot_be_read_are_refused_by_name(broken, name):
 
     change(broken, spoil)
     data = opened(broken, "val2017")
-    with pytest.raises(ImageError, match=f"{data.ids[1]}.jpg: an annotation cannot be read"):
+    with pytest.raises(ImageError, match=f"{data.ids[1]}.jpg: annotation 1000 cannot be read"):
         data[1]
 
 
@@ -315,10 +318,200 @@ def test_an_unknown_category_and_another_size_are_refused_by_name(broken):
 
     change(broken, spoil)
     data = opened(broken, "val2017")
-    with pytest.raises(ImageError, match=r"cannot be read \(KeyError\(91\)"):
+    with pytest.raises(ImageError, match=r"annotation 1000 has the unknown category 91"):
         data[0]
     with pytest.raises(ImageError, match=rf"{data.ids[3]}.jpg: .* its annotation says"):
         data[3]
+
+
+# ---------------------------------------------------------------- files as people write them
+
+
+def write(root, annotations, *, images=(7,), categories=(1,), turned=1):
+    """val2017 of one picture an image, 40 high and 60 wide, and its annotations."""
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    for number in images:
+        pixels = np.zeros((40, 60, 3), np.uint8)
+        pixels[5:15, 10:30] = 255
+        path = root / "val2017" / f"{number:012d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, exif=exif)
+    content = {
+        "images": [
+            {"id": n, "file_name": f"{n:012d}.jpg", "height": 40, "width": 60} for n in images
+        ],
+        "categories": [{"id": n, "name": f"thing {n}"} for n in categories],
+        "annotations": [
+            {"id": i, "image_id": 7, "category_id": 1, "iscrowd": 0, **each}
+            for i, each in enumerate(annotations, 1)
+        ],
+    }
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return root
+
+
+BOX = {"segmentation": [[10, 5, 30, 5, 30, 15, 10, 15]]}
+ZEROS = {"size": [40, 60], "counts": [2400]}
+
+
+def test_numbers_may_be_text_and_a_crowd_need_not_be_told(tmp_path):
+    number = {"image_id": "7", "category_id": "1", "iscrowd": "0", **BOX}
+    data = opened(write(tmp_path, [number, {**BOX, "iscrowd": True}]), "val2017")
+    change(
+        tmp_path,
+        lambda content: content["annotations"].append(
+            {"id": 3, "image_id": 7.0, "category_id": 1, **BOX}
+        ),
+    )
+    change(tmp_path, lambda content: content["images"][0].update(id="7", height="40"))
+    data = opened(tmp_path, "val2017")
+    assert len(data[0].instances.masks) == 2 and len(data[0].instances.crowds) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"iscrowd": "no"}, "iscrowd of annotation 2 is 'no', expected a whole number"),
+        ({"iscrowd": 2}, "iscrowd of annotation 2 is 2, neither 0 nor 1"),
+        ({"image_id": "a.jpg"}, "image_id of annotation 2 is 'a.jpg'"),
+        ({"category_id": 1.5}, "category_id of annotation 2 is 1.5"),
+        ({"category_id": None}, "category_id of annotation 2 is None"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_the_annotation(tmp_path, value, why):
+    write(tmp_path, [BOX, {**BOX, **value}])
+    with pytest.raises(ValueError, match=f"instances_val2017.json: {why}"):
+        opened(tmp_path, "val2017")
+    assert any(why in problem for problem in check_dataset("coco", tmp_path, splits=["val2017"]))
+
+
+def test_what_cannot_be_used_is_counted_and_named(tmp_path, capsys):
+    bare = [{"bbox": [5, 5, 20, 20]}, {"segmentation": []}, {"segmentation": [], "iscrowd": 1}]
+    odd = [{**BOX, "image_id": 8}, {**BOX, "image_id": 8}, {**BOX, "category_id": 9}]
+    write(tmp_path, [BOX, *bare, *odd])
+    problems = [
+        "instances_val2017.json: 3 annotations have no outline and are left out: id 2, 3, 4",
+        "instances_val2017.json: 2 annotations are of no image: image_id 8",
+        "instances_val2017.json: 1 annotations are of no known category: id 7",
+    ]
+    data = opened(tmp_path, "val2017")
+    assert data.problems == problems == capsys.readouterr().out.splitlines()
+    assert set(problems) <= set(check_dataset("coco", tmp_path, splits=["val2017"]))
+    with pytest.raises(ImageError, match="annotation 7 has the unknown category 9"):
+        data[0]
+
+
+def test_boxes_alone_are_refused(tmp_path):
+    write(tmp_path, [{"bbox": [5, 5, 20, 20]}, {"bbox": [5, 5, 9, 9], "segmentation": []}])
+    with pytest.raises(ValueError, match="not one of 2 annotations has an outline"):
+        opened(tmp_path, "val2017")
+    assert "boxes alone" in " ".join(check_dataset("coco", tmp_path, splits=["val2017"]))
+
+
+def test_an_empty_crowd_is_left_out_as_an_empty_object_is(tmp_path):
+    empty = {"segmentation": ZEROS}
+    data = opened(write(tmp_path, [BOX, empty, {**empty, "iscrowd": 1}]), "val2017")
+    assert data[0].instances.masks.shape == (1, 40, 60) == data[0].instances.masks.shape
+    assert data[0].instances.crowds.shape == (0, 40, 60)
+
+
+@pytest.mark.parametrize("turned", [1, 3, 6, 8])
+def test_a_picture_lies_under_its_outlines_whatever_its_exif_says(tmp_path, turned):
+    sample = opened(write(tmp_path, [BOX], turned=turned), "val2017")[0]
+    mask = sample.instances.masks[0]
+    assert sample.image[mask].mean() > 240 and sample.image[~mask].mean() < 15
+
+
+def test_a_picture_is_turned_where_the_json_has_the_sides_of_the_turned_one(tmp_path):
+    write(tmp_path, [{"segmentation": [[25, 10, 35, 10, 35, 30, 25, 30]]}], turned=6)
+    change(tmp_path, lambda content: content["images"][0].update(height=60, width=40))
+    sample = opened(tmp_path, "val2017")[0]
+    assert sample.image.shape == (60, 40, 3)
+    mask = sample.instances.masks[0]
+    assert sample.image[mask].mean() > 240 and sample.image[~mask].mean() < 15
+    problems = check_dataset("coco", tmp_path, splits=["val2017"])
+    assert not any("its annotation says" in problem for problem in problems)
+
+
+def test_an_image_or_a_category_that_is_there_twice_is_refused(tmp_path):
+    write(tmp_path, [BOX], images=(7, 8))
+    for edit, why in (
+        (lambda c: c["images"].append(c["images"][0]), "1 images are there twice: id 7"),
+        (lambda c: c["images"][2].update(id=9), "coco val2017: 1 images are listed twice: 0*7"),
+        (lambda c: c["images"][2].update(file_name="x/000000000007.jpg"), "twice: 0*7"),
+        (lambda c: c["categories"].extend(c["categories"]), "1 categories are there twice: id 1"),
+    ):
+        change(tmp_path, edit)
+        with pytest.raises(ValueError, match=why):
+            opened(tmp_path, "val2017")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/hostname", "/etc/hostname", "a/../../b.jpg", "..\\b.jpg", "C:\\b.jpg", ""]
+)
+def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path, name):
+    write(tmp_path, [BOX])
+    change(tmp_path, lambda content: content["images"][0].update(file_name=name))
+    with pytest.raises(ValueError, match="of image 7 leaves the folder of the images"):
+        opened(tmp_path, "val2017")
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_below_one_is_refused(kit, count):
+    with pytest.raises(ValueError, match=f"has 4 images, {count} were asked for"):
+        opened(kit, "val2017", count=count)
+
+
+def test_more_categories_than_a_byte_holds_are_refused(tmp_path):
+    write(tmp_path, [BOX], categories=range(1, 300))
+    with pytest.raises(ValueError, match="299 categories, 254 are the most"):
+        opened(tmp_path, "val2017")
+    assert len(open_dataset("coco_agnostic", root=tmp_path, split="val2017").classes) == 2
+
+
+def test_all_that_is_read_is_a_source(kit):
+    data = opened(kit, "coco20k")
+    names = [path.relative_to(kit).as_posix() for path in data.sources()]
+    assert names[:2] == ["annotations/instances_train2014.json", "coco_20k_filenames.txt"]
+    assert names[2:] == [f"train2014/{name}.jpg" for name in data.ids]
+
+
+annotations = st.fixed_dictionaries(
+    {},
+    optional={
+        "segmentation": st.sampled_from(
+            [BOX["segmentation"], ZEROS, [], None, {}, 7, "x", [[]], [[1, 2]], [["a"] * 6]]
+        ),
+        "iscrowd": st.sampled_from([0, 1, "0", "1", True, None, 2, "no", 0.5]),
+        "image_id": st.sampled_from([7, "7", 7.0, 8, "a", None, []]),
+        "category_id": st.sampled_from([1, "1", 2, "b", None]),
+        "id": st.one_of(st.integers(), st.text(max_size=3), st.none()),
+        "bbox": st.just([1, 2, 3, 4]),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(entries=st.lists(annotations, max_size=4))
+def test_no_annotation_is_dropped_in_silence(tmp_path_factory, entries):
+    """Each is an object, a crowd, empty, counted in a sentence, or refuses its image or the set."""
+    root = write(tmp_path_factory.mktemp("coco"), [BOX, *entries])
+    try:
+        data = opened(root, "val2017")
+        instances = data[0].instances
+    except ValueError as error:  # an ImageError is one
+        refused = error
+    else:
+        refused = None
+    if refused is not None:
+        assert "annotation " in str(refused)
+        return
+    found = len(instances.masks) + len(instances.crowds)
+    empty = sum(entry.get("segmentation") == ZEROS for entry in entries)
+    told = sum(int(problem.split()[1]) for problem in data.problems)
+    assert found + empty + told >= len(entries) + 1
 
 
 # ---------------------------------------------------------------- the check

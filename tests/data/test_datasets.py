@@ -1,18 +1,25 @@
 """Zoo scenes keep their promises; every sort of picture file is read rightly or refused by name."""
 
+import contextlib
 import dataclasses
 import itertools
+import os
+import socket
+import struct
 
 import numpy as np
 import pytest
 from fixtures import Samples
+from hypothesis import given as tried_with
+from hypothesis import settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mdlib.core.files import StoreError, write_json
 from mdlib.core.mask import mask_to_box
 from mdlib.data import Cached, Instances, NoLabels, Sample, Subset, open_dataset
 from mdlib.data.checks import check_sample, try_sample
-from mdlib.data.images import ImageError, image_size, read_image, read_true_labels
+from mdlib.data.images import ImageError, image_size, lies_turned, read_image, read_true_labels
 from mdlib.data.roles import labelled_roles, mapped_roles, open_role
 from mdlib.data.zoo import ClipDataset
 
@@ -130,6 +137,15 @@ def test_clips_are_pure_and_of_train_cutouts_alone(zoo_root):
         np.testing.assert_array_equal(a, b)
         assert (a != c).any()
     assert {c.split for c in one.cutouts} == {"train"}
+
+
+def test_every_cutout_is_a_source_and_a_count_is_one_or_more(zoo_root):
+    names = {path.name for path in zoo(zoo_root).sources()}
+    stored = {path.name for path in (zoo_root / "cutouts").glob("*.png")}
+    assert names == stored | {"cutouts.csv"} and len(stored) == 44
+    for count in (0, -5):
+        with pytest.raises(ValueError, match=f"a zoo of {count} scenes"):
+            zoo(zoo_root, count=count)
 
 
 def test_unknown_names_are_refused_with_the_known_ones(zoo_root, tmp_path):
@@ -302,6 +318,25 @@ def test_pictures_stand_upright(tmp_path, picture, tag, turns):
     assert image_size(tmp_path / "picture.png") == read.shape[:2]
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_a_picture_is_turned_or_read_as_it_is_stored(tmp_path, tag, ending):
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :8], stored[:8, 24:] = 255, 128  # no turn and no mirror leaves it as it is
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    options = {"lossless": True} if ending == "webp" else {}
+    path = saved(tmp_path, Image.fromarray(stored), f"a.{ending}", exif=exif, **options)
+    mirrored = np.fliplr(stored) if tag in (2, 4, 5, 7) else stored
+    upright = np.rot90(mirrored, {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[tag])
+    for turned, expected in ((True, upright), (False, stored)):
+        read = read_image(path, turned=turned)
+        assert image_size(path, turned=turned) == read.shape[:2]
+        np.testing.assert_allclose(read.astype(int), expected, atol=6)
+    assert not lies_turned(path, (16, 32))
+    assert lies_turned(path, (32, 16)) == (tag > 4)
+
+
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp", "cut.gif"])
 def test_truncated_files_are_refused(tmp_path, rng, name):
     path = saved(tmp_path, Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), name)
@@ -320,6 +355,67 @@ def test_files_that_are_no_pictures_are_refused_by_name(tmp_path):
                 read(tmp_path / name)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    for read in (read_image, image_size):
+        with pytest.raises(ImageError, match=r"a.png: no regular file"):
+            read(path)
+    with pytest.raises(ImageError, match=r"a.png is no regular file"):
+        read_true_labels(path, image_hw=(8, 8), num_classes=2)
+
+
+def test_postscript_that_is_named_as_a_photo_starts_no_program(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", None)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", None)
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n%%EOF\n"
+    (tmp_path / "photo.jpg").write_text(text)
+    for read in (read_image, image_size):
+        with pytest.raises(ImageError, match=r"photo.jpg: not a"):
+            read(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error, SyntaxError, KeyError, OverflowError, MemoryError, RecursionError]
+)
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, picture, monkeypatch, error):
+    def fail(*_):
+        raise error("damaged\nhere")
+
+    path = saved(tmp_path, Image.fromarray(picture))
+    for name in ("PIL.Image.Image.getexif", "PIL.PngImagePlugin.PngImageFile._open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, fail)
+            for read in (read_image, image_size):
+                with pytest.raises(ImageError, match=r"picture.png: not a .*picture \(.+\)$"):
+                    read(path)
+
+
+@settings(max_examples=60, deadline=None)
+@tried_with(
+    ending=st.sampled_from(["jpg", "png", "gif", "tiff", "webp", "bmp", "jp2", "tga", "ppm"]),
+    flips=st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 255)), min_size=1, max_size=9),
+    cut=st.integers(0, 3000),
+)
+def test_a_damaged_file_is_read_or_refused(tmp_path_factory, ending, flips, cut):
+    path = tmp_path_factory.mktemp("damaged") / f"a.{ending}"
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, **({"exif": exif} if ending in ("jpg", "png") else {}))
+    damaged = bytearray(path.read_bytes())
+    for place, change in flips:
+        damaged[place % len(damaged)] ^= change
+    path.write_bytes(damaged[: len(damaged) - (cut if cut % 2 else 0)])
+    with contextlib.suppress(ImageError):
+        assert read_image(path).dtype == np.uint8
+
+
 def test_too_small_pictures_are_refused(tmp_path):
     path = saved(tmp_path, Image.new("RGB", (1, 1)))
     with pytest.raises(ImageError, match="1 x 1"):
@@ -328,9 +424,12 @@ def test_too_small_pictures_are_refused(tmp_path):
 
 
 def test_too_large_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr("mdlib.data.images.MAX_PIXELS", 100)
-    with pytest.raises(ImageError, match="more than 100"):
-        read_image(saved(tmp_path, Image.new("RGB", (11, 10))))
+    # by the memory that they take, which hangs on their mode
+    monkeypatch.setattr("mdlib.data.images.MAX_BYTES", 1200)
+    assert read_image(saved(tmp_path, Image.new("RGB", (11, 10)))).shape == (10, 11, 3)
+    for mode in ("RGBA", "I;16"):
+        with pytest.raises(ImageError, match=r"11 x 10 pixels of mode .* more than .* GB: shrink"):
+            read_image(saved(tmp_path, Image.new(mode, (11, 10))))
 
 
 def test_a_picture_of_numbers_that_are_not_finite_is_refused(tmp_path):
@@ -453,8 +552,16 @@ def test_a_subset_leaves_out_first_and_counts_then():
 
 
 def prepare(folder, zoo_root, **splits):
-    """What 00 writes, for a zoo: role -> {"split", "count", "left_out", "labels"}."""
-    roles = {role: {"left_out": [], "labels": "masks", **entry} for role, entry in splits.items()}
+    """What 00 writes, for a zoo: role -> {"split", "count", "ids", "left_out", "labels"}."""
+    roles = {
+        role: {
+            "left_out": [],
+            "labels": "masks",
+            "ids": [f"{entry['split']}_{i:05d}" for i in range(entry["count"])],
+            **entry,
+        }
+        for role, entry in splits.items()
+    }
     write_json(
         folder / "index.json",
         {"dataset": "zoo", "root": str(zoo_root), "classes": [], "splits": roles},
@@ -478,6 +585,34 @@ def test_a_role_that_a_run_does_not_have_is_named(tmp_path, zoo_root):
     prepare(tmp_path, zoo_root, train={"split": "train", "count": 2})
     with pytest.raises(StoreError, match="no val images, only train: see val_split"):
         open_role(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("now", "count", "why"),
+    [
+        (["0", "a", "b", "z"], None, "1 new: 0"),
+        (["0", "a", "b", "z"], 3, "1 new: 0; 1 gone: z"),
+        (["a", "b", "z", "z2"], None, "1 new: z2"),
+        (["a", "b"], None, "1 gone: z"),
+        (["a", "b"], 3, "has 2 images, 3 were asked for"),
+        ([], None, "no picture in"),
+    ],
+)
+def test_a_data_set_that_lists_others_than_00_saw_is_refused(tmp_path, now, count, why):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in now:
+        saved(photos, Image.new("RGB", (9, 9)), f"{name}.png")
+    role = {"split": "train", "count": count, "ids": ["a", "b", "z"], "left_out": []}
+    index = {"dataset": "folder", "root": str(photos), "splits": {"train": role}}
+    write_json(tmp_path / "index.json", index)
+    with pytest.raises(StoreError, match=f"train: .*{why}.*00_prepare_data"):
+        open_role(tmp_path, "train")
+    for name in now:
+        (photos / f"{name}.png").unlink()
+    for name in "abz":
+        saved(photos, Image.new("RGB", (9, 9)), f"{name}.png")
+    assert open_role(tmp_path, "train").ids == ("a", "b", "z")
 
 
 def test_roles_without_masks_are_named_and_not_labelled(tmp_path, zoo_root, capsys):

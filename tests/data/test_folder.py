@@ -1,18 +1,23 @@
 """Folders as people have them: nested, mixed, linked, half broken, labelled or not."""
 
 import os
+import re
 import time
+import unicodedata
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mdlib.core.files import StoreError
 from mdlib.core.label_map import write_label_map
-from mdlib.data import VOID, open_dataset
+from mdlib.data import VOID, Cached, Subset, open_dataset
 from mdlib.data.checks import check_dataset
-from mdlib.data.folder import LONGEST, FolderDataset, make_ids, open_pictures
+from mdlib.data.folder import FolderDataset, open_pictures
 from mdlib.data.images import ImageError
+from mdlib.data.names import LONGEST, make_ids, same_everywhere, shown
 
 
 def save(path, image=None, **options):
@@ -93,7 +98,7 @@ def test_what_is_no_picture_is_skipped_and_reported(tmp_path, capsys):
     data = opened(tmp_path)
     assert data.files == ["a.jpg"]
     assert data.skipped == {
-        "links lead nowhere": ["'gone.jpg'", "'self.jpg'"],
+        "links lead nowhere": ["gone.jpg", "self.jpg"],
         "files are no pictures": ["IMG_1.HEIC", "film.mpg", "no ending", "notes.txt"],
     }
     said = capsys.readouterr().out
@@ -109,14 +114,21 @@ def test_nothing_is_said_where_nothing_is_skipped(tmp_path, capsys):
     assert opened(tmp_path).skipped == {} and not capsys.readouterr().out
 
 
-def test_a_name_that_is_no_utf8_is_skipped(tmp_path):
-    save(tmp_path / "a.jpg")
+def test_a_name_that_is_no_utf8_has_an_id_and_a_name_that_can_be_shown(tmp_path, capsys):
     try:
-        os.close(os.open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", os.O_CREAT | os.O_WRONLY))
+        (save(tmp_path / "a.jpg")).rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
     except OSError:
         pytest.skip("this file system refuses such names")
     data = opened(tmp_path)
-    assert data.files == ["a.jpg"] and len(data.skipped["names are not UTF-8"]) == 1
+    assert data[0].image.shape == (10, 12, 3) and data.file_name(0) == "caf\\udce9.jpg"
+    assert data.ids[0].startswith("caf_~")
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    save(tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "b.png")
+    data = opened(tmp_path)
+    assert data.files == ["a.jpg"] and data.skipped == {"are no regular files": ["b.png"]}
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
@@ -163,7 +175,7 @@ def test_ids_never_collide():
         "a__b",
         "c",
     ] and ids[5] == "c"
-    assert all(len(id_.encode()) <= LONGEST + 13 and "/" not in id_ for id_ in ids)
+    assert all(len(id_.encode()) <= LONGEST and "/" not in id_ for id_ in ids)
     forged = f"{ids[0]}.jpg"  # a file that is named as the id of another
     assert len(set(make_ids([*files, forged]))) == len(files) + 1
 
@@ -177,6 +189,47 @@ def test_an_id_does_not_hang_on_the_count(tmp_path):
     for name in ("sea.jpg", "sea.png"):
         save(tmp_path / name)
     assert opened(tmp_path, count=1).ids == opened(tmp_path).ids[:1]
+
+
+strange = st.text(
+    st.one_of(
+        st.sampled_from('abAB.~ _:*?"<>|\\\n\x00\udce9é\u0301ß\u017f\u212a/'),
+        st.characters(codec=None),
+    ),
+    min_size=1,
+    max_size=40,
+)
+devices = st.sampled_from(["con", "NUL", "aux.b", "com1", "Lpt9.x", "prn ", "CONIN$", "x" * 300])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(strange, devices).map(lambda name: f"{name}.jpg"), unique=True))
+def test_ids_hold_on_every_file_system(files):
+    ids = make_ids(files)
+    for form in ("NFC", "NFD", "NFKC"):
+        folded = {unicodedata.normalize(form, id_).casefold() for id_ in ids}
+        assert form == "NFKC" or len(folded) == len(files)
+    assert len({same_everywhere(id_) for id_ in ids}) == len(files)
+    for id_ in ids:
+        assert 0 < len(id_.encode()) <= LONGEST  # no lone surrogate either
+        assert not re.search(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029]', id_)
+        assert not id_.startswith(".") and not id_.endswith((".", " "))
+        assert not re.fullmatch(
+            r"(?i)con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9]", id_.partition(".")[0].strip()
+        )
+    assert make_ids(files) == ids
+    assert sorted(make_ids(files[::-1])) == sorted(ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.from_regex(r"x[A-Za-z0-9 ._-]{0,40}[a-z0-9]", fullmatch=True))
+def test_an_ordinary_name_is_its_id(name):
+    assert make_ids([f"{name}.jpg", f"sub/{name}.png"]) == [name, f"sub__{name}"]
+
+
+def test_a_name_in_a_message_is_one_line_that_can_be_printed():
+    assert shown("zoë\n\udce9.png\u2028") == "zoë\\n\\udce9.png\\u2028"
+    shown("".join(map(chr, range(0x11000)))).encode()
 
 
 # ---------------------------------------------------------------- wrong folders
@@ -202,7 +255,7 @@ def test_one_picture_is_a_data_set_and_more_than_there_are_is_refused(tmp_path):
     assert len(data) == 1 and data[0].id == "only"
     with pytest.raises(IndexError):
         data[1]
-    with pytest.raises(ValueError, match="has 1 pictures, 2 were asked for"):
+    with pytest.raises(ValueError, match="has 1 images, 2 were asked for"):
         opened(tmp_path, count=2)
 
 
@@ -333,6 +386,41 @@ def test_the_check_lists_every_picture_that_is_none(tmp_path):
     ]
 
 
+def test_maps_of_black_and_white_are_refused_and_one_right_map_is_enough(labelled):
+    for name in ("a", "sub/b"):
+        Image.fromarray(np.tile(np.uint8([0, 255]), (10, 6))).save(labelled / f"masks/{name}.png")
+    problem = f"{labelled / 'masks'}: every object pixel is 255, which is void: write 1"
+    assert check_dataset("folder", labelled, splits=["train"]) == [problem]
+    write_label_map(labelled / "masks" / "a.png", np.ones((10, 12), np.uint8))
+    assert check_dataset("folder", labelled, splits=["train"]) == []
+
+
+@pytest.mark.parametrize("turned", [3, 6])
+def test_a_labelled_picture_lies_as_its_label_map(labelled, turned):
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    pixels = np.zeros((10, 12, 3), np.uint8)
+    pixels[2:5] = 255
+    save(labelled / "images" / "a.png", Image.fromarray(pixels), exif=exif)
+    (labelled / "images" / "a.jpg").unlink()
+    sample = opened(labelled)[0]
+    np.testing.assert_array_equal(sample.image, pixels)
+    if turned == 6:  # a map of the turned picture
+        write_label_map(labelled / "masks" / "a.png", np.rot90(sample.semantic, 3))
+        data = opened(labelled)
+        assert data.size(0) == (12, 10) and (data[0].image[data[0].semantic == 1] == 255).all()
+
+
+def test_sources_are_the_folders_and_the_names_beside_them(labelled, tmp_path_factory):
+    expected = [labelled / "images", labelled / "masks", labelled / "classes.txt"]
+    for root in (labelled, labelled / "images"):
+        data = opened(root)
+        assert data.sources() == Subset(data).sources() == Cached(data).sources() == expected
+    plain = tmp_path_factory.mktemp("plain")
+    save(plain / "a.jpg")
+    assert opened(plain).sources() == [plain]
+
+
 # ---------------------------------------------------------------- pictures anywhere
 
 
@@ -386,3 +474,37 @@ def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path):
         open_pictures([save(tmp_path / "a.png"), tmp_path / "absent"])
     with pytest.raises(StoreError, match=r"no picture in .*empty: known endings are .*png"):
         open_pictures([tmp_path / "empty"])
+
+
+def test_a_picture_that_is_given_twice_is_opened_once(tmp_path):
+    path = save(tmp_path / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert open_pictures([tmp_path, path, tmp_path / "link"]).ids == ("a",)
+
+
+def test_three_pictures_of_nearly_one_name_have_three_ids(tmp_path):
+    for name in ("one/photo.jpg", "one/photo__2.jpg", "two/photo.jpg", "two/PHOTO.png"):
+        save(tmp_path / name)
+    ids = open_pictures([tmp_path / "one", tmp_path / "two"]).ids
+    assert len({same_everywhere(id_) for id_ in ids}) == 4
+
+
+def test_what_programs_leave_beside_pictures_is_no_picture(tmp_path):
+    for name in ("a.png", "._a.png", "__MACOSX/b.png", ".ipynb_checkpoints/a-checkpoint.png"):
+        save(tmp_path / name)
+    assert open_pictures([tmp_path]).ids == opened(tmp_path).ids == ("a",)
+
+
+def test_folders_are_left_out_but_where_they_are_asked_for(tmp_path):
+    for name in ("a.png", "out/b.png"):
+        save(tmp_path / name)
+    out = tmp_path / "out"
+    assert open_pictures([tmp_path], without=[out]).ids == ("a",)
+    assert open_pictures([out], without=[out, tmp_path / "absent"]).ids == ("b",)
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_a_count_below_one_is_refused(tmp_path, count):
+    save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=f"has 1 images, {count} were asked for"):
+        opened(tmp_path, count=count)

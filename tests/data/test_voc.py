@@ -275,6 +275,31 @@ def test_without_sbd_only_the_splits_that_need_it_are_refused(broken):
             ids(broken, split)
 
 
+def test_an_image_that_is_listed_twice_and_a_count_below_one_are_refused(broken):
+    path = folder(broken) / "ImageSets" / "Segmentation" / "val.txt"
+    name = ids(broken, "val")[0]
+    with pytest.raises(ValueError, match="voc2012 val has 4 images, 0 were asked for"):
+        open_dataset("voc2012", root=broken, split="val", count=0)
+    with open(path, "a") as file:
+        file.write(f"{name}\n")
+    for split in ("val", "instances"):
+        with pytest.raises(ValueError, match=f"{split}: 1 images are listed twice: {name}"):
+            ids(broken, split)
+
+
+def test_all_that_is_read_is_a_source(kit):
+    for split in ("val", "trainaug", "dev", "boxes"):
+        data = open_dataset("voc2012", root=kit, split=split)
+        paths = data.sources()
+        assert all(path.is_file() for path in paths) and len(paths) == len(set(paths))
+        for i, name in enumerate(data.ids):
+            assert {data.image_path(name), *data.label_paths(data.ids[i])} <= set(paths)
+    lists = [p.relative_to(kit).as_posix() for p in paths if p.suffix == ".txt"]
+    assert lists == ["VOCdevkit/VOC2012/ImageSets/Main/trainval.txt"]
+    everything = open_dataset("voc2012", root=kit, split="trainaug").sources()
+    assert {p.suffix for p in everything} == {".txt", ".jpg", ".png", ".mat"}
+
+
 def test_a_half_downloaded_set_does_not_open(broken):
     names = ids(broken, "val")
     (folder(broken) / "JPEGImages" / f"{names[1]}.jpg").unlink()

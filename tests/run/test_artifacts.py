@@ -77,8 +77,8 @@ def finished(tmp_path_factory):
     folder = write_stage(run_dir, "00", dataset="zoo")
     role = {"labels": "masks", "left_out": []}
     splits = {
-        "train": role | {"split": "train", "count": 2},
-        "val": role | {"split": "val", "count": 1, "labels": "none"},
+        "train": role | {"split": "train", "count": 2, "ids": ["train_00000", "train_00001"]},
+        "val": role | {"split": "val", "count": 1, "ids": ["val_00000"], "labels": "none"},
     }
     index = {"dataset": "zoo", "root": "data/zoo", "classes": ["background", "cat"]}
     write_json(folder / "index.json", index | {"splits": splits})

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
 
 from mdlib.core.paths import NOTEBOOKS
 from mdlib.run import colab
@@ -27,7 +28,11 @@ def calls(monkeypatch) -> list[list[str]]:
     made = []
 
     def note(command, check):
-        held = [Path(command[i + 1]).read_text() for i, word in enumerate(command) if word == "-c"]
+        held = [
+            Path(command[i + 1]).read_text(encoding="utf-8")
+            for i, word in enumerate(command)
+            if word == "-c"
+        ]
         made.append([*map(str, command), *held])
 
     monkeypatch.setattr(subprocess, "run", note)
@@ -66,7 +71,7 @@ def test_in_colab_the_course_is_fetched_and_what_is_missing_installed(calls, in_
     clone, pip = calls
     assert clone[:2] == ["git", "clone"] and "https://example.org/course" in clone
     assert pip[1:4] == ["-m", "pip", "install"]
-    assert {"timm", "papermill"} == {colab._name(word) for word in pip[7:-1]}
+    assert {"timm", "papermill"} == {Requirement(word).name for word in pip[7:-1]}
 
 
 def test_torch_is_held_and_never_asked_for(calls, in_colab, monkeypatch):
@@ -78,7 +83,17 @@ def test_torch_is_held_and_never_asked_for(calls, in_colab, monkeypatch):
         == f"torch=={metadata.version('torch')}\ntorchvision=={metadata.version('torchvision')}\n"
     )
     without(monkeypatch, "torch", "torchvision")
-    assert not {"torch", "torchvision"} & {colab._name(line) for line in colab.missing_packages()}
+    assert not {"torch", "torchvision"} & {
+        Requirement(line).name for line in colab.missing_packages()
+    }
+
+
+def test_what_is_too_old_is_installed_and_what_is_given_is_not(monkeypatch):
+    monkeypatch.setattr(colab.metadata, "version", lambda name: "0.0.1")
+    wanted = {Requirement(line).name for line in colab.missing_packages()}
+    assert {"numpy", "timm", "papermill"} < wanted and not {"torch", "torchvision"} & wanted
+    monkeypatch.setattr(colab.metadata, "version", lambda name: "99.0.dev1+local")
+    assert colab.missing_packages() == []
 
 
 def test_nothing_is_installed_where_nothing_is_missing(calls, in_colab):

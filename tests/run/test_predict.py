@@ -2,6 +2,12 @@
 picture or run.
 """
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +15,7 @@ from PIL import Image
 from stages import write_manifest
 
 from mdlib import __main__
-from mdlib.core.files import read_json, write_array, write_json
+from mdlib.core.files import StoreError, read_json, write_array, write_json
 from mdlib.core.label_map import read_label_map
 from mdlib.core.mask import Mask, read_masks
 from mdlib.core.weights import save_weights
@@ -140,6 +146,7 @@ def test_no_picture_is_an_error(run_dir, tmp_path, given, capsys):
 
 
 def test_a_run_without_a_segmenter_says_what_to_run(tmp_path, pictures, capsys):
+    (tmp_path / "artifacts").mkdir()
     assert __main__.main(["predict", str(pictures), "--run", str(tmp_path)]) == 2
     assert "02_cluster_masks has not run" in capsys.readouterr().err
 
@@ -149,3 +156,217 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(run_dir, pictures, tm
     predict.run([pictures / "a.png", pictures / "more" / "a.png"], run_dir=run_dir, out=out)
     names = [path.stem for path in (out / "maps").iterdir()]
     assert len(names) == 2 and all(name.startswith("a~") for name in names)
+
+
+# ---------------------------------------------------------------- one bad picture
+
+
+def images_of(out):
+    """The names of instances.json's images."""
+    return [image["name"] for image in read_json(out / "instances.json")["images"]]
+
+
+def test_whatever_is_wrong_with_a_picture_is_one_line(run_dir, pictures, tmp_path, capsys):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff"
+    image = Image.fromarray(np.zeros((20, 20, 3), np.uint8))
+    image.save(pictures / "exif.jpg", exif=exif)
+    (pictures / "script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    os.mkfifo(pictures / "pipe.png")
+    image.save(pictures / f"{'n' * 240}.png")
+    image.save(pictures / "two\nlines.png")
+    bad = [pictures / "script.jpg", pictures / "pipe.png"]  # the pipe as a file that is given
+    failed = predict.run([pictures, *bad], run_dir=run_dir, out=tmp_path / "out")
+    said = capsys.readouterr().out
+    assert failed == said.count("skipped: ") and failed in (2, 3)  # Pillow may read such an EXIF
+    assert "pipe.png: no regular file" in said and "script.jpg: not a whole picture" in said
+    names = images_of(tmp_path / "out")
+    assert len(names) == 8 - failed and {"a", "more__a", "zoë"} < set(names)
+    assert not (tmp_path / "out" / ".parts").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EACCES, "not allowed")])
+def test_a_picture_that_fails_alone_does_not_stop_the_others(
+    run_dir, pictures, tmp_path, monkeypatch, capsys, error
+):
+    def write(path, labels, write=predict.write_label_map):
+        if path.stem == "a":
+            raise error
+        write(path, labels)
+
+    monkeypatch.setattr(predict, "write_label_map", write)
+    assert predict.run([pictures], run_dir=run_dir, out=tmp_path / "out") == 1
+    said = capsys.readouterr().out
+    assert f"skipped: {pictures / 'a.png'}: {type(error).__name__}" in said
+    assert images_of(tmp_path / "out") == ["more__a", "zoë"]
+
+
+def test_a_full_disk_stops_and_a_second_start_goes_on(
+    run_dir, pictures, tmp_path, monkeypatch, capsys
+):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    predict.run([pictures], run_dir=run_dir, out=whole)
+
+    def write(path, labels, write=predict.write_label_map):
+        if path.stem == "zoë":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_label_map", write)
+        with pytest.raises(StoreError, match=r"No space .* 2 of 3 pictures are kept"):
+            predict.run([pictures], run_dir=run_dir, out=out)
+    assert not (out / "instances.json").exists()
+    capsys.readouterr()
+    seen = []
+    image = predict.PictureFiles.image
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            predict.PictureFiles,
+            "image",
+            lambda self, i: seen.append(self.ids[i]) or image(self, i),
+        )
+        assert predict.run([pictures], run_dir=run_dir, out=out) == 0
+    assert seen == ["zoë"] and "2 of 3 are there already" in capsys.readouterr().out
+    for path in sorted(p for p in whole.rglob("*") if p.is_file()):
+        assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes()
+    assert not (out / ".parts").exists()
+
+
+@pytest.mark.parametrize("change", ["picture", "run", "map", "part"])
+def test_what_has_changed_is_predicted_again(
+    run_dir, pictures, tmp_path, monkeypatch, capsys, change
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_masks", lambda *_, **__: 1 / 0)  # killed before the end
+        with pytest.raises(ZeroDivisionError):
+            predict.run([pictures], run_dir=run_dir, out=out)
+    if change == "picture":
+        Image.fromarray(np.full((40, 60, 3), 9, np.uint8)).save(pictures / "a.png")
+    elif change == "run":
+        monkeypatch.setattr(predict.MaskDistill, "digest", lambda _: "another")
+    elif change == "map":
+        (out / "maps" / "a.png").unlink()
+    else:
+        (out / ".parts" / "a.json").write_text("{")
+    capsys.readouterr()
+    assert predict.run([pictures], run_dir=run_dir, out=out) == 0
+    said = capsys.readouterr().out
+    assert ("2 of 3 are there already" in said) == (change != "run")
+    assert images_of(out) == ["a", "more__a", "zoë"]
+    assert "\na: " in f"\n{said}"
+
+
+def test_networks_of_other_weights_are_another_run(run_dir):
+    model = predict.MaskDistill.from_run(RunArtifacts(run_dir))
+    before = model.digest()
+    assert before == predict.MaskDistill.from_run(RunArtifacts(run_dir)).digest()
+    with torch.no_grad():
+        next(model.segmenter.parameters()).flatten()[0] += 1
+    assert model.digest() != before
+
+
+# ---------------------------------------------------------------- inputs and outputs
+
+
+def test_results_are_no_pictures(run_dir, pictures):
+    for _ in range(2):  # the second time they lie among the pictures
+        assert predict.run([pictures], run_dir=run_dir, out=pictures / "out") == 0
+        assert images_of(pictures / "out") == ["a", "more__a", "zoë"]
+    shutil.rmtree(pictures / "out")
+    for _ in range(2):
+        assert predict.run([pictures], run_dir=run_dir, out=pictures) == 0
+        assert images_of(pictures) == ["a", "more__a", "zoë"]
+
+
+def test_the_files_of_the_run_are_no_pictures(run_dir, tmp_path):
+    own = shutil.copytree(run_dir, tmp_path / "run")
+    (own / "figures").mkdir()
+    for path in (own / "figures" / "00-gallery.png", tmp_path / "photo.png", own / "b.png"):
+        Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(path)
+    for given, names in ((tmp_path, ["photo"]), (own, ["b"])):
+        predict.run([given], run_dir=own, out=None)
+        assert images_of(own / "predictions") == names
+
+
+@pytest.mark.parametrize("given", ["maps", "maps/a.png", "link"])
+def test_no_picture_is_replaced_by_its_map(run_dir, pictures, given):
+    (pictures / "maps").mkdir()
+    (pictures / "a.png").rename(pictures / "maps" / "a.png")
+    (pictures / "link").symlink_to(pictures / "maps")
+    before = (pictures / "maps" / "a.png").read_bytes()
+    with pytest.raises(StoreError, match=r"a.png is one of the pictures.*choose another --out"):
+        predict.run([pictures / given], run_dir=run_dir, out=pictures)
+    assert (pictures / "maps" / "a.png").read_bytes() == before
+    assert not (pictures / "clusters").exists()
+    with pytest.raises(StoreError, match="holds maps that no prediction wrote"):
+        predict.run([pictures / "zoë.png"], run_dir=run_dir, out=pictures)
+
+
+def test_a_name_that_the_output_cannot_hold_stops_nothing(run_dir, pictures, tmp_path):
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(pictures / "море.png")
+    try:
+        (pictures / "a.png").rename(os.fsdecode(os.fsencode(pictures) + b"/caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mdlib", "predict", pictures, "--run", run_dir, "--out", out]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"4 of 4 pictures" in done.stdout and b"\\u043c" in done.stdout
+    images = read_json(out / "instances.json")["images"]
+    assert f"{pictures}/caf\\udce9.png" in [image["file_name"] for image in images]
+
+
+# ---------------------------------------------------------------- large photographs
+
+
+def test_a_large_photograph_has_maps_and_masks_of_its_own_size(
+    run_dir, tmp_path, monkeypatch, rng, capsys
+):
+    monkeypatch.setattr(predict, "LARGEST", 2000)
+    (tmp_path / "photos").mkdir()
+    image = rng.integers(0, 256, (90, 121, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "photos" / "a.png")
+    out = tmp_path / "out"
+    assert predict.run([tmp_path / "photos"], run_dir=run_dir, out=out) == 0
+    assert "(seen in 52 x 39 of its 121 x 90 pixels)" in capsys.readouterr().out
+    for kind in ("clusters", "maps"):
+        assert read_label_map(out / kind / "a.png").shape == (90, 121)
+    (masks,) = read_masks(out / "instances.json").by_image(["a"])
+    assert masks and {mask.size for mask in masks} == {(90, 121)}
+    assert Image.open(out / "overlays" / "a.png").size == (52, 39)
+
+
+def test_the_nearest_label_is_taken_and_none_is_made(rng):
+    labels = rng.integers(0, 300, (7, 5)).astype(np.uint16)
+    again = predict.resize_nearest(labels, (21, 15))
+    np.testing.assert_array_equal(again, labels.repeat(3, 0).repeat(3, 1))
+    np.testing.assert_array_equal(predict.resize_nearest(again, (7, 5)), labels)
+    assert again.dtype == np.uint16 and predict.resize_nearest(labels, (7, 5)) is labels
+
+
+TWENTY_MEGAPIXELS = """
+import resource, sys
+from pathlib import Path
+from mdlib.run import predict
+photos, run_dir, out = map(Path, sys.argv[1:])
+assert predict.run([photos], run_dir=run_dir, out=out) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_twenty_megapixels_take_less_than_three_and_a_half_gigabytes(run_dir, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    stripes = np.arange(5000, dtype=np.uint8)[None, :, None].repeat(4000, 0).repeat(3, 2)
+    Image.fromarray(stripes).save(photos / "large.jpg")
+    done = subprocess.run(
+        [sys.executable, "-c", TWENTY_MEGAPIXELS, photos, run_dir, out],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout.split()[-1]) < 3500  # megabytes
+    assert read_label_map(out / "maps" / "large.png").shape == (4000, 5000)

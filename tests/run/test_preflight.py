@@ -8,11 +8,12 @@ import subprocess
 
 import huggingface_hub.constants
 import pytest
+import torch
 import yaml
 from fixtures import make_voc2012
 
 from mdlib.__main__ import main
-from mdlib.core.files import write_json, write_text
+from mdlib.core.files import StoreError, write_json, write_text
 from mdlib.core.paths import ROOT
 from mdlib.data import download
 from mdlib.models.backbones import PUBLISHED_WEIGHTS
@@ -124,6 +125,12 @@ def test_weights_that_are_in_a_cache_or_a_file_are_not_missing(tmp_path):
     assert preflight.missing_weights(parameters) == preflight.weights_to_fetch(parameters) == []
 
 
+def test_weights_of_a_resnet_are_no_encoders(tmp_path):
+    parameters = {"01_distill_masks": {"encoder_name": "zoo", "weights": "dino_resnet50"}}
+    assert preflight.missing_weights(parameters) == ["weights: dino_resnet50 is missing"]
+    assert preflight.weights_to_fetch(parameters) == []
+
+
 def test_weights_that_the_run_fetches_do_not_stop_it(mini, monkeypatch, capsys):
     monkeypatch.setattr(preflight, "missing_data", lambda parameters: [])
     assert main(["check", "mini"]) == exit_codes.DONE
@@ -213,6 +220,40 @@ def test_disk_counts_the_logits_of_two_networks():
     assert artifacts(512, 1100) - artifacts(512, 100) == pytest.approx(
         1000 * (per_image + preflight.IMAGE_GIGABYTES)
     )
+
+
+def test_what_would_end_a_run_after_hours_is_told_before(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    parameters = {
+        "00_prepare_data": PREPARED | {"train_images": 10},
+        "01_distill_masks": {"max_masks": 3},
+        "02_cluster_masks": {"k": 30},
+        "03_train_mask_rcnn": {"gpus": 2},
+        "A2_your_own_images": {"names": None},
+    }
+    assert preflight._impossible(parameters) == []
+    parameters["02_cluster_masks"]["k"] = 31
+    parameters["03_train_mask_rcnn"]["gpus"] = 3
+    parameters["A2_your_own_images"]["names"] = str(tmp_path / "names.yaml")
+    clusters, gpus, names = sorted(preflight._impossible(parameters))
+    assert "k=31, and 01 gives 30 masks at most" in clusters
+    assert "gpus=3, and 2 are here" in gpus and "names.yaml" in names
+
+
+@pytest.mark.parametrize("error", [KeyError("images"), StoreError("no JSON"), TypeError("a list")])
+def test_a_broken_data_set_is_a_line(mini, error, monkeypatch, capsys):
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(preflight, "check_dataset", fails)
+    assert main(["check", "mini"]) == exit_codes.WRONG
+    assert f"missing: voc2012 at {mini[0]}: {type(error).__name__}" in capsys.readouterr().out
+
+
+def test_a_preset_may_train_a_segmenter_on_clusters_of_another_run(mini, capsys):
+    _, write = mini
+    write(notebooks=["05_train_deeplab"], parameters={})
+    assert main(["check", "mini"]) == exit_codes.DONE
 
 
 def test_time_is_measured_projected_by_a_rehearsal_or_not_known(mini, tmp_path, capsys):

@@ -7,6 +7,7 @@ import sys
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from stages import made, opened, write_outputs
 
 from mdlib.core import draft
@@ -551,6 +552,7 @@ def test_the_code_that_was_there_when_the_stage_was_opened_counts(chain, monkeyp
 
 def in_kernel(run_dir, name, cells, values):
     """A stage that is opened and finished as a kernel would that runs these cells."""
+    cells = [identity.as_python(source) for source in cells]
     values["In"] = ["", cells[0]]
     ours = stage.Stage(name, {"threshold": 0.5}, run_dir, "test", values=values)
     write_outputs(ours)
@@ -574,6 +576,15 @@ def test_cells_that_were_edited_left_out_or_added_make_the_stage_stale(tmp_path,
         reason = stage.stale_reason(tmp_path, FILTER, {"threshold": 0.5})
         assert (reason is None) == fits
         assert ("cells ran that are not in the saved notebook" in capsys.readouterr().out) != fits
+
+
+def test_a_kernel_lists_what_it_ran_as_the_notebook_is_read():
+    shell = InteractiveShell()
+    cells = [*identity.stage_sources(FILTER)[:1], "%pwd", "!true", "x = 1  # one\n\n"]
+    for source in cells:
+        shell.run_cell(source, store_history=True)
+    ran = [source.strip() for source in shell.user_ns["In"][1:]]
+    assert ran == [identity.as_python(source) for source in cells]
 
 
 def test_a_parameter_that_a_later_cell_changed_is_refused(tmp_path):
@@ -671,3 +682,9 @@ def test_a_metric_that_is_no_number_is_left_out_and_said(chain, capsys):
     assert third.finish({"good": 0.5, "bad": float("nan"), "worse": float("inf")}) == {"good": 0.5}
     said = capsys.readouterr().out
     assert "bad is nan here" in said and "worse is inf here" in said
+
+
+def test_words_with_a_dot_name_checkpoints_of_their_own(tmp_path):
+    ours = opened(tmp_path, FIRST)
+    words = ("share-0.6-0", "share-0.6-1", "share-0.2-0", "share-0")
+    assert len({ours.checkpoint(word) for word in words}) == len(words)

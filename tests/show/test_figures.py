@@ -39,3 +39,33 @@ def test_a_table_refuses_more_pictures_than_columns_and_another_number_of_labels
     rows = [[np.zeros((4, 5, 3), np.uint8)] * pictures]
     with pytest.raises(ValueError, match="labels and 1 columns for 1 rows"):
         figures.image_table(rows, columns=[""], labels=labels)
+
+
+@pytest.mark.parametrize("values", [{}, {"a": np.nan}, {"a": 0.0}, {"a": np.nan, "b": 0.5}])
+def test_a_figure_of_what_is_not_there_is_drawn_without_it(values, tmp_path):
+    drawn = [
+        figures.bar_plot(values, xlabel="x"),
+        figures.bar_plot(values, xlabel="x", highlight="c", xlim=1),
+        figures.dot_plot({name: [value, value] for name, value in values.items()}, xlabel="x"),
+        figures.interval_plot({name: (value,) * 3 for name, value in values.items()}, xlabel="x"),
+        figures.histogram({n: np.array([v]) for n, v in values.items()}, xlabel="x", ylabel="y"),
+    ]
+    for figure in drawn:
+        figure.savefig(tmp_path / "figure.png")
+        shown = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+        assert ("b" in shown) == (0.5 in values.values()) or figure is drawn[-1]
+    plt.close("all")
+
+
+def test_pictures_and_counts_may_be_none_at_all(tmp_path):
+    drawn = [
+        figures.image_grid([], columns=4),
+        figures.image_grid([], [], columns=0),
+        figures.image_table([], columns=["a"], labels=[]),
+        figures.image_table([[]], columns=[], labels=["a"]),
+        figures.count_heatmap(np.zeros((0, 2)), rows=[], columns=["a", "b"], xlabel="", ylabel=""),
+        figures.count_heatmap(np.zeros((2, 0)), rows=["a", "b"], columns=[], xlabel="", ylabel=""),
+    ]
+    for figure in drawn:
+        figure.savefig(tmp_path / "figure.png")
+    plt.close("all")

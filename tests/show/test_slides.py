@@ -2,6 +2,7 @@
 without colour.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,6 +38,16 @@ def panels() -> dict[str, np.ndarray]:
             "detector": np.zeros((32, 32), np.uint8),
         }
     )
+
+
+@each_figure
+def test_a_class_may_be_called_anything(panels, name, tmp_path):
+    draw, _, _ = FIGURES[name]
+    odd = r"$\frac{1}$ <b> %"
+    figure = draw(panels, ["background", odd, "_"])
+    assert odd in {text.get_text() for text in figure.findobj(plt.Text)}
+    png, svg = slides.save(figure, tmp_path / name, alt=odd, label=r"$\bad$ preset")
+    assert png.stat().st_size and "<b>" not in svg.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
