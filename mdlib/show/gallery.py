@@ -28,7 +28,6 @@ from mdlib.core.mask import Mask, Masks, mask_to_box, write_masks
 from mdlib.core.progress import track
 from mdlib.data import Dataset
 from mdlib.method.clusters import fit_kmeans
-from mdlib.method.pseudo_labels import LARGEST_LABEL
 
 MARGIN = 0.12  # around a mask in its thumbnail, as a share of the mask's longer side
 PAPER = 0.96  # grey level of what a thumbnail leaves empty
@@ -311,8 +310,9 @@ def export(
 ) -> None:
     """Write masks.json (COCO, a category for each cluster), maps/ID.png and classes.txt.
 
-    A map is a palette PNG: 0 background, 1 + cluster. Names stand in the file of names one a line,
-    each once, so that pictures and maps can be opened as a folder with label maps.
+    A map holds 0 background, 1 + cluster, see `write_label_map`. Names stand in the file of names
+    one a line, each once, so that pictures and maps of up to 254 clusters can be opened as a folder
+    with label maps.
 
     Args:
         folder: where to; it is not there yet, or empty.
@@ -321,12 +321,7 @@ def export(
         names: names of clusters; those without one keep their number.
         k: number of clusters.
         draw: a picture (H, W, 3) uint8 and its masks -> its map, (H, W) integers.
-
-    Raises:
-        ValueError: where there are more clusters than a palette has room for.
     """
-    if k > LARGEST_LABEL:
-        raise ValueError(f"a palette PNG holds {LARGEST_LABEL} clusters, this run has {k}")
     titles = unique_titles([names.get(j, unnamed(j)) for j in range(k)])
     more = {}
     gathered = masks.by_image(dataset.ids)

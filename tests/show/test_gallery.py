@@ -344,8 +344,7 @@ def test_the_export_opens_again_as_a_folder_with_label_maps(tmp_path, pictures, 
     assert coco["info"] and coco["licenses"] == []  # readers before pycocotools 2.0.11 need both
 
 
-def test_more_clusters_than_a_palette_holds_are_refused(tmp_path, pictures, masks):
-    with pytest.raises(ValueError, match="holds 254 clusters, this run has 255"):
-        export(tmp_path, pictures, masks, k=255)
-    export(tmp_path, pictures, masks, (253, 0, 1), k=254)
-    assert read_label_map(tmp_path / "maps" / "a.png").max() == 254
+@pytest.mark.parametrize("k", [254, 300])
+def test_maps_hold_as_many_clusters_as_there_are(tmp_path, pictures, masks, k):
+    export(tmp_path, pictures, masks, (k - 1, 0, 1), k=k)
+    assert read_label_map(tmp_path / "maps" / "a.png").max() == k
