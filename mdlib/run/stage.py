@@ -194,14 +194,20 @@ class Stage:
             Its folder.
 
         Raises:
-            StoreError: it has not run (under the runner, MDLIB_BATCH), its files changed since, or
-                it was made from other versions of its own inputs than the run holds now.
+            StoreError: it has not run (under the runner, MDLIB_BATCH), its files or what it was
+                made from (pictures, weights) changed since, or it was made from other versions of
+                its own inputs than the run holds now.
         """
         if "MDLIB_BATCH" not in os.environ and not has_run(self.run_dir, name):
             _fill(self.run_dir, name)
         if problem := unfit(self.run_dir, name):
             raise StoreError(problem)
         manifest = read_manifest(self.run_dir, name)
+        if changed := _changed_file(manifest):
+            raise StoreError(
+                f"{name} was made from another {changed} than is there now: "
+                f"run {name} again (nothing overwrites it for you)"
+            )
         self.inputs[name] = result_digest(manifest)
         if manifest["smoke_size"] and not self.smoke_size:
             self.smoke_size, self.label = True, f"{self.label} · smoke-size inputs"
@@ -558,12 +564,14 @@ def read_manifest(run_dir: Path, name: str) -> Manifest:
 
 
 def result_digest(manifest: Manifest) -> str:
-    """Digest of what a stage made: parameters, metrics and outputs, but for figures.
+    """Digest of what a stage hands on: parameters, files that it read, metrics, outputs.
 
-    A stage that was made from another one is up to date as long as this stays.
+    A stage that was made from another one is up to date as long as this stays. Figures do not
+    count. Files do: later stages open the pictures that 00 read.
     """
     outputs = {k: v for k, v in manifest["outputs"].items() if not k.startswith("figures/")}
-    parts = [manifest["parameters"], manifest["metrics"], outputs, manifest.get("skipped")]
+    handed_on = [manifest[key] for key in ("parameters", "files", "metrics")]
+    parts = [*handed_on, outputs, manifest.get("skipped")]
     return digest_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -648,9 +656,8 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
     there = manifest["versions"] | manifest["packages"] | {"device": manifest["device"]}
     if changed := _different(here, there):
         return f"versions changed: {changed}"
-    for path, digest in manifest["files"].items():
-        if not (ROOT / path).exists() or digest_of(ROOT / path) != digest:
-            return f"{path} changed"
+    if file := _changed_file(manifest):
+        return f"{file} changed"
     for stage, digest in manifest["inputs"].items():
         present = (
             result_digest(read_manifest(run_dir, stage)) if has_run(run_dir, stage) else ABSENT
@@ -696,6 +703,14 @@ def _outputs(folder: Path) -> dict[str, str]:
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = ((path.relative_to(folder).as_posix(), path) for path in found)
     return {name: digest_file(path) for name, path in named if name != "manifest.json"}
+
+
+def _changed_file(manifest: Manifest) -> str | None:
+    """The first file or folder outside the run that is gone or not as the stage read it."""
+    for path, digest in manifest["files"].items():
+        if not (ROOT / path).exists() or digest_of(ROOT / path) != digest:
+            return path
+    return None
 
 
 def _changed_output(folder: Path, manifest: Manifest) -> str | None:

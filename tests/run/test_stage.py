@@ -282,6 +282,19 @@ def test_a_folder_is_recorded_by_its_names_and_bytes_and_links_are_followed(data
     assert changed()
 
 
+def test_pictures_that_changed_since_are_not_read_by_later_stages(data, tmp_path):
+    run_dir = tmp_path / "run"
+    made(run_dir, SECOND, FIRST)
+    (data / "a" / "one.bmp").write_bytes(b"34")
+    with pytest.raises(StoreError, match=f"{FIRST} was made from another {data} than is there now"):
+        opened(run_dir, SECOND).read(FIRST)
+    ours = opened(run_dir, FIRST)  # again, with the same results: later stages read the pictures
+    ours.read_file(data)
+    write_outputs(ours)
+    ours.finish()
+    assert stage.stale_reason(run_dir, SECOND, {}) == f"{FIRST} changed"
+
+
 # ---------------------------------------------------------------- open, then finished
 
 
