@@ -136,7 +136,7 @@ def kill_in(stage_name: str, command: list, out: Path) -> None:
     """Start the runner and kill it in a stage, once that has begun."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not list((out / "artifacts").glob(f".{stage_name}.*")):
+    while not list((out / "artifacts").glob(f".{stage_name}.draft-*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(0.3)
@@ -161,6 +161,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_metrics(smoke, chain):
     assert read_json(out / "metrics.json")["metrics"] == expected
     # nothing half-written is left
     left = {p.name for p in (out / "artifacts").iterdir()} - {"lock", "checkpoints"}
-    assert left == {*CHAIN, "run.json"}
-    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    locks = {f".{name}.lock" for name in CHAIN[1:]}
+    assert left == {*CHAIN, "run.json", *locks}
+    assert {path.name for path in out.rglob(".*")} == locks
     assert sorted(p.stem for p in (out / "notebooks").glob("*.ipynb")) == CHAIN[1:]
