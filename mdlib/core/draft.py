@@ -8,6 +8,7 @@
 A kill at any point leaves the old version or the new one: `recover` finds which.
 """
 
+import errno
 import os
 import shutil
 import uuid
@@ -39,12 +40,16 @@ class Draft:
             StoreError: another process has opened one, or `place` is no folder, or cannot be
                 written.
         """
-        self.place = place.resolve()
+        try:
+            self.place = place.resolve()
+        except (OSError, RuntimeError):  # the latter before Python 3.13
+            raise StoreError(f"{place} is a link that leads back to itself: remove it") from None
         if self.place.exists() and not self.place.is_dir():
             raise StoreError(f"{self.place} is no folder: remove it")
         self._lock = _lock(self.place)
         self._lock.acquire(busy=busy)
         self.folder = _beside(self.place, "draft")
+        self._is_committed = False
         try:
             _recover(self.place, is_whole)
             self.folder.mkdir()
@@ -53,12 +58,26 @@ class Draft:
             raise StoreError(f"{self.place.parent} cannot be written: {error.strerror}") from None
 
     def commit(self) -> None:
-        """Put the draft in its place, on the disk for good, and give up the lock."""
+        """Put the draft in its place, on the disk for good, and give up the lock.
+
+        A second call does what an interrupted one left to do.
+        """
+        if self.is_in_place:
+            self._lock.release()
+            return
         for folder, _, files in os.walk(self.folder):
             for path in (*files, "."):
                 sync(Path(folder, path))
-        _swap(self.folder, self.place)
+        self._is_committed = True
+        old = _move_aside(self.place)
+        os.replace(self.folder, self.place)
+        _settle(self.place, old)
         self._lock.release()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it was committed; a commit that was interrupted may have come so far."""
+        return self._is_committed and not self.folder.exists()
 
     def discard(self) -> None:
         """Delete the draft and give up the lock."""
@@ -69,14 +88,19 @@ class Draft:
 def recover(place: Path, *, is_whole: Callable[[Path], bool]) -> None:
     """Finish what a killed process began: put a complete version in its place, remove the rest.
 
-    Nothing happens while a process works there, and where there is no left-over.
+    Nothing happens while a process works there, where there is no left-over, and where the folder
+    cannot be written.
 
     Args:
         place: of the folder; it need not exist.
         is_whole: whether a left-over folder is complete.
     """
-    place = place.resolve()
-    if not _left_over(place, "draft") and not _left_over(place, "old"):
+    try:
+        place = place.resolve()
+    except (OSError, RuntimeError):  # a link that leads back to itself
+        return
+    drafts, olds = _left_over(place, "draft"), _left_over(place, "old")
+    if not drafts and (not olds or place.exists()):
         return
     lock = _lock(place)
     try:
@@ -85,6 +109,8 @@ def recover(place: Path, *, is_whole: Callable[[Path], bool]) -> None:
         return
     try:
         _recover(place, is_whole)
+    except OSError:
+        return  # it stays as it is, for whoever may write here
     finally:
         lock.release()
 
@@ -94,7 +120,9 @@ def _recover(place: Path, is_whole: Callable[[Path], bool]) -> None:
     for draft in _left_over(place, "draft"):
         if is_whole(draft):
             print(f"{place.name}: a killed process had finished it; it is taken as it is")
-            _swap(draft, place)
+            old = _move_aside(place)
+            os.replace(draft, place)
+            _settle(place, old)
     for old in _left_over(place, "old"):
         if not place.exists() and is_whole(old):
             os.replace(old, place)
@@ -102,12 +130,25 @@ def _recover(place: Path, is_whole: Callable[[Path], bool]) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _swap(new: Path, place: Path) -> None:
-    """A whole folder into its place; what is there is deleted when the new one is in."""
+def _move_aside(place: Path) -> Path:
+    """The version that is in its place under another name; nothing where there is none.
+
+    A file system that cannot rename the folder (a layer of a container's image) loses nothing
+    either: then it is deleted, and until the draft has its place `recover` takes the draft.
+    """
     old = _beside(place, "old")
-    if place.exists():
-        os.replace(place, old)
-    os.replace(new, place)
+    try:
+        if place.exists():
+            os.replace(place, old)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.rmtree(place)
+    return old
+
+
+def _settle(place: Path, old: Path) -> None:
+    """What is left when the new version is in: to make it durable, and to delete the old one."""
     sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)  # what cannot be deleted does no harm
 

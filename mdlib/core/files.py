@@ -7,6 +7,7 @@ weights as safetensors with the architecture in the header, everything else JSON
 pickled.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -49,12 +50,19 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder's names are on the disk, and would outlive a power cut."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folder
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    """Wait until a file or a folder's names are on the disk, and would outlive a power cut.
+
+    Nothing happens for a folder where the system cannot do it (Windows, some network disks), and
+    for what is neither a file nor a folder.
+    """
+    if not path.is_file() and (os.name == "nt" or not path.is_dir()):
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 

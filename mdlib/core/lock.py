@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from mdlib.core.files import StoreError, read_json, write_json
+
+PATIENCE = 1.0  # seconds: whoever only looks at a lock holds it for a moment
 
 
 class Lock:
@@ -29,7 +32,7 @@ class Lock:
         self._lock = FileLock(path, thread_local=False)
 
     def acquire(self, *, busy: str, **note: Any) -> None:
-        """Take the lock at once, or not at all.
+        """Take the lock, or say who has it.
 
         Args:
             busy: what the error says, with "{who}" for the process that holds the lock.
@@ -40,7 +43,7 @@ class Lock:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=PATIENCE)
             write_json(self.note, {**note, **_me()})
         except Timeout:
             raise StoreError(busy.format(who=_described(self.note))) from None
@@ -70,8 +73,10 @@ class Lock:
         try:
             with FileLock(self.path, thread_local=False).acquire(timeout=0):
                 return None
-        except Timeout:
-            return _read(self.note)
+        except Timeout:  # or another process that looked at this moment
+            found = _read(self.note)
+            here = found.get("host") == platform.node()
+            return None if here and not psutil.pid_exists(found["process"]) else found
         except OSError:  # a folder that cannot be written, where nobody works
             return None
 

@@ -28,11 +28,13 @@ class Form:
         ending: of the file, with its dot.
         write: write(path, items) writes a file whole or not at all.
         read: read(path) gives the items back; StoreError for a file that is missing or broken.
+        is_counted: whether `make` gives one item for each of the range.
     """
 
     ending: str
     write: Callable[[Path, Sequence], object]
     read: Callable[[Path], Sequence]
+    is_counted: bool = False
 
 
 def in_shards(
@@ -67,19 +69,23 @@ def in_shards(
     if there:
         print(f"{there} of {len(parts)} parts are there already: {folder.name}")
     for part, path in zip(parts, paths, strict=True):
-        kept = _kept(path, form)
+        kept = _kept(path, form, len(part) if form.is_counted else None)
         yield from _made(path, form, make(part)) if kept is None else kept
 
 
-def _kept(path: Path, form: Form) -> Sequence | None:
-    """The items of a part, or None where it is not there, or broken."""
+def _kept(path: Path, form: Form, count: int | None) -> Sequence | None:
+    """The items of a part, or None where it is not there, or broken; count: how many, if known."""
     if not path.is_file():
         return None
     try:
-        return form.read(path)
+        items = form.read(path)
     except StoreError as error:
         print(f"made again: {error}")
         return None
+    if count not in (None, len(items)):
+        print(f"made again: {path} holds {len(items)} items, expected {count}")
+        return None
+    return items
 
 
 def _made(path: Path, form: Form, items: Iterable) -> Sequence:
@@ -100,7 +106,9 @@ def _write_masks(path: Path, masks: Sequence[Mask]) -> None:
 def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
     """Arrays of any shapes as .npz, with a checksum of each."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, *arrays, allow_pickle=False)
+        if any(array.dtype.hasobject for array in arrays):
+            raise ValueError("arrays of Python objects would be pickled")
+        np.savez(file, *arrays)  # its allow_pickle is an array of its own before numpy 2.1
 
 
 def _read_arrays(path: Path) -> list[np.ndarray]:
@@ -113,7 +121,7 @@ def _read_arrays(path: Path) -> list[np.ndarray]:
 
 
 MASKS = Form(".json", _write_masks, read_masks)
-ARRAYS = Form(".npz", _write_arrays, _read_arrays)
+ARRAYS = Form(".npz", _write_arrays, _read_arrays, is_counted=True)
 
 
 def write_rows(path: Path, rows: Iterable[np.ndarray], *, count: int) -> None:

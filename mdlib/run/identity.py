@@ -31,8 +31,15 @@ LIBRARIES = (
 # Tags of cells that do not change what a stage computes: its values (compared apart), and what a
 # reader tries after it.
 IGNORED_TAGS = {"parameters", "exercise", "explorer"}
-# What a notebook draws with and how it is run do not change what it computes.
+# What a notebook draws with and how it is run do not change what it computes,
 IGNORED_CODE = ("mdlib.run", "mdlib.show", "mdlib.core.colours", "mdlib.core.progress")
+# but for what a notebook computes through them: {text in its cells: module}.
+THROUGH_RUN = {
+    "stage.run": "mdlib.data.roles",
+    ".predicted_maps(": "mdlib.method.segmenter",
+    ".filtered_maps(": "mdlib.method.pseudo_labels",
+    "MaskDistill.": "mdlib.run.predict",
+}
 
 
 # ---------------------------------------------------------------- code
@@ -101,8 +108,12 @@ _loaded: dict[Path, str] = {}  # a module's file: the digest of what was loaded 
 
 def _modules(notebook: str) -> dict[Path, str]:
     """The files of the mdlib modules that a notebook imports, and the code of each as text."""
+    sources = stage_sources(notebook)
     found: dict[Path, str] = {}
-    queue = _imports(tree_of(stage_sources(notebook)))
+    queue = _imports(tree_of(sources))
+    for text, module in THROUGH_RUN.items():
+        if any(text in source for source in sources):
+            queue |= _files_of({module})
     while queue:
         path = queue.pop()
         if path not in found:
@@ -147,13 +158,15 @@ def _imports(tree: ast.Module) -> set[Path]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    paths = set()
-    for name in names:
-        counted = not any(f"{name}.".startswith(f"{neutral}.") for neutral in IGNORED_CODE)
-        if name.split(".")[0] == "mdlib" and counted:
-            base = ROOT / name.replace(".", "/")
-            paths |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()}
-    return paths
+    neutral = tuple(f"{module}." for module in IGNORED_CODE)
+    return _files_of({name for name in names if not f"{name}.".startswith(neutral)})
+
+
+def _files_of(names: set[str]) -> set[Path]:
+    """The files of those of these modules that are mdlib's."""
+    bases = [ROOT / name.replace(".", "/") for name in names if name.split(".")[0] == "mdlib"]
+    files = (file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py"))
+    return {file for file in files if file.is_file()}
 
 
 # ---------------------------------------------------------------- machine

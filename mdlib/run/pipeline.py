@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 from jupyter_client import AsyncKernelManager
@@ -22,7 +23,7 @@ from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpec
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mdlib.core.files import read_json, write_json, write_text
+from mdlib.core.files import write_json, write_text
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
 from mdlib.run.exit_codes import DIED, DONE, FAILED, INTERRUPTED
@@ -35,10 +36,11 @@ from mdlib.run.stage import (
     manifest_path,
     publish,
     run_lock,
+    run_preset,
     stale_reason,
 )
 
-# The kernels inherit this. Plain progress lines (mdlib.core.progress); figures in the executed
+# The kernels have this. Plain progress lines (mdlib.core.progress); figures in the executed
 # notebooks, whatever MPLBACKEND a server or container sets; and glibc's malloc keeps its memory
 # instead of returning it to the system at every training step, which costs up to half the time on
 # small steps.
@@ -75,10 +77,13 @@ def run(
     preset = load_preset(preset_name)
     parameters = resolve(preset, overrides)
     notebooks = _chosen(preset, start, only)
-    run_dir = Path(out).resolve() if out else ROOT / "reports" / preset_name
-    check_place(run_dir, roots=data_roots(parameters))
+    if unused := sorted(overrides.keys() - set(notebooks)):
+        raise PresetError(f"--set of {', '.join(unused)} has no effect with --only {only}")
+    run_dir = check_place(out or ROOT / "reports" / preset_name, roots=data_roots(parameters))
     with run_lock(run_dir).held(busy=busy(run_dir)):
         _write_run_info(run_dir, preset_name)
+        if only is not None:
+            _warn_of_stale(run_dir, preset, parameters, before=only)
         code = _run_all(
             preset,
             notebooks,
@@ -111,7 +116,7 @@ def fill(run_dir: Path, stage: str) -> int:
     """
     preset = load_preset("smoke")
     _chosen(preset, stage, None)
-    check_place(run_dir, roots=())
+    run_dir = check_place(run_dir, roots=())
     # the numbers of notebooks are their order
     before = [name for name in preset.notebooks if name <= stage]
     with run_lock(run_dir).held(busy=busy(run_dir), fill=True):
@@ -175,7 +180,6 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
     partial = executed.with_suffix(".partial.ipynb")
     began, status, code = time.monotonic(), "done", DONE
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    os.environ.update(KERNEL_ENVIRONMENT, PYTHONPATH=_path_of_kernels())
     with _peak_memory() as peak:
         try:
             _execute(name, values, partial)
@@ -198,11 +202,13 @@ def _run_one(name: str, values: dict, run_dir: Path) -> tuple[int, dict]:
             status, code = f"died: {error}".splitlines()[0], DIED
             print(f"the kernel of {name} did not start: {error}")
     if code == DONE and (reason := stale_reason(run_dir, name, values)) is not None:
-        status, code = f"failed: it ended without its manifest ({reason})", FAILED
+        wrote = manifest_path(run_dir, name).is_file() and reason != "has not run"
+        what = f"while it ran, {reason}" if wrote else f"it ended without its manifest ({reason})"
+        status, code = f"failed: {what}", FAILED
         print(f"{name} {status}")
     if code == DONE:
         os.replace(partial, executed)
-        report.render_notebook(executed)
+        _render(executed)
     elif partial.is_file():
         print(f"partial notebook: {_shown(partial)}")
     seconds = round(time.monotonic() - began, 1)
@@ -238,42 +244,76 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _make_good(run_dir: Path, name: str) -> None:
-    """What a run that was stopped after a stage's commit left to do: figures, notebook, page."""
-    publish(run_dir, name)
-    executed = run_dir / "notebooks" / f"{name}.ipynb"
-    partial = executed.with_suffix(".partial.ipynb")
-    done = manifest_path(run_dir, name).stat().st_mtime
-    if partial.is_file() and partial.stat().st_mtime >= done:  # saved after its last cell
-        os.replace(partial, executed)
-        executed.with_suffix(".html").unlink(missing_ok=True)
-    if executed.is_file() and not executed.with_suffix(".html").is_file():
-        report.render_notebook(executed)
-
-
-def _write_run_info(run_dir: Path, preset_name: str) -> None:
-    """Which preset lives in a folder; PresetError where another one does."""
-    path = run_dir / "artifacts" / "run.json"
-    if path.is_file() and (known := read_json(path).get("preset")) != preset_name:
-        raise PresetError(
-            f"{run_dir} holds a run of the preset {known!r}: give another --out for {preset_name!r}"
-        )
-    write_json(path, {"preset": preset_name, "started": _now()})
-
-
 class _OwnKernel(AsyncKernelManager):
-    """Starts the Python of this process, whatever kernel is installed under the name python3."""
+    """Starts the Python of this process, whatever kernel is installed under the name python3.
+
+    Its environment is KERNEL_ENVIRONMENT beside this process's own.
+    """
 
     @property
     def kernel_spec(self) -> KernelSpec:
         """What `python -m ipykernel_launcher` of this Python is."""
-        return KernelSpecManager(kernel_dirs=[]).get_kernel_spec(NATIVE_KERNEL_NAME)
+        spec = KernelSpecManager(kernel_dirs=[]).get_kernel_spec(NATIVE_KERNEL_NAME)
+        spec.env = {**spec.env, **KERNEL_ENVIRONMENT, "PYTHONPATH": _path_of_kernels()}
+        return spec
 
 
 def _path_of_kernels() -> str:
     """PYTHONPATH with this checkout first: kernels start elsewhere, with what is installed."""
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([str(ROOT), *(path for path in known if path not in ("", str(ROOT)))])
+
+
+def _make_good(run_dir: Path, name: str) -> None:
+    """What a run that was stopped after a stage's commit left to do: figures, notebook, page."""
+    publish(run_dir, name)
+    executed = run_dir / "notebooks" / f"{name}.ipynb"
+    partial = executed.with_suffix(".partial.ipynb")
+    done = manifest_path(run_dir, name).stat().st_mtime
+    if partial.is_file() and partial.stat().st_mtime >= done and _ran_to_the_end(partial):
+        os.replace(partial, executed)
+        executed.with_suffix(".html").unlink(missing_ok=True)
+    if executed.is_file() and not executed.with_suffix(".html").is_file():
+        _render(executed)
+
+
+def _ran_to_the_end(path: Path) -> bool:
+    """Whether all cells of an executed notebook ran, none of them with an error."""
+    try:
+        cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    except Exception:  # a file whose writing was killed: nbformat's errors have no common class
+        return False
+    failed = any(out.output_type == "error" for cell in cells for out in cell.outputs)
+    return bool(cells) and not failed and all(c.execution_count for c in cells if c.source.strip())
+
+
+def _render(executed: Path) -> None:
+    """The page of a notebook; one that cannot be drawn is a warning, since the stage is whole."""
+    try:
+        report.render_notebook(executed)
+    except Exception as error:  # nbconvert's errors have no common class
+        print(f"warning: no page of {executed.stem} ({type(error).__name__}: {error})", flush=True)
+
+
+def _warn_of_stale(run_dir: Path, preset: Preset, parameters: dict, *, before: str) -> None:
+    """Say which stages before one that runs alone are out of date: it reads them as they are."""
+    for name in preset.notebooks[: preset.notebooks.index(before)]:
+        if has_run(run_dir, name) and (reason := stale_reason(run_dir, name, parameters[name])):
+            print(f"{name} is out of date ({reason}), and --only {before} does not run it again")
+
+
+def _write_run_info(run_dir: Path, preset_name: str) -> None:
+    """Note which preset lives in a folder; PresetError where another one does, or a person."""
+    path, known = run_dir / "artifacts" / "run.json", run_preset(run_dir)
+    if known not in (None, preset_name):
+        raise PresetError(
+            f"{run_dir} holds a run of the preset {known!r}: give another --out for {preset_name!r}"
+        )
+    if not path.is_file() and any(path.parent.glob("*/manifest.json")):
+        raise PresetError(
+            f"{run_dir} holds stages of notebooks that were run by hand: give another --out"
+        )
+    write_json(path, {"preset": preset_name, "started": _now()})
 
 
 def _now() -> str:
@@ -308,7 +348,11 @@ def _add_cost(run_dir: Path, row: dict) -> None:
     """cost.csv holds the last execution of each notebook; rows of another form are dropped."""
     path = run_dir / "cost.csv"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    known = [r for r in csv.DictReader(io.StringIO(text)) if list(r) == list(COST_COLUMNS)]
+    try:
+        known = [r for r in csv.DictReader(io.StringIO(text)) if list(r) == list(COST_COLUMNS)]
+    except csv.Error:
+        known = []
+    row = row | {"status": row["status"][:500]}
     rows = [r for r in known if r["notebook"] != row["notebook"]] + [row]
     table = io.StringIO()
     writer = csv.DictWriter(table, COST_COLUMNS, lineterminator="\n")

@@ -14,7 +14,14 @@ from typing import Annotated, Any
 
 import nbformat
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+)
 
 from mdlib.core.paths import NOTEBOOKS, PRESETS
 from mdlib.run.values import Parameter, PresetError, check_together, check_value, read_value
@@ -38,6 +45,13 @@ RENAMED_PRESETS: dict[str, str] = {}  # old preset: new preset
 RUN_DIR = "run_dir"  # the one parameter that says where, not what: no part of a stage's identity
 
 
+def _rising(band: tuple[float, float]) -> tuple[float, float]:
+    """A band from its lowest to its highest value."""
+    if band[0] > band[1]:
+        raise ValueError("a band begins with its lowest value")
+    return band
+
+
 class Preset(BaseModel):
     """A YAML file in presets/, with what it inherits.
 
@@ -54,7 +68,7 @@ class Preset(BaseModel):
     notebooks: Annotated[list[str], Field(min_length=1)]
     parameters: dict[str, dict[str, object]] = {}
     seconds: dict[str, FiniteFloat] = {}
-    bands: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
+    bands: dict[str, Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]] = {}
 
 
 def load_preset(name: str) -> Preset:

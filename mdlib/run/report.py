@@ -103,7 +103,8 @@ def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
 
     Returns:
         (metric, value, band, verdict, meaning) for every metric, in the order of MEANINGS, unknown
-        ones last. The verdict is "within" or "OUTSIDE"; empty, as the band, where there is none.
+        ones last; then every band whose metric was not measured. The verdict is "within" or
+        "OUTSIDE"; empty, as the band, where there is none.
     """
     metrics, bands = content["metrics"], content["bands"]
     order = [m for m in MEANINGS if m in metrics] + sorted(m for m in metrics if m not in MEANINGS)
@@ -115,6 +116,9 @@ def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
             band = f"{low:g} to {high:g}"
             verdict = "within" if low <= metrics[name] <= high else "OUTSIDE"
         rows.append((name, f"{metrics[name]:.3f}", band, verdict, MEANINGS.get(name, "")))
+    for name in sorted(bands.keys() - metrics.keys()):
+        low, high = bands[name]
+        rows.append((name, "not measured", f"{low:g} to {high:g}", "", MEANINGS.get(name, "")))
     return rows
 
 

@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, NotRequired
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # typing's own is too little for pydantic before 3.12
 
 from mdlib.core.draft import Draft, recover
@@ -83,6 +83,24 @@ class StageSkipped(Exception):
         return [f"skipped: {self}. The chain goes on without this stage."]
 
 
+def _below(name: str) -> str:
+    """A path that stays below its folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{name} leaves the stage's folder")
+    return name
+
+
+Below = Annotated[str, AfterValidator(_below)]
+
+
+class SavedFigure(TypedDict):
+    """A figure of a stage."""
+
+    file: Below
+    caption: str
+
+
 class Manifest(TypedDict):
     """The commit record of a stage."""
 
@@ -96,8 +114,8 @@ class Manifest(TypedDict):
     device: str
     seconds: float
     metrics: dict[str, float]
-    figures: list[dict[str, str]]  # "file", "caption"
-    outputs: dict[str, str]  # path in the stage's folder: digest
+    figures: list[SavedFigure]
+    outputs: dict[Below, str]  # path in the stage's folder: digest
     smoke_size: bool  # whether it, or a stage that it read, was filled in at smoke size
     skipped: NotRequired[str]  # why
 
@@ -152,10 +170,13 @@ class Stage:
         self.inputs: dict[str, str] = {}
         self.files: dict[str, str] = {}
         self.packages: dict[str, str] = {}
-        self.figures: list[dict[str, str]] = []
+        self.figures: list[SavedFigure] = []
         self.smoke_size = filling(run_dir)
         self._began, self._code, self._values = time.monotonic(), code_digest(name), values or {}
-        self._first_cell = len(self._values.get("In", [])) - 1
+        self._first_cell = max(0, len(self._values.get("In", [])) - 1)
+        # as they are now: JupyterLab may save an edited cell before the stage is finished
+        self._own = [as_python(source) for source in stage_sources(name)]
+        self._known = {as_python(cell.source) for cell in notebook_cells(name)}
         self._metrics: dict[str, float] | None = None  # of a finished stage
         self._place = manifest_path(run_dir, name).parent
         if (before := _open.pop(self._place, None)) is not None:
@@ -180,6 +201,10 @@ class Stage:
             )
         if _open.get(self._place) is not self:
             raise StoreError(f"{self.name} was opened again since: go on from that cell")
+        if not self._draft.folder.is_dir():
+            raise StoreError(
+                f"{self._draft.folder} was deleted: run {self.name} again from its first cell"
+            )
         return self._draft.folder
 
     def read(self, name: str) -> Path:
@@ -208,7 +233,7 @@ class Stage:
                 f"{name} was made from another {changed} than is there now: "
                 f"run {name} again (nothing overwrites it for you)"
             )
-        self.inputs[name] = result_digest(manifest)
+        _note(self.inputs, name, result_digest(manifest))
         if manifest["smoke_size"] and not self.smoke_size:
             self.smoke_size, self.label = True, f"{self.label} · smoke-size inputs"
             print(
@@ -221,7 +246,7 @@ class Stage:
         """Whether another stage of this run has run; this one is out of date when that changes."""
         if has_run(self.run_dir, name):
             return True
-        self.inputs[name] = ABSENT
+        _note(self.inputs, name, ABSENT)
         return False
 
     @cached_property
@@ -246,7 +271,7 @@ class Stage:
         full = ROOT / path
         if not full.exists():
             raise StoreError(f"{full} is missing")
-        self.files[key_of(full)] = digest_of(full)
+        _note(self.files, key_of(full), digest_of(full))
         return full
 
     def weights(self, value: str | None, *, network: str) -> str | Path | None:
@@ -354,6 +379,8 @@ class Stage:
         if self._metrics is not None:
             print(f"{self.name} is finished already; nothing was written")
             return self._metrics
+        if self._draft.is_in_place:  # an earlier call was interrupted behind that
+            return self._conclude(read_manifest(self.run_dir, self.name)["metrics"])
         folder = self.folder
         lacking = [name for name in WRITES.get(self.name, ()) if not (folder / name).exists()]
         if lacking:
@@ -362,7 +389,7 @@ class Stage:
                 "run all cells from the first one, in order"
             )
         for key, value in self.parameters.items():
-            if self._values.get(key, value) != value:
+            if not _same(self._values.get(key, value), value):
                 raise StoreError(
                     f"{key} was {value!r} when the stage was opened and is {self._values[key]!r} "
                     "now: write it into the parameters cell, and run all cells from there"
@@ -383,7 +410,7 @@ class Stage:
         raise StageSkipped(reason)
 
     def _commit(self, metrics: dict[str, float], **more: str) -> dict[str, float]:
-        """Write the manifest, put the folder into its place, publish, remove the checkpoints."""
+        """Write the manifest, which makes the folder complete, and conclude."""
         rounded = {name: round(float(value), 6) for name, value in metrics.items()}
         for name in [name for name, value in rounded.items() if not math.isfinite(value)]:
             print(f"{name} is {rounded.pop(name)} here, which is no number to report: left out")
@@ -404,34 +431,46 @@ class Stage:
             **more,
         }
         write_json(folder / "manifest.json", manifest)
+        return self._conclude(rounded)
+
+    def _conclude(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Put the folder into its place, remove the checkpoints, publish."""
         self._draft.commit()
-        self._metrics = rounded
-        del _open[self._place]
-        publish(self.run_dir, self.name)
+        self._metrics = metrics
+        _open.pop(self._place, None)
         for kept in self._kept_folder().glob(f"{self.name}-*"):
             shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
-        return rounded
+        publish(self.run_dir, self.name)
+        return metrics
 
     def _code_that_ran(self) -> str:
         """The code's digest when the stage was opened; another one where other cells ran.
 
-        A kernel lists what it ran as `In`. A cell that was edited and not saved, left out or added
-        makes the stage out of date, because the notebook's file does not say what was computed.
+        A kernel lists what it ran as `In`. A cell that was edited, left out, added, or that ran
+        twice or in another order makes the stage out of date, because the notebook's file does not
+        say what was computed.
         """
-        ran = [source.strip() for source in self._values.get("In", [])[self._first_cell :]]
-        if not ran:  # not in a kernel
-            return self._code
-        own = [as_python(source) for source in stage_sources(self.name)]
-        known = {as_python(cell.source) for cell in notebook_cells(self.name)}
-        first = next((i for i, source in enumerate(own) if "open_stage(" in source), 0)
-        last = next((i for i, source in enumerate(own) if "stage.finish(" in source), len(own))
-        if set(own[first : last + 1]) <= set(ran) and set(ran) <= known | {""}:
+        ran = self._cells_since_opened()
+        own = [source for source in ran if source in self._own]
+        first = next((i for i, source in enumerate(self._own) if "open_stage(" in source), 0)
+        last = next((i for i, source in enumerate(self._own) if "stage.finish(" in source), -1)
+        as_saved = own == self._own[first : last + 1] and not self._edited()
+        if not ran or as_saved:  # not in a kernel, or as the runner would
             return self._code
         print(
-            "cells ran that are not in the saved notebook, or were left out: the runner will "
-            f"run {self.name} again"
+            "the cells ran in another order than in the saved notebook, or others did: "
+            f"the runner will run {self.name} again"
         )
         return f"edited: {digest_bytes(*(source.encode() for source in ran))}"
+
+    def _cells_since_opened(self) -> list[str]:
+        """What a kernel has run since the first cell, that one included; [] elsewhere."""
+        ran = self._values.get("In", [])[self._first_cell :]
+        return [source.strip() for source in ran if source.strip()]
+
+    def _edited(self) -> list[str]:
+        """The cells of these that the notebook did not hold when the stage was opened."""
+        return [source for source in self._cells_since_opened() if source not in self._known]
 
     def _kept(self, what: str) -> Path:
         """A path beside the stages whose name holds the digest of what its content depends on."""
@@ -441,6 +480,7 @@ class Stage:
             self.files,
             self.packages,
             self._code,
+            self._edited(),
             versions(),
             device(),
         ]
@@ -487,10 +527,18 @@ def run_label(run_dir: Path, parameters: dict[str, object]) -> str:
     Returns:
         A line such as "demo preset · zoo (composited)".
     """
-    info = run_dir / "artifacts" / "run.json"
-    own = read_json(info)["preset"] if info.is_file() else "lab"
-    preset = "smoke" if filling(run_dir) else own
+    preset = "smoke" if filling(run_dir) else run_preset(run_dir) or "lab"
     return f"{preset} preset · {data_label(run_dir, parameters)}"
+
+
+def run_preset(run_dir: Path) -> str | None:
+    """The preset that lives in a folder; None for notebooks run by hand, and a broken run.json."""
+    try:
+        found = read_json(run_dir / "artifacts" / "run.json")
+    except StoreError:
+        return None
+    preset = found.get("preset") if isinstance(found, dict) else None
+    return preset if isinstance(preset, str) else None
 
 
 def data_label(run_dir: Path, parameters: dict[str, object] | None = None) -> str:
@@ -516,8 +564,9 @@ def run_lock(run_dir: Path) -> Lock:
 
 
 def filling(run_dir: Path) -> bool:
-    """Whether `pipeline.fill` works in the run now: what runs then is of smoke size."""
-    return bool((run_lock(run_dir).holder() or {}).get("fill"))
+    """Whether this is a kernel of `pipeline.fill`: what it runs is of smoke size."""
+    by_runner = "MDLIB_BATCH" in os.environ
+    return by_runner and bool((run_lock(run_dir).holder() or {}).get("fill"))
 
 
 # ---------------------------------------------------------------- finished stages
@@ -672,24 +721,53 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
 def publish(run_dir: Path, name: str) -> None:
     """Copy the figures and the export of a finished stage to where people look for them.
 
-    RUN/figures holds those of all stages; RUN/export what notebook A2 exports.
+    RUN/figures holds those of all stages; RUN/export what notebook A2 exports. What an earlier call
+    copied and is no longer there is deleted. A file of RUN/export that somebody else wrote or
+    changed stays, with a line.
+
+    Args:
+        run_dir: the run's folder.
+        name: of the stage.
     """
-    place, shown = manifest_path(run_dir, name).parent, run_dir / "figures"
-    figures = {figure["file"] for figure in read_manifest(run_dir, name)["figures"]}
-    for old in shown.glob(f"{name}-*.png"):
-        if old.name not in figures:
-            old.unlink()
-    for file in figures:
-        source, target = place / "figures" / file, shown / file
-        if not target.is_file() or digest_file(target) != digest_file(source):
-            with atomic(target) as temporary:
-                shutil.copyfile(source, temporary)
-    if (place / "export").is_dir():
-        fresh = run_dir / ".export"
-        for folder in (fresh, run_dir / "export"):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(place / "export", fresh)
-        os.replace(fresh, run_dir / "export")
+    place = manifest_path(run_dir, name).parent
+    outputs = read_manifest(run_dir, name)["outputs"]
+    shown = {k: v for k, v in outputs.items() if k.startswith(("figures/", "export/"))}
+    note = place.parent / f".{name}.published.json"
+    before = _published(note)
+    for file in before.keys() - shown.keys():
+        if (run_dir / file).is_file() and digest_file(run_dir / file) == before[file]:
+            (run_dir / file).unlink()
+    for file, digest in shown.items():
+        target = run_dir / file
+        there = digest_file(target) if target.is_file() else None
+        if there in (digest, None, before.get(file)) or file.startswith("figures/"):
+            if there != digest:
+                with atomic(target) as temporary:
+                    shutil.copyfile(place / file, temporary)
+        else:
+            print(f"{target} was changed by hand and is kept; the new one is {place / file}")
+    if shown != before:
+        write_json(note, shown)
+
+
+def _published(note: Path) -> dict[str, str]:
+    """{path in the run: digest} of what was copied before; {} without a readable note."""
+    try:
+        return TypeAdapter(dict[Below, str]).validate_python(read_json(note))
+    except (StoreError, ValidationError):
+        return {}
+
+
+def _note(known: dict[str, str], name: str, digest: str) -> None:
+    """Note what was read; StoreError where it is another than when it was read before."""
+    if known.setdefault(name, digest) != digest:
+        raise StoreError(f"{name} changed since this stage read it: run from the first cell")
+
+
+def _same(now: object, then: object) -> bool:
+    """Whether a value is equal to a parameter's; an array is not."""
+    same = now == then
+    return same if isinstance(same, bool) else False
 
 
 def _different(here: dict[str, Any], there: dict[str, Any]) -> str:
@@ -699,10 +777,15 @@ def _different(here: dict[str, Any], there: dict[str, Any]) -> str:
 
 
 def _outputs(folder: Path) -> dict[str, str]:
-    """{path: digest} of all files in a stage's folder but its manifest."""
+    """{path: digest} of all files in a stage's folder."""
+    return {name: digest_file(folder / name) for name in _files_in(folder)}
+
+
+def _files_in(folder: Path) -> list[str]:
+    """The paths of a stage's files: not its manifest, nor names that begin with a dot."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    named = ((path.relative_to(folder).as_posix(), path) for path in found)
-    return {name: digest_file(path) for name, path in named if name != "manifest.json"}
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return [name for name in names if name != "manifest.json" and "/." not in f"/{name}"]
 
 
 def _changed_file(manifest: Manifest) -> str | None:
@@ -714,11 +797,11 @@ def _changed_file(manifest: Manifest) -> str | None:
 
 
 def _changed_output(folder: Path, manifest: Manifest) -> str | None:
-    """The first output of a stage that is missing or not as it was written."""
+    """The first file of a stage that is missing, not as it was written, or not its own."""
     for name, digest in manifest["outputs"].items():
         if not (folder / name).is_file() or digest_file(folder / name) != digest:
             return name
-    return None
+    return next((name for name in _files_in(folder) if name not in manifest["outputs"]), None)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -329,7 +329,7 @@ def _save(
     last, before = _kept(path)
     if last.is_file():
         last.replace(before)
-    save_weights(last, tensors, header=header | {"digest": _digest(tensors)})
+    save_weights(last, tensors, header=header | {"digest": _digest(tensors, header)})
 
 
 def _kept(path: Path) -> tuple[Path, Path]:
@@ -337,9 +337,9 @@ def _kept(path: Path) -> tuple[Path, Path]:
     return Path(path), Path(path).with_name(f"{Path(path).name}.before")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of the tensors' bytes: a torn file may have its full length, and zeros in it."""
-    sha = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Digest of a checkpoint: a torn file may have its full length, and zeros in it."""
+    sha = hashlib.sha256(json.dumps([sorted(tensors), dict(header)], sort_keys=True).encode())
     for _, tensor in sorted(tensors.items()):
         sha.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
@@ -381,10 +381,10 @@ def _read(
     lacking = {"identity", "step", "seconds", "history", "digest"} - header.keys()
     if lacking:
         raise WeightsError(f"{path} is no checkpoint: it lacks {', '.join(sorted(lacking))}")
+    if header.pop("digest") != _digest(tensors, header):
+        raise WeightsError(f"{path} is damaged: it does not hold what was written")
     if header["identity"] != json.loads(json.dumps(dict(identity))):
         raise TrainingError(f"{path} belongs to a run with other settings; remove it to start anew")
-    if header["digest"] != _digest(tensors):
-        raise WeightsError(f"{path} is damaged: its weights are not those that were written")
     state = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
     fit_weights(model, state, source=path)
     slots: dict[int, dict[str, Tensor]] = {}

@@ -2,8 +2,11 @@
 
 import os
 import platform
+import subprocess
+import sys
 
 import pytest
+from filelock import FileLock
 
 from mdlib.core.files import StoreError, read_json, write_json
 from mdlib.core.lock import Lock
@@ -25,6 +28,17 @@ def test_who_holds_a_lock_is_said_and_forgotten(tmp_path):
             Lock(lock.path).acquire(busy="busy: {who}")
     assert lock.holder() is None and not lock.note.exists()
     Lock(lock.path).acquire(busy="{who}")
+
+
+def test_two_that_look_at_once_do_not_take_each_other_for_the_holder(tmp_path):
+    lock = Lock(tmp_path / "lock")
+    lock.path.touch()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    killed = {"process": gone.pid, "host": platform.node(), "fill": True}
+    write_json(lock.note, killed)
+    with FileLock(lock.path):  # as one does that looks
+        assert lock.holder() is None
 
 
 def test_a_note_that_a_killed_process_left_does_not_count(tmp_path):

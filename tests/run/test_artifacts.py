@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from stages import opened, write_manifest
+from stages import opened, seal, write_manifest
 
 from mdlib.core.files import StoreError, read_json, write_array, write_json
 from mdlib.core.label_map import write_label_map
@@ -110,6 +110,7 @@ def finished(tmp_path_factory):
     twin = np.zeros((1, 3, 4, 4), np.float16)
     twin[:, 1] = 1
     write_array(folder / "supervised_val.npy", twin)
+    seal(run_dir)
     return run_dir
 
 
@@ -120,6 +121,7 @@ def refine(run_dir, *, options=CRF, trained=False):
     write_label_map(folder / "val" / "val_00000.png", np.full((SIDE, SIDE), 2, np.uint8))
     if trained:
         write_segmenter(folder, side=96, value=5)
+    seal(run_dir)
 
 
 @pytest.fixture
@@ -216,6 +218,7 @@ def test_masks_and_clusters(run):
 def test_clusters_of_a_run_without_labels_have_no_true_classes(copied):
     path = copied / "artifacts" / STAGES["02"] / "clusters.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "classes"})
+    seal(copied)
     assert RunArtifacts(copied).clusters().mask_classes is None
 
 
@@ -225,6 +228,7 @@ def test_a_mask_keeps_its_cluster_whatever_the_order_of_its_file(copied):
     content["annotations"].reverse()
     content["images"].reverse()
     write_json(path, content)
+    seal(copied)
     run = RunArtifacts(copied)
     assert list(run.clustered_masks("train")) == list(CLUSTERED["train"])[::-1]
     clustered = {(m.image_id, m.box): m.cluster for m in run.clustered_masks("train")}

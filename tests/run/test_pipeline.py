@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from stages import made, write_manifest
 
@@ -234,6 +235,52 @@ def test_another_preset_does_not_take_over_a_runs_folder(tmp_path, capsys):
 # ---------------------------------------------------------------- around the notebook
 
 
+def test_stages_of_notebooks_run_by_hand_are_not_taken_over(tmp_path, capsys):
+    made(tmp_path, "00_prepare_data")
+    assert main(["run", "smoke", "--out", str(tmp_path), *QUICK]) == exit_codes.WRONG
+    assert "holds stages of notebooks that were run by hand" in capsys.readouterr().err
+
+
+def test_a_value_of_a_notebook_that_does_not_run_is_refused(tmp_path, capsys):
+    words = ["--set", "01_distill_masks.top_k=0.3", *QUICK]
+    assert main(["run", "smoke", "--out", str(tmp_path / "run"), *words]) == exit_codes.WRONG
+    assert "01_distill_masks has no effect with --only 00_prepare_data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "{}", "", "\0"])
+def test_a_broken_note_of_the_preset_is_written_anew(tmp_path, content):
+    write_text(tmp_path / "artifacts" / "run.json", content)
+    assert stage.run_label(tmp_path, {}).startswith("lab preset")
+    pipeline._write_run_info(tmp_path, "smoke")
+    assert stage.run_preset(tmp_path) == "smoke"
+
+
+def test_a_page_that_cannot_be_drawn_is_a_warning(tmp_path, capsys):
+    cell = nbformat.v4.new_markdown_cell("![x](attachment:x)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "own.ipynb")
+    pipeline._render(tmp_path / "own.ipynb")
+    assert "warning: no page of own (" in capsys.readouterr().out
+
+
+def executed_cells(path, *, error=False, count=1):
+    """An executed notebook of one cell."""
+    cell = nbformat.v4.new_code_cell("x = 1", execution_count=count)
+    if error:
+        cell.outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+
+
+@pytest.mark.parametrize("how", [{"error": True}, {"count": None}])
+def test_a_try_that_failed_does_not_become_the_page_of_the_stage_before(tmp_path, how):
+    made(tmp_path, "00_prepare_data")
+    executed = tmp_path / "notebooks" / "00_prepare_data.ipynb"
+    write_text(executed, "the good one")
+    write_text(executed.with_suffix(".html"), "its page")
+    executed_cells(executed.with_suffix(".partial.ipynb"), **how)
+    pipeline._make_good(tmp_path, "00_prepare_data")
+    assert executed.read_text() == "the good one"
+
+
 def test_what_a_stopped_run_left_to_do_is_made_good(tmp_path, monkeypatch):
     made(tmp_path, "00_prepare_data")
     executed = tmp_path / "notebooks" / "00_prepare_data.ipynb"
@@ -243,17 +290,20 @@ def test_what_a_stopped_run_left_to_do_is_made_good(tmp_path, monkeypatch):
     )
     write_text(executed, "of the run before")
     write_text(executed.with_suffix(".html"), "of the run before")
-    write_text(partial, "killed before it was renamed")
+    executed_cells(partial)
+    killed_before_it_was_renamed = partial.read_text()
     pipeline._make_good(tmp_path, "00_prepare_data")
-    assert executed.read_text() == "killed before it was renamed" and not partial.exists()
+    assert executed.read_text() == killed_before_it_was_renamed and not partial.exists()
     assert executed.with_suffix(".html").read_text() == ""
-    write_text(partial, "of a try with other values, long ago")
+    executed_cells(partial, count=9)  # of a try with other values, long ago
     os.utime(partial, (0, 0))
     pipeline._make_good(tmp_path, "00_prepare_data")
-    assert executed.read_text() == "killed before it was renamed"
+    assert executed.read_text() == killed_before_it_was_renamed
 
 
-@pytest.mark.parametrize("table", ["a,b\n1,2\n", "", "\0\0", "notebook,status\n", '"'])
+@pytest.mark.parametrize(
+    "table", ["a" * 140_000, "a,b\n1,2\n", "", "\0\0", "notebook,status\n", '"']
+)
 def test_a_table_of_costs_of_another_form_is_written_anew(tmp_path, table):
     write_text(tmp_path / "cost.csv", table)
     row = {"notebook": "00_prepare_data", "status": "failed: Á", "seconds": 1.0}

@@ -52,10 +52,32 @@ def test_a_run_may_go_on_and_an_empty_folder_be_filled(tmp_path, checkout):
     for made in ("lab/artifacts", "empty", "hidden/.cache"):
         (tmp_path / made).mkdir(parents=True)
     (checkout / "reports" / "demo").mkdir()
-    (checkout / "reports" / "demo" / "metrics.json").touch()
+    (checkout / "reports" / "demo" / "metrics.json").write_text('{"run": {}, "metrics": {}}')
     for folder in (tmp_path / "lab", tmp_path / "empty", tmp_path / "hidden"):
         check_place(folder, roots=[])
     check_place(checkout / "reports" / "demo", roots=[])
+
+
+@pytest.mark.parametrize("there", ["artifacts/model/weights.txt", "metrics.json"])
+def test_a_folder_of_another_tool_is_no_place(tmp_path, checkout, there):
+    (tmp_path / "theirs" / there).parent.mkdir(parents=True)
+    (tmp_path / "theirs" / there).write_text("{}")
+    with pytest.raises(PresetError, match="is no run, and not empty"):
+        check_place(tmp_path / "theirs", roots=[])
+
+
+def test_a_run_holds_no_other_run(tmp_path, checkout):
+    (tmp_path / "run" / "artifacts").mkdir(parents=True)
+    with pytest.raises(PresetError, match="lies in the run"):
+        check_place(tmp_path / "run" / "artifacts" / "again", roots=[])
+
+
+def test_a_name_that_is_no_text_and_a_link_to_itself_are_no_place(tmp_path, checkout):
+    with pytest.raises(PresetError, match="is no name in UTF-8"):
+        check_place(tmp_path / "caf\udce9", roots=[])
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(PresetError, match="leads back to itself|is no run"):
+        check_place(tmp_path / "loop", roots=[])
 
 
 def test_a_folder_of_somebody_else_is_no_place(tmp_path, checkout):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stages import write_manifest
+from stages import seal, write_manifest
 
 from mdlib import __main__
 from mdlib.core.files import StoreError, read_json, write_array, write_json
@@ -61,6 +61,7 @@ def run_dir(tmp_path_factory):
     save_weights(
         artifacts / "05_train_deeplab" / "segmenter.safetensors", drawn.state_dict(), header=header
     )
+    seal(folder)
     return folder
 
 

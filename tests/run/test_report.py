@@ -20,12 +20,19 @@ from mdlib.run.stage import StageSkipped, manifest_path
 from mdlib.studies.claims import claim, write_claims
 
 
+def one_stage(run_dir, *claims):
+    """The stage of the run, which tested `claims`."""
+    stage = opened(run_dir, "00_prepare_data", seed=3, dataset="folder")
+    write_outputs(stage)
+    if claims:
+        write_claims(stage.folder, list(claims))
+    stage.finish({"zz_new": 2.0, "mask_iou": 0.5})
+
+
 @pytest.fixture
 def run(tmp_path):
     """(folder, preset) of a run of one stage with two metrics, one of them unknown."""
-    stage = opened(tmp_path, "00_prepare_data", seed=3, dataset="folder")
-    write_outputs(stage)
-    stage.finish({"zz_new": 2.0, "mask_iou": 0.5})
+    one_stage(tmp_path)
     write_json(tmp_path / "artifacts" / "run.json", {"preset": "tiny"})
     return tmp_path, Preset(
         description="a test", notebooks=["00_prepare_data"], bands={"mask_iou": (0.6, 0.9)}
@@ -78,16 +85,19 @@ def test_the_page_leads_to_the_contact_sheet_where_there_is_one(run):
     )
 
 
+def test_a_band_without_its_metric_is_not_left_out():
+    content = {"metrics": {"a": 1.0}, "bands": {"miou_clustering": [0.3, 0.5]}}
+    rows = report.metric_rows(content)
+    assert [row[:4] for row in rows][1] == ("miou_clustering", "not measured", "0.3 to 0.5", "")
+
+
 def test_claims_stand_on_the_page_where_some_were_tested(run):
     folder, preset = run
     report.write(folder, preset)
     pages = [folder / name for name in ("summary.md", "index.html")]
     assert not any("Claims" in page.read_text(encoding="utf-8") for page in pages)
     effect = bootstrap.Interval(0.02, -0.01, 0.05)
-    write_claims(
-        folder / "artifacts" / "00_prepare_data",
-        [claim("", "a < b", experiment="mIoU", effect=effect)],
-    )
+    one_stage(folder, claim("", "a < b", experiment="mIoU", effect=effect))
     report.write(folder, preset)
     summary, index = (page.read_text(encoding="utf-8") for page in pages)
     assert "| a &#60; b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
@@ -126,10 +136,8 @@ def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_an
     assert (
         "`mask_iou`" in results and claims == "\n<!-- claims:begin -->\n<!-- claims:end -->\ntail\n"
     )
-    write_claims(
-        folder / "artifacts" / "00_prepare_data",
-        [claim("2", "two", experiment="x", effect=bootstrap.Interval(0.2, 0.1, 0.3))],
-    )
+    effect = bootstrap.Interval(0.2, 0.1, 0.3)
+    one_stage(folder, claim("2", "two", experiment="x", effect=effect))
     report.write(folder, preset)
     report.write_readme(folder)
     again, claims = (tmp_path / "README.md").read_text(encoding="utf-8").split("between")

@@ -1,6 +1,8 @@
 """A stage reads only what was made from what this run holds now."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 
@@ -115,7 +117,8 @@ def test_a_finished_stage_leaves_no_checkpoint_and_touches_no_other_stages(chain
 def filled(chain, monkeypatch):
     """A run of which the second stage was filled in at smoke size, opened without the runner."""
     monkeypatch.delenv("MDLIB_BATCH", raising=False)
-    with stage.run_lock(chain).held(busy="{who}", fill=True):
+    with stage.run_lock(chain).held(busy="{who}", fill=True), monkeypatch.context() as kernel:
+        kernel.setenv("MDLIB_BATCH", "1")
         made(chain, SECOND, FIRST)
     return chain
 
@@ -160,6 +163,8 @@ def test_a_stage_filled_in_is_labelled_smoke_whatever_the_run_is_called(tmp_path
     monkeypatch.setenv("MDLIB_SMOKE_SIZE", "1")  # left in a shell by an earlier version
     assert stage.run_label(tmp_path, {}).startswith("demo preset")
     with stage.run_lock(tmp_path).held(busy="{who}", fill=True):
+        assert stage.run_label(tmp_path, {}).startswith("demo preset")  # a notebook beside it
+        monkeypatch.setenv("MDLIB_BATCH", "1")
         assert stage.run_label(tmp_path, {}).startswith("smoke preset")
     assert stage.run_label(tmp_path, {}).startswith("demo preset")
 
@@ -429,6 +434,7 @@ def test_a_kill_at_any_point_of_the_commit_leaves_the_old_stage_or_the_new_one(
     new = (chain / "artifacts" / THIRD / "centres.npy").read_text() == "new"
     assert new == (step != "manifest") and (found == old) == (not new)
     assert stage.stale_reason(chain, THIRD, {}) is None
+    opened(chain, THIRD)._draft.discard()  # what is left of the old one goes here at the latest
     left = [path.name for path in (chain / "artifacts").iterdir() if path.is_dir()]
     assert sorted(left) == [FIRST, SECOND, THIRD]
 
@@ -464,6 +470,73 @@ def test_a_left_over_checkpoint_is_removed_when_the_stage_is_opened(chain):
     assert whole.exists() and not torn.exists()
 
 
+@pytest.mark.parametrize("name", [THIRD, "09_evaluate_instances"])  # with and without WRITES
+def test_a_finish_that_was_interrupted_is_finished_by_the_next(tmp_path, monkeypatch, name):
+    made(tmp_path, name, text="old")
+    for call in range(3):
+        ours = opened(tmp_path, name)
+        write_outputs(ours, f"new {call}")
+        write_text(ours.folder / "result.txt", f"new {call}")
+        real, count = draft.sync, iter(range(1000))
+
+        def sync(path, real=real, count=count, call=call, place=ours._place):
+            if path == place.parent and call == 0:  # behind the swap
+                raise KeyboardInterrupt
+            if next(count) == call and call:
+                raise OSError(28, "No space left on device")
+            real(path)
+
+        monkeypatch.setattr(draft, "sync", sync)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            ours.finish({"number": float(call)})
+        monkeypatch.undo()
+        assert ours.finish({"number": float(call)}) == {"number": float(call)}
+        assert (tmp_path / "artifacts" / name / "result.txt").read_text() == f"new {call}"
+        assert stage.stale_reason(tmp_path, name, {}) is None
+        assert opened(tmp_path, name)
+
+
+@pytest.mark.parametrize("what", ["draft", "run"])
+def test_a_folder_that_was_deleted_under_an_open_stage_is_not_committed_empty(tmp_path, what):
+    made(tmp_path / "run", "09_evaluate_instances", text="old")
+    ours = opened(tmp_path / "run", "09_evaluate_instances")
+    shutil.rmtree(ours.folder if what == "draft" else tmp_path / "run")
+    with pytest.raises(StoreError, match="was deleted: run 09_evaluate_instances again"):
+        ours.finish()
+
+
+def test_a_disk_that_cannot_flush_or_rename_folders_loses_nothing(chain, monkeypatch):
+    """Network disks give EINVAL, a layer of a container's image EXDEV."""
+    made(chain, THIRD, text="old")
+    third = opened(chain, THIRD)
+    write_outputs(third, "new")
+    fsync, replace = os.fsync, os.replace
+
+    def no_fsync(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    def no_rename(a, b):
+        if ".old-" in str(b):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "fsync", no_fsync)
+    monkeypatch.setattr(draft.os, "replace", no_rename)
+    third.finish()
+    assert (chain / "artifacts" / THIRD / "centres.npy").read_text() == "new"
+    assert stage.stale_reason(chain, THIRD, {}) is None
+
+
+def test_a_link_that_leads_back_is_a_clear_error(chain):
+    place = chain / "artifacts" / THIRD
+    place.symlink_to(place)
+    with pytest.raises(StoreError, match="leads back to itself"):
+        opened(chain, THIRD)
+    assert stage.stale_reason(chain, THIRD, {}) == "has not run"
+
+
 # ---------------------------------------------------------------- what up to date compares
 
 
@@ -476,6 +549,37 @@ def test_an_output_that_changed_makes_its_stage_stale_and_is_not_read(chain, dam
     assert stage.stale_reason(chain, THIRD, {}) == "its output centres.npy changed or is missing"
     with pytest.raises(StoreError, match=f"{THIRD}: its output centres.npy changed"):
         opened(chain, "03_train_mask_rcnn").read(THIRD)
+
+
+def test_a_file_that_the_stage_did_not_write_is_not_trusted(chain):
+    made(chain, "06_refine_with_crf")
+    folder = chain / "artifacts" / "06_refine_with_crf"
+    (folder / ".DS_Store").touch()
+    assert stage.stale_reason(chain, "06_refine_with_crf", {}) is None
+    (folder / "segmenter.safetensors").touch()
+    assert "segmenter.safetensors" in stage.stale_reason(chain, "06_refine_with_crf", {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"figures": [{"file": "../../../evil.txt", "caption": ""}]},
+        {"figures": [{"file": "/tmp/evil.txt", "caption": ""}]},
+        {"outputs": {"/etc/passwd": ""}},
+        {"outputs": {"a/../../b": ""}},
+    ],
+)
+def test_a_manifest_does_not_lead_out_of_its_folder(chain, changes):
+    edited(chain, SECOND, **changes)
+    assert not stage.has_run(chain, SECOND)
+
+
+def test_an_input_that_was_made_again_while_the_stage_is_open_is_refused(chain):
+    third = opened(chain, THIRD)
+    third.read(SECOND)
+    made(chain, SECOND, FIRST, text="other")
+    with pytest.raises(StoreError, match=f"{SECOND} changed since this stage read it"):
+        third.read(SECOND)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{}", '{"stage": 1}', "\0\0", "no json"])
@@ -580,15 +684,34 @@ def test_cells_that_were_edited_left_out_or_added_make_the_stage_stale(tmp_path,
     own = identity.stage_sources(FILTER)
     for cells, fits in (
         (own, True),
-        ([*own[:3], own[2], *own[3:]], True),  # one run twice
+        ([*own[:3], own[2], *own[3:]], False),  # one run twice
         ([own[0], own[1] + "\n# edited", *own[2:]], False),
+        ([own[0], own[2], own[1], *own[3:]], False),  # another order
         ([*own[:-3], *own[-2:]], False),
         ([*own[:-1], "found = {}", own[-1]], False),
     ):
         in_kernel(tmp_path, FILTER, cells, {"threshold": 0.5}).finish()
         reason = stage.stale_reason(tmp_path, FILTER, {"threshold": 0.5})
         assert (reason is None) == fits
-        assert ("cells ran that are not in the saved notebook" in capsys.readouterr().out) != fits
+        assert ("the cells ran in another order" in capsys.readouterr().out) != fits
+
+
+def test_a_cell_that_was_edited_and_saved_while_the_stage_was_open_counts(tmp_path, monkeypatch):
+    own = identity.stage_sources(FILTER)
+    edited = [own[0], own[1] + "\nthreshold = 1 - 0.5", *own[2:]]
+    ours = in_kernel(tmp_path, FILTER, edited, {"threshold": 0.5})
+    monkeypatch.setattr(stage, "stage_sources", lambda _: edited)  # JupyterLab saves by itself
+    ours.finish()
+    monkeypatch.undo()  # git checkout
+    assert stage.stale_reason(tmp_path, FILTER, {"threshold": 0.5}) is not None
+
+
+def test_a_checkpoint_is_of_the_cells_that_ran(tmp_path):
+    values = {"threshold": 0.5}
+    ours = in_kernel(tmp_path, FILTER, identity.stage_sources(FILTER)[:2], values)
+    before = ours.checkpoint("x")
+    values["In"] += ["def loss(model, batch): return 0"]
+    assert ours.checkpoint("x") != before
 
 
 def test_a_kernel_lists_what_it_ran_as_the_notebook_is_read():
@@ -681,12 +804,23 @@ def test_a_figure_that_cannot_be_saved_is_a_warning(chain, capsys):
     assert third.figures == [] and not list(third.folder.glob("figures/*"))
 
 
-def test_an_export_replaces_the_one_before(chain):
-    for name in ("a", "b"):
+def test_an_export_replaces_the_one_before_and_nothing_else(chain, capsys):
+    shown = chain / "export"
+
+    def export(**texts):
         ours = opened(chain, "A2_your_own_images")
-        write_text(ours.folder / "export" / f"{name}.txt", name)
+        for name, text in texts.items():
+            write_text(ours.folder / "export" / f"{name}.txt", text)
         ours.finish()
-    assert [path.name for path in (chain / "export").iterdir()] == ["b.txt"]
+
+    export(a="1", b="1", c="1")
+    (shown / "names.yaml").write_text("0: cat")  # the user's own
+    (shown / "c.txt").write_text("edited by hand")
+    export(b="2", c="2")
+    stage.publish(chain, "A2_your_own_images")
+    found = {path.name: path.read_text() for path in shown.iterdir()}
+    assert found == {"b.txt": "2", "c.txt": "edited by hand", "names.yaml": "0: cat"}
+    assert "c.txt was changed by hand and is kept" in capsys.readouterr().out
 
 
 def test_a_metric_that_is_no_number_is_left_out_and_said(chain, capsys):

@@ -285,7 +285,13 @@ def without_a_header(path):
 def with_half_its_tensors(path):
     tensors, header = read_weights(path)
     half = {name: value for name, value in tensors.items() if "0.weight" not in name}
-    save_weights(path, half, header=header | {"digest": loop._digest(half)})
+    del header["digest"]
+    save_weights(path, half, header=header | {"digest": loop._digest(half, header)})
+
+
+def with_another_step(path):
+    tensors, header = read_weights(path)
+    save_weights(path, tensors, header=header | {"step": 1})
 
 
 @pytest.mark.parametrize(
@@ -297,6 +303,7 @@ def with_half_its_tensors(path):
         empty,
         without_a_header,
         with_half_its_tensors,
+        with_another_step,
     ],
 )
 def test_a_broken_checkpoint_is_left_out_for_the_one_before(tmp_path, monkeypatch, capsys, damage):
