@@ -14,9 +14,10 @@ of the same path:
 ROOT may also be that folder `images` itself. A folder `masks` in ROOT is never taken for photos.
 
 Every ending of a format in `images.FORMATS` counts as a picture. Names that begin with a dot are
-ignored. Links are followed, a folder is read once. What is no picture by its name, and links that
-lead nowhere, are skipped and reported. Opening looks at names only: a broken picture is an
-ImageError when it is read; its id can then be left out.
+ignored. Links are followed, a folder is read once. What is no picture by its name, links that lead
+nowhere, and the folders beside the instances.json of a prediction are skipped and reported.
+Opening looks at names only: a broken picture is an ImageError when it is read; its id can then be
+left out.
 
 A sample's id is the path below ROOT without its ending, "/" as "__": `2024/sea.jpg` is `2024__sea`,
 and may name a file anywhere; see `names.make_ids` for paths that would share one.
@@ -33,6 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from mdlib.core.files import StoreError
+from mdlib.core.mask import is_file_of_masks
 from mdlib.data.dataset import Dataset, Labels, NoLabels
 from mdlib.data.images import (
     image_size,
@@ -47,6 +49,8 @@ from mdlib.data.sample import VOID
 
 SPLITS = ("train",)
 FOREIGN = {"__MACOSX"}  # folders that programs leave beside pictures
+INSTANCES = "instances.json"  # of a prediction, and beside it the folders of its other results:
+RESULTS = ("clusters", "maps", "overlays")
 
 
 class FolderDataset(Dataset):
@@ -184,7 +188,7 @@ def open_pictures(paths: list[Path], *, without: Collection[Path] = ()) -> Pictu
     """
     found: dict[Path, tuple[str, Path]] = {}  # by the real place of the file, or of the link to it
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             try:
                 folder, masks, _ = find_labels(path.absolute())
             except ValueError as error:
@@ -192,7 +196,7 @@ def open_pictures(paths: list[Path], *, without: Collection[Path] = ()) -> Pictu
             files, skipped = list_pictures(folder, without=[*without, *_one_or_none(masks)])
             _tell_skipped(folder, skipped)
             inside = [(file, folder / file) for file in files]
-        elif path.exists():
+        elif _may_exist(path):
             inside = [(path.name, path)]
         else:
             raise StoreError(f"{shown(path)} does not exist")
@@ -205,6 +209,14 @@ def open_pictures(paths: list[Path], *, without: Collection[Path] = ()) -> Pictu
     places = [name if times[name] == 1 else str(file.absolute()) for name, file in found.values()]
     ids = make_ids([name for name, _ in found.values()], places=places)
     return PictureFiles([file for _, file in found.values()], ids)
+
+
+def _may_exist(path: Path) -> bool:
+    """Whether there is a file; one in a locked folder is told of when it is read."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 def _one_or_none(path: Path | None) -> list[Path]:
@@ -291,11 +303,14 @@ def list_pictures(
         except OSError:
             skipped.setdefault("folders cannot be read", []).append(prefix)
             continue
+        is_prediction = is_file_of_masks(Path(place, INSTANCES))
         for entry in entries:
             path, kind = prefix + entry.name, _kind(entry)
             if kind == "folder" and entry.name in FOREIGN:
                 continue
-            if kind == "folder":
+            if kind == "folder" and is_prediction and entry.name in RESULTS:
+                skipped.setdefault("folders hold the results of a prediction", []).append(path)
+            elif kind == "folder":
                 (links if entry.is_symlink() else waiting).append((f"{path}/", entry.path))
             elif kind != "file":
                 skipped.setdefault(kind, []).append(path)

@@ -84,6 +84,12 @@ def code_digest(notebook: str) -> str:
     )
 
 
+def library_digest(module: str) -> str:
+    """The same of a module of mdlib and what it imports, such as "mdlib.run.predict"."""
+    modules = _reached({ROOT / f"{module.replace('.', '/')}.py"})
+    return digest_bytes(*(modules[path].encode() for path in sorted(modules)))
+
+
 def changed_since_import(notebook: str) -> list[str]:
     """The mdlib modules of a notebook whose code is another than this process has loaded.
 
@@ -101,8 +107,12 @@ _loaded: dict[Path, str] = {}  # a module's file: the digest of what was loaded 
 
 def _modules(notebook: str) -> dict[Path, str]:
     """The files of the mdlib modules that a notebook imports, and the code of each as text."""
+    return _reached(_imports(tree_of(stage_sources(notebook))))
+
+
+def _reached(queue: set[Path]) -> dict[Path, str]:
+    """The files of modules and of those that they import, and the code of each as text."""
     found: dict[Path, str] = {}
-    queue = _imports(tree_of(stage_sources(notebook)))
     while queue:
         path = queue.pop()
         if path not in found:

@@ -17,6 +17,7 @@ from stages import write_manifest
 from mdlib import __main__
 from mdlib.core.files import StoreError, read_json, write_array, write_json
 from mdlib.core.label_map import read_label_map
+from mdlib.core.lock import Lock
 from mdlib.core.mask import Mask, read_masks
 from mdlib.core.weights import save_weights
 from mdlib.data.images import read_image
@@ -232,27 +233,86 @@ def test_a_full_disk_stops_and_a_second_start_goes_on(
     assert not (out / ".parts").exists()
 
 
-@pytest.mark.parametrize("change", ["picture", "run", "map", "part"])
+def killed(run_dir, pictures, out, monkeypatch):
+    """A prediction that is killed when all pictures are done, before instances.json."""
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_masks", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict.run([pictures], run_dir=run_dir, out=out)
+
+
+def edited(path, **values):
+    """A part with other values."""
+    write_json(path, read_json(path) | values)
+
+
+PART_CHANGES = {
+    "torn": lambda path: path.write_text("{"),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "a list": lambda path: path.write_text("[]"),
+    "a number": lambda path: path.write_text("7"),
+    "no size": lambda path: write_json(path, {"digest": read_json(path)["digest"]}),
+    "size": lambda path: edited(path, size=[1, 1]),
+    "masks": lambda path: edited(path, masks=[{"foo": 1}]),
+    "no masks": lambda path: edited(path, masks=None),
+    "another's": lambda path: shutil.copy(path.with_name("zoë.json"), path),
+}
+
+
+@pytest.mark.parametrize("change", PART_CHANGES)
+def test_a_part_that_was_edited_is_made_again(
+    run_dir, pictures, tmp_path, monkeypatch, capsys, change
+):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    predict.run([pictures], run_dir=run_dir, out=whole)
+    killed(run_dir, pictures, out, monkeypatch)
+    PART_CHANGES[change](out / ".parts" / "a.json")
+    capsys.readouterr()
+    assert predict.run([pictures], run_dir=run_dir, out=out) == 0
+    assert "2 of 3 are there already" in capsys.readouterr().out
+    assert (out / "instances.json").read_bytes() == (whole / "instances.json").read_bytes()
+
+
+def test_a_picture_that_is_replaced_while_it_is_predicted_is_predicted_again(
+    run_dir, pictures, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+
+    def write(path, labels, write=predict.write_label_map):
+        Image.fromarray(np.full((50, 50, 3), 9, np.uint8)).save(pictures / "a.png")
+        write(path, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_label_map", write)
+        killed(run_dir, pictures, out, monkeypatch)
+    capsys.readouterr()
+    assert predict.run([pictures], run_dir=run_dir, out=out) == 0
+    assert "2 of 3 are there already" in capsys.readouterr().out
+    assert read_label_map(out / "maps" / "a.png").shape == (50, 50)
+
+
+@pytest.mark.parametrize("change", ["picture", "run", "code", "versions", "map", "torn map"])
 def test_what_has_changed_is_predicted_again(
     run_dir, pictures, tmp_path, monkeypatch, capsys, change
 ):
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(predict, "write_masks", lambda *_, **__: 1 / 0)  # killed before the end
-        with pytest.raises(ZeroDivisionError):
-            predict.run([pictures], run_dir=run_dir, out=out)
+    killed(run_dir, pictures, out, monkeypatch)
     if change == "picture":
         Image.fromarray(np.full((40, 60, 3), 9, np.uint8)).save(pictures / "a.png")
     elif change == "run":
         monkeypatch.setattr(predict.MaskDistill, "digest", lambda _: "another")
     elif change == "map":
         (out / "maps" / "a.png").unlink()
+    elif change == "torn map":
+        (out / "maps" / "a.png").write_bytes(b"")
+    elif change == "code":
+        monkeypatch.setattr(predict, "library_digest", lambda _: "another")
     else:
-        (out / ".parts" / "a.json").write_text("{")
+        monkeypatch.setattr(predict, "versions", lambda: {"torch": "another"})
     capsys.readouterr()
     assert predict.run([pictures], run_dir=run_dir, out=out) == 0
     said = capsys.readouterr().out
-    assert ("2 of 3 are there already" in said) == (change != "run")
+    assert ("2 of 3 are there already" in said) == (change not in ("run", "code", "versions"))
     assert images_of(out) == ["a", "more__a", "zoë"]
     assert "\na: " in f"\n{said}"
 
@@ -287,6 +347,7 @@ def test_the_files_of_the_run_are_no_pictures(run_dir, tmp_path):
     for given, names in ((tmp_path, ["photo"]), (own, ["b"])):
         predict.run([given], run_dir=own, out=None)
         assert images_of(own / "predictions") == names
+        shutil.rmtree(own / "predictions")
 
 
 @pytest.mark.parametrize("given", ["maps", "maps/a.png", "link"])
@@ -301,6 +362,99 @@ def test_no_picture_is_replaced_by_its_map(run_dir, pictures, given):
     assert not (pictures / "clusters").exists()
     with pytest.raises(StoreError, match="holds maps that no prediction wrote"):
         predict.run([pictures / "zoë.png"], run_dir=run_dir, out=pictures)
+
+
+@pytest.mark.parametrize("content", ['{"my": "annotations"}', "[]", "no JSON", '{"info": []}'])
+def test_a_file_of_instances_of_somebody_else_is_not_replaced(run_dir, pictures, content):
+    (pictures / "instances.json").write_text(content)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"instances.json is no prediction's: choose another"):
+            predict.run([pictures / "a.png"], run_dir=run_dir, out=pictures)
+        (pictures / "maps").mkdir(exist_ok=True)
+    assert (pictures / "instances.json").read_text() == content
+
+
+def test_two_predictions_into_one_folder_do_not_meet(run_dir, pictures, tmp_path):
+    with (
+        Lock(tmp_path / "out" / ".predict.lock").held(busy="{who}"),
+        pytest.raises(StoreError, match=r"another prediction \(process \d+.*\) works in"),
+    ):
+        predict.run([pictures], run_dir=run_dir, out=tmp_path / "out")
+    assert predict.run([pictures], run_dir=run_dir, out=tmp_path / "out") == 0
+
+
+@pytest.fixture
+def others(tmp_path):
+    """Pictures of another folder, one with the name of one of `pictures`."""
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for name in ("a", "z"):
+        Image.fromarray(np.full((30, 30, 3), 99, np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def test_results_of_other_pictures_stay(run_dir, pictures, others, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict.run([pictures], run_dir=run_dir, out=out)
+    before = (out / "maps" / "a.png").read_bytes()
+    for given in ([others], [others / "z.png"], [pictures / "a.png"], [pictures, others]):
+        with pytest.raises(StoreError, match=r"results of \d other pictures.*another --out"):
+            predict.run(given, run_dir=run_dir, out=out)
+    assert (out / "maps" / "a.png").read_bytes() == before and len(images_of(out)) == 3
+    monkeypatch.chdir(tmp_path)  # the same pictures in other words, and one more
+    given = [pictures.relative_to(tmp_path), others / "z.png"]
+    assert predict.run(given, run_dir=run_dir, out=out) == 0
+    assert images_of(out) == ["a", "more__a", "zoë", "z"]
+
+
+def test_parts_of_other_pictures_stay(run_dir, pictures, others, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    killed(run_dir, pictures, out, monkeypatch)
+    assert predict.run([others / "z.png"], run_dir=run_dir, out=out) == 0
+    assert {path.stem for path in (out / ".parts").iterdir()} == {"a", "more__a", "zoë"}
+    assert images_of(out) == ["z"]
+
+
+def test_where_nothing_can_be_predicted_the_earlier_results_stay(run_dir, pictures, tmp_path):
+    out = tmp_path / "out"
+    predict.run([pictures / "a.png"], run_dir=run_dir, out=out)
+    (pictures / "a.png").write_bytes(b"broken")
+    assert predict.run([pictures / "a.png"], run_dir=run_dir, out=out) == 1
+    assert images_of(out) == ["a"] and not (out / ".parts").exists()
+
+
+def test_results_of_an_earlier_prediction_are_no_pictures(run_dir, pictures, capsys):
+    predict.run([pictures], run_dir=run_dir, out=pictures / "one")
+    (pictures / "maps").mkdir()
+    shutil.copy(pictures / "a.png", pictures / "maps" / "b.png")  # a folder that is only called so
+    capsys.readouterr()
+    predict.run([pictures], run_dir=run_dir, out=pictures / "two")
+    assert images_of(pictures / "two") == ["a", "maps__b", "more__a", "zoë"]
+    said = capsys.readouterr().out
+    assert "3 folders hold the results of a prediction: one/clusters, one/maps, one/over" in said
+
+
+def test_a_picture_in_a_locked_folder_is_one_line(run_dir, pictures, tmp_path, monkeypatch, capsys):
+    locked, stat = pictures / "locked" / "b.png", os.stat
+
+    def status(path, *args, **options):
+        if str(path) == str(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", status)  # also where root runs this, who may read all
+    assert predict.run([locked, pictures], run_dir=run_dir, out=tmp_path / "out") == 1
+    assert capsys.readouterr().out.count(f"skipped: {locked}: PermissionError") == 1
+    assert len(images_of(tmp_path / "out")) == 3
+
+
+def test_a_class_name_that_is_no_text_is_written_with_escapes(run_dir, pictures, tmp_path):
+    own = shutil.copytree(run_dir, tmp_path / "run")
+    path = own / "artifacts" / "02_cluster_masks" / "clusters.json"
+    write_json(path, read_json(path) | {"class_names": ["background", "\ud800cat", "a\nb"]})
+    assert predict.run([pictures], run_dir=own, out=tmp_path / "out") == 0
+    names = [c["name"] for c in read_json(tmp_path / "out" / "instances.json")["categories"]]
+    assert names[0] == "a\\nb (cluster 0)" and names[2] == "\\ud800cat (cluster 2)"
 
 
 def test_a_name_that_the_output_cannot_hold_stops_nothing(run_dir, pictures, tmp_path):
