@@ -36,8 +36,9 @@ from mdlib.run.identity import device, library_digest, versions
 
 SURE = 0.3  # detections from this score on are drawn; all are in instances.json
 LARGEST = 2_000_000  # pixels in which the networks see a picture; a larger one is shrunk for them
-# of the CRF: pixels, and pixels times outputs; it takes about 45 bytes of memory for one of these
-CRF_LARGEST, CRF_LARGEST_WORK = 1_000_000, 32_000_000
+# of the CRF: pixels, and pixels times outputs, of which one takes about 95 bytes of memory where
+# every pixel has another colour; so 20 megapixels take less than 3 GB
+CRF_LARGEST, CRF_LARGEST_WORK = 700_000, 18_000_000
 PARTS = ".parts"  # what is done, until all is done
 OWN = ("artifacts", "export", "figures", "notebooks", "predictions")  # folders of a run
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what stops the next picture as well
