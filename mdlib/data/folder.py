@@ -257,11 +257,13 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Read the names of the labels 1, 2, ..., one a line; "background" is put before them.
 
     Raises:
-        ValueError: for no name, too many, or one given twice.
+        ValueError: for no name, too many, one given twice, or a file that is not UTF-8.
     """
-    names = [
-        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-    ]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8: save it as such") from None
+    names = [line.strip() for line in lines if line.strip()]
     names = names[1:] if names and names[0].strip("_").lower() == "background" else names
     twice = [name for name, times in Counter(["background", *names]).items() if times > 1]
     if twice or not 0 < len(names) < VOID:

@@ -337,6 +337,14 @@ def test_names_that_cannot_be_are_refused(labelled, names, why):
         opened(labelled)
 
 
+def test_names_that_are_not_utf_8_name_their_file(labelled):
+    (labelled / "classes.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes.txt is not text in UTF-8"):
+        open_dataset("folder", root=labelled, split="train")
+    with pytest.raises(StoreError, match=r"classes.txt is not text in UTF-8"):
+        open_pictures([labelled])
+
+
 def test_label_maps_without_names_are_refused_and_never_taken_for_photos(labelled):
     (labelled / "classes.txt").unlink()
     with pytest.raises(
