@@ -81,7 +81,7 @@ def read_label_map(path: str | Path) -> np.ndarray:
                 raise StoreError(
                     f"{path}: a label map is a palette or grey PNG, this one is {image.mode}"
                 )
-            stretch = STRETCHED.get(image.tile[0].args, 1) if image.tile else 1
+            stretch = STRETCHED.get(str(image.tile[0].args), 1) if image.tile else 1
             return np.array(image).astype(DEPTHS[image.mode]) // DEPTHS[image.mode](stretch)
     except StoreError:
         raise

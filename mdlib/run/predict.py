@@ -254,21 +254,22 @@ def _keep_what_is_there(out: Path, pictures: PictureFiles) -> None:
         raise StoreError(
             f"{shown(out)} holds {', '.join(held)} that no prediction wrote: choose another --out"
         )
-    if own:
-        these = {
-            (name, os.path.abspath(pictures.file_name(i))) for i, name in enumerate(pictures.ids)
-        }
-        others = [
-            image["file_name"]
-            for image in read_json(instances)["images"]
-            if (image["name"], os.path.abspath(image["file_name"])) not in these
-        ]
-        if others:
-            raise StoreError(
-                f"{shown(out)} holds the results of {len(others)} other pictures: "
-                f"{preview(others)}. Choose another --out, or remove "
-                f"{INSTANCES}, {', '.join(KINDS)} there"
-            )
+    if own and (others := _others(instances, pictures)):
+        raise StoreError(
+            f"{shown(out)} holds the results of {len(others)} other pictures: "
+            f"{preview(others)}. Choose another --out, or remove "
+            f"{INSTANCES}, {', '.join(KINDS)} there"
+        )
+
+
+def _others(instances: Path, pictures: PictureFiles) -> list[str]:
+    """The files of earlier predictions that are not among the pictures."""
+    these = {(name, os.path.abspath(pictures.file_name(i))) for i, name in enumerate(pictures.ids)}
+    try:
+        before = [(image["name"], image["file_name"]) for image in read_json(instances)["images"]]
+        return [file for name, file in before if (name, os.path.abspath(file)) not in these]
+    except (KeyError, TypeError):
+        raise StoreError(f"{shown(instances)} is no prediction's: choose another --out") from None
 
 
 class _Results:

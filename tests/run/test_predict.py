@@ -364,7 +364,12 @@ def test_no_picture_is_replaced_by_its_map(run_dir, pictures, given):
         predict.run([pictures / "zoë.png"], run_dir=run_dir, out=pictures)
 
 
-@pytest.mark.parametrize("content", ['{"my": "annotations"}', "[]", "no JSON", '{"info": []}'])
+EDITED = '{"info": {"description": "masks by MaskDistill"}, "images": [{"id": 1}]}'
+
+
+@pytest.mark.parametrize(
+    "content", ['{"my": "annotations"}', "[]", "no JSON", '{"info": []}', EDITED]
+)
 def test_a_file_of_instances_of_somebody_else_is_not_replaced(run_dir, pictures, content):
     (pictures / "instances.json").write_text(content)
     for _ in range(2):
