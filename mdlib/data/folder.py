@@ -189,13 +189,7 @@ def open_pictures(paths: list[Path], *, without: Collection[Path] = ()) -> Pictu
     found: dict[Path, tuple[str, Path]] = {}  # by the real place of the file, or of the link to it
     for path in paths:
         if os.path.isdir(path):
-            try:
-                folder, masks, _ = find_labels(path.absolute())
-            except ValueError as error:
-                raise StoreError(str(error)) from None
-            files, skipped = list_pictures(folder, without=[*without, *_one_or_none(masks)])
-            _tell_skipped(folder, skipped)
-            inside = [(file, folder / file) for file in files]
+            inside = _pictures_in(path, without)
         elif _may_exist(path):
             inside = [(path.name, path)]
         else:
@@ -209,6 +203,20 @@ def open_pictures(paths: list[Path], *, without: Collection[Path] = ()) -> Pictu
     places = [name if times[name] == 1 else str(file.absolute()) for name, file in found.values()]
     ids = make_ids([name for name, _ in found.values()], places=places)
     return PictureFiles([file for _, file in found.values()], ids)
+
+
+def _pictures_in(path: Path, without: Collection[Path]) -> list[tuple[str, Path]]:
+    """The pictures of a folder: path below it, and file; a locked one stands for a picture."""
+    try:
+        folder, masks, _ = find_labels(path.absolute())
+    except PermissionError:
+        print(f"{shown(path)}: the folder cannot be read")
+        return [(path.name, path)]
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+    files, skipped = list_pictures(folder, without=[*without, *_one_or_none(masks)])
+    _tell_skipped(folder, skipped)
+    return [(file, folder / file) for file in files]
 
 
 def _may_exist(path: Path) -> bool:

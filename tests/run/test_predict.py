@@ -19,10 +19,11 @@ from mdlib.core.files import StoreError, read_json, write_array, write_json
 from mdlib.core.label_map import read_label_map
 from mdlib.core.lock import Lock
 from mdlib.core.mask import Mask, read_masks
+from mdlib.core.paths import ROOT
 from mdlib.core.weights import save_weights
 from mdlib.data.images import read_image
 from mdlib.method import detector, segmenter
-from mdlib.run import predict
+from mdlib.run import identity, predict
 from mdlib.run.artifacts import RunArtifacts
 
 # of three clusters; the second has no name
@@ -317,6 +318,27 @@ def test_what_has_changed_is_predicted_again(
     assert "\na: " in f"\n{said}"
 
 
+def test_the_code_of_a_prediction_is_all_that_it_computes_with(monkeypatch):
+    asked, module = [], identity._module
+    monkeypatch.setattr(
+        identity, "_module", lambda path, time: asked.append(path) or module(path, time)
+    )
+    before = identity.library_digest("mdlib.run.predict")
+    files = {path.relative_to(ROOT / "mdlib").with_suffix("").as_posix() for path in asked}
+    computing = {"method/detector", "method/segmenter", "method/crf", "data/images", "run/predict"}
+    assert computing < files
+    for name in computing:  # another code of each is another digest
+        path = ROOT / "mdlib" / f"{name}.py"
+        monkeypatch.setattr(
+            identity,
+            "_module",
+            lambda p, time, path=path: (
+                ("changed", module(p, time)[1]) if p == path else module(p, time)
+            ),
+        )
+        assert identity.library_digest("mdlib.run.predict") != before
+
+
 def test_networks_of_other_weights_are_another_run(run_dir):
     model = predict.MaskDistill.from_run(RunArtifacts(run_dir))
     before = model.digest()
@@ -449,16 +471,19 @@ def test_a_strip_that_is_too_long_is_one_line(run_dir, pictures, tmp_path, capsy
 
 
 def test_a_picture_in_a_locked_folder_is_one_line(run_dir, pictures, tmp_path, monkeypatch, capsys):
-    locked, stat = pictures / "locked" / "b.png", os.stat
+    locked, folder, stat = pictures / "locked" / "b.png", tmp_path / "folder", os.stat
+    folder.mkdir()
 
     def status(path, *args, **options):
-        if str(path) == str(locked):
+        if str(path) in (str(locked), str(folder / "masks")):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return stat(path, *args, **options)
 
     monkeypatch.setattr(os, "stat", status)  # also where root runs this, who may read all
-    assert predict.run([locked, pictures], run_dir=run_dir, out=tmp_path / "out") == 1
-    assert capsys.readouterr().out.count(f"skipped: {locked}: PermissionError") == 1
+    assert predict.run([locked, folder, pictures], run_dir=run_dir, out=tmp_path / "out") == 2
+    said = capsys.readouterr().out
+    assert said.count(f"skipped: {locked}: PermissionError") == 1
+    assert f"{folder}: the folder cannot be read" in said
     assert len(images_of(tmp_path / "out")) == 3
 
 
