@@ -14,6 +14,8 @@ from PIL import Image
 from mdlib.core.files import StoreError, atomic
 
 DEPTHS = {"P": np.uint8, "L": np.uint8, "1": np.uint8, "I;16": np.uint16}  # of Pillow's modes
+# grey of 2 or 4 bits, which Pillow stretches to 0-255: by this
+STRETCHED = {"L;2": 85, "L;4": 17}
 
 
 def void_of(dtype: DTypeLike) -> int:
@@ -79,7 +81,8 @@ def read_label_map(path: str | Path) -> np.ndarray:
                 raise StoreError(
                     f"{path}: a label map is a palette or grey PNG, this one is {image.mode}"
                 )
-            return np.array(image).astype(DEPTHS[image.mode])
+            stretch = STRETCHED.get(str(image.tile[0].args), 1) if image.tile else 1
+            return np.array(image).astype(DEPTHS[image.mode]) // DEPTHS[image.mode](stretch)
     except StoreError:
         raise
     except Exception as error:  # decoders raise nearly anything for a damaged file

@@ -20,6 +20,7 @@ from mdlib.core.files import StoreError, atomic, read_json
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
+MADE_BY = "masks by MaskDistill"  # in the head of each file of masks
 NO_CLUSTER = 0  # COCO's category of a mask without a cluster; that of cluster c is 1 + c
 
 
@@ -188,7 +189,7 @@ def write_masks(
     named = [{"id": NO_CLUSTER, "name": "object"}] if not categories else []
     named += [{"id": 1 + c, "name": name} for c, name in enumerate(categories)]
     head = {
-        "info": {"description": "masks by MaskDistill"},
+        "info": {"description": MADE_BY},
         "licenses": [],
         "categories": named,
         "images": list(entries.values()),
@@ -221,6 +222,14 @@ def read_masks(path: Path) -> Masks:
         return Masks(_read_annotations(content["annotations"], names))
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path} is no file of masks: it lacks {error}") from None
+
+
+def is_file_of_masks(path: Path) -> bool:
+    """Whether `write_masks` wrote a file, and not somebody else one of the same name."""
+    try:
+        return path.is_file() and read_json(path)["info"]["description"] == MADE_BY
+    except (StoreError, OSError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _read_annotations(annotations: list[dict], names: dict[int, str]) -> Iterator[Mask]:

@@ -14,9 +14,10 @@ Classes are the background and the 80 things, in the order of their category ids
 void where no object covers them. An outline so thin that it covers no pixel is left out, of
 objects and of crowds.
 
-Numbers may be written as text ("7"). Annotations of no image, of no known category and without an
-outline are counted when a split is opened, and some are named; a split whose annotations all lack
-outlines is refused, because boxes alone are no labels here.
+Numbers may be written as text ("7"). Annotations of no image, of no known category, without an
+outline, without image_id or category_id, and of one id are counted when a split is opened, and some
+are named. A file none of whose annotations can be used is refused: one of boxes alone, which are no
+labels here, or a panoptic one.
 
 Pictures are read as they are stored, not turned by EXIF, because COCO's outlines were drawn so;
 where the JSON gives the sides of the turned picture, it is turned (`images.lies_turned`).
@@ -52,6 +53,8 @@ SPLITS = (*COUNTS, "dev")
 THINGS = 80
 LIST = "coco_20k_filenames.txt"
 DEV_EVERY = 100
+NAMELESS = "without an id"  # in messages
+_PACKED = object()  # stands where an annotation stood that was packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,16 +294,17 @@ def read_index(path: Path, *, wanted: Callable[[int], bool]) -> Index:
         FileNotFoundError: where there is no such file.
         ValueError: for a file that is broken or of another form; for a number that is none, with
             the id of its annotation; for an image or a category that is there twice; for a file
-            name that leaves the folder; where no annotation has an outline.
+            name that leaves the folder; for two categories of one name; where no annotation has an
+            outline, or each lacks image_id or category_id.
     """
     annotations: dict[int, list[Annotation]] = {}
     bare: list[str] = []  # names of wanted annotations without an outline
     others: Counter[int] = Counter()  # ids of images that are not wanted, or not there
 
-    def pack(entry: dict[str, Any]) -> dict[str, Any] | None:
+    def pack(entry: dict[str, Any]) -> object:
         if "category_id" not in entry or "image_id" not in entry:
             return entry
-        name = str(entry.get("id", "without an id"))
+        name = _name_of(entry)
         image, category, crowd = (
             _whole_number(entry.get(key, 0), f"{key} of annotation {name}")
             for key in ("image_id", "category_id", "iscrowd")
@@ -316,15 +320,23 @@ def read_index(path: Path, *, wanted: Callable[[int], bool]) -> Index:
             annotations.setdefault(image, []).append(
                 Annotation(name, category, bool(crowd), outline)
             )
-        return None
+        return _PACKED
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=pack)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=pack)
         categories = sorted(
-            (_whole_number(c["id"], "the id of a category"), str(c["name"]))
+            (_whole_number(c["id"], "the id of a category"), shown(c["name"]))
             for c in content["categories"]
         )
         images = [_image_entry(image) for image in content["images"]]
+        if not isinstance(content["annotations"], list):
+            raise _Refused(f"its annotations are {content['annotations']!r:.40}, no list")
+        strange = [entry for entry in content["annotations"] if entry is not _PACKED]
+        if strange and len(strange) == len(content["annotations"]):
+            raise _Refused(
+                f"not one of {len(strange)} annotations has image_id and category_id: expected "
+                "COCO's instance annotations, not panoptic ones or captions"
+            )
     except FileNotFoundError:
         raise FileNotFoundError(f"the annotations {path} are missing") from None
     except _Refused as error:
@@ -333,13 +345,14 @@ def read_index(path: Path, *, wanted: Callable[[int], bool]) -> Index:
         raise ValueError(
             f"{path}: not a whole file of COCO's instance annotations ({error!r})"
         ) from None
-    for ids, what in (
-        ([image["id"] for image in images], "images"),
-        ([number for number, _ in categories], "categories"),
+    for values, what, key in (
+        ([image["id"] for image in images], "images", "id"),
+        ([number for number, _ in categories], "categories", "id"),
+        ([name for _, name in categories], "categories", "name"),
     ):
-        if twice := [number for number, times in Counter(ids).items() if times > 1]:
+        if twice := [value for value, times in Counter(values).items() if times > 1]:
             raise ValueError(
-                f"{path}: {len(twice)} {what} are there twice: id {preview(map(str, twice))}"
+                f"{path}: {len(twice)} {what} are there twice: {key} {preview(map(str, twice))}"
             )
     if bare and not annotations:
         raise ValueError(
@@ -350,10 +363,19 @@ def read_index(path: Path, *, wanted: Callable[[int], bool]) -> Index:
     strays = {number: others[number] for number in others.keys() - there}
     strays |= {number: len(annotations.pop(number)) for number in annotations.keys() - there}
     known = {number for number, _ in categories}
-    unknown = [a for found in annotations.values() for a in found if a.category not in known]
+    kept = [annotation for found in annotations.values() for annotation in found]
+    unknown = [a for a in kept if a.category not in known]
+    times = Counter(a.name for a in kept if a.name != NAMELESS)
+    shared = {name: number for name, number in times.items() if number > 1}
     told = (
         (bare, len(bare), "annotations have no outline and are left out: id"),
         (strays, sum(strays.values()), "annotations are of no image: image_id"),
+        (
+            [_name_of(entry) for entry in strange],
+            len(strange),
+            "annotations lack image_id or category_id and are left out: id",
+        ),
+        (shared, sum(shared.values()), "annotations have the id of another one, all count: id"),
         ([a.name for a in unknown], len(unknown), "annotations are of no known category: id"),
     )
     return Index(
@@ -366,6 +388,11 @@ def read_index(path: Path, *, wanted: Callable[[int], bool]) -> Index:
             if number
         ],
     )
+
+
+def _name_of(entry: object) -> str:
+    """The id of an annotation, for messages."""
+    return str(entry.get("id", NAMELESS)) if isinstance(entry, dict) else NAMELESS
 
 
 class _Refused(ValueError):

@@ -9,7 +9,9 @@ Where no checksum is known, an archive must be whole by its own structure, and a
 own CRCs.
 """
 
+import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import stat
@@ -18,6 +20,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -30,10 +33,24 @@ from mdlib.core.progress import track
 from mdlib.data.sources import SOURCES, TERMS, Source
 
 TIMEOUT = 30  # seconds without an answer
+# what the libraries raise for an archive that is damaged, or packed or locked in a way of its own
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+)
 
 
 class DownloadError(StoreError):
     """A file could not be fetched or is not what it should be; the message says what to do."""
+
+
+class _AlreadyWhole(Exception):
+    """What is kept of an earlier try is as long as the server's file."""
 
 
 def fetch_dataset(name: str, root: str | Path) -> None:
@@ -75,7 +92,9 @@ def fetch(source: Source, root: str | Path) -> Path:
         return root / source.folder
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free / 1e9
-    needed = source.gigabytes * (2 if source.folder else 1)
+    kept = [root / source.file, *(_part(root / source.file, url) for url in source.urls)]
+    there = max((path.stat().st_size for path in kept if path.is_file()), default=0) / 1e9
+    needed = source.gigabytes * (2 if source.folder else 1) - min(there, source.gigabytes)
     if free < needed:
         raise DownloadError(
             f"{source.file} needs about {needed:.1f} GB in {root}, {free:.1f} GB are free"
@@ -88,6 +107,11 @@ def fetch(source: Source, root: str | Path) -> Path:
         return unpack(path, root, source=source) if source.folder is not None else path
 
 
+def _part(path: Path, url: str) -> Path:
+    """Where a file is kept while it is fetched from a mirror."""
+    return path.with_name(f".{path.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part")
+
+
 def _is_whole(path: Path, source: Source) -> bool:
     """Whether a file is there, and is the publisher's where its checksum is known."""
     return path.is_file() and source.md5 in (None, pooch.file_hash(str(path), alg="md5"))
@@ -97,10 +121,9 @@ def _fetch_from_mirrors(source: Source, path: Path) -> None:
     """Fetch a file from the first mirror that has it whole; DownloadError says what each said."""
     said = []
     for url in source.urls:
-        mirror = hashlib.sha256(url.encode()).hexdigest()[:8]
-        part = path.with_name(f".{source.file}.{mirror}.part")
+        part = _part(path, url)
         try:
-            _download(url, part)
+            _download(url, part, source)
             if _is_whole(part, source):
                 os.replace(part, path)
                 return
@@ -108,8 +131,10 @@ def _fetch_from_mirrors(source: Source, path: Path) -> None:
             said.append(f"{url}: not the publisher's file, its checksum is another")
         except DownloadError as error:
             said.append(f"{url}: {error}")
-        except OSError as error:
-            if error.errno is not None:  # of this machine's disk, not of the network
+        except (OSError, ValueError) as error:  # a bad header is a ValueError
+            if (
+                getattr(error, "errno", None) is not None
+            ):  # of this machine's disk, not of the network
                 raise
             answer = getattr(error, "response", None)
             reason = (
@@ -126,10 +151,12 @@ def _fetch_from_mirrors(source: Source, path: Path) -> None:
     )
 
 
-def _download(url: str, part: Path) -> None:
+def _download(url: str, part: Path, source: Source) -> None:
     """Fetch into `part`, from where it broke off."""
 
     def look(answer: Any, **_: object) -> None:  # called when the header is there
+        if answer.status_code == 416 and answer.headers.get("Content-Range") == f"bytes */{begun}":
+            raise _AlreadyWhole
         if answer.status_code == 416:
             file.truncate(0)
             raise DownloadError(
@@ -143,7 +170,7 @@ def _download(url: str, part: Path) -> None:
             file.truncate(0)  # the server begins anew
 
     try:
-        with open(part, "ab") as file:
+        with suppress(_AlreadyWhole), open(part, "ab") as file:
             begun = file.tell()
             headers = {"Accept-Encoding": "identity"} | (
                 {"Range": f"bytes={begun}-"} if begun else {}
@@ -155,7 +182,7 @@ def _download(url: str, part: Path) -> None:
                 pooch.HTTPDownloader(
                     bar, 1 << 16, timeout=TIMEOUT, headers=headers, hooks={"response": look}
                 )(url, file, None)
-        problem = _what_is_wrong(part, Path(url).suffix)
+        problem = _what_is_wrong(part, Path(url).suffix, source.lines)
         if problem:
             part.write_bytes(b"")
             raise DownloadError(problem)
@@ -164,7 +191,7 @@ def _download(url: str, part: Path) -> None:
             part.unlink()
 
 
-def _what_is_wrong(path: Path, suffix: str) -> str | None:
+def _what_is_wrong(path: Path, suffix: str, lines: int | None) -> str | None:
     """Why a downloaded file cannot be the one that was asked for, or None."""
     with open(path, "rb") as file:
         head = file.read(512).lstrip().lower()
@@ -176,6 +203,11 @@ def _what_is_wrong(path: Path, suffix: str) -> str | None:
         return "what came is not a whole zip archive"
     if suffix in (".tar", ".tgz") and not tarfile.is_tarfile(path):
         return "what came is not a tar archive"
+    if lines:
+        with open(path, "rb") as file:
+            found = sum(1 for _ in file)
+        if abs(found - lines) > lines / 100:
+            return f"what came has {found:,} lines, the list has about {lines:,}"
     return None
 
 
@@ -210,7 +242,7 @@ def unpack(archive: Path, root: Path, *, source: Source) -> Path:
                 f"{archive} holds no folder {source.folder}: is it another archive?"
             )
         _move(room / source.folder, root / source.folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (*DAMAGE, ValueError) as error:
         raise DownloadError(
             f"{archive} is damaged or unsafe ({error}): delete it and fetch it again"
         ) from None
@@ -233,6 +265,8 @@ def _untar(archive: Path, room: Path) -> None:
         # tarfile takes a broken header for the end
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("the end is missing")
+        while file.fileobj.read(1 << 20):  # to the end: there stands the checksum of a packed one
+            pass
         _refuse(archive, ((m.name, m.isfile() or m.isdir()) for m in members))
         shown = track(members, total=len(members), what=f"unpacking {archive.name}")
         file.extractall(room, members=shown, filter="data")

@@ -14,9 +14,10 @@ of the same path:
 ROOT may also be that folder `images` itself. A folder `masks` in ROOT is never taken for photos.
 
 Every ending of a format in `images.FORMATS` counts as a picture. Names that begin with a dot are
-ignored. Links are followed, a folder is read once. What is no picture by its name, and links that
-lead nowhere, are skipped and reported. Opening looks at names only: a broken picture is an
-ImageError when it is read; its id can then be left out.
+ignored. Links are followed, a folder is read once. What is no picture by its name, links that lead
+nowhere, and the folders beside the instances.json of a prediction are skipped and reported.
+Opening looks at names only: a broken picture is an ImageError when it is read; its id can then be
+left out.
 
 A sample's id is the path below ROOT without its ending, "/" as "__": `2024/sea.jpg` is `2024__sea`,
 and may name a file anywhere; see `names.make_ids` for paths that would share one.
@@ -33,6 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from mdlib.core.files import StoreError
+from mdlib.core.mask import is_file_of_masks
 from mdlib.data.dataset import Dataset, Labels, NoLabels
 from mdlib.data.images import (
     image_size,
@@ -47,6 +49,8 @@ from mdlib.data.sample import VOID
 
 SPLITS = ("train",)
 FOREIGN = {"__MACOSX"}  # folders that programs leave beside pictures
+INSTANCES = "instances.json"  # of a prediction, and beside it the folders of its other results:
+RESULTS = ("clusters", "maps", "overlays")
 
 
 class FolderDataset(Dataset):
@@ -184,15 +188,9 @@ def open_pictures(paths: list[Path], *, without: Collection[Path] = ()) -> Pictu
     """
     found: dict[Path, tuple[str, Path]] = {}  # by the real place of the file, or of the link to it
     for path in paths:
-        if path.is_dir():
-            try:
-                folder, masks, _ = find_labels(path.absolute())
-            except ValueError as error:
-                raise StoreError(str(error)) from None
-            files, skipped = list_pictures(folder, without=[*without, *_one_or_none(masks)])
-            _tell_skipped(folder, skipped)
-            inside = [(file, folder / file) for file in files]
-        elif path.exists():
+        if os.path.isdir(path):
+            inside = _pictures_in(path, without)
+        elif _may_exist(path):
             inside = [(path.name, path)]
         else:
             raise StoreError(f"{shown(path)} does not exist")
@@ -205,6 +203,28 @@ def open_pictures(paths: list[Path], *, without: Collection[Path] = ()) -> Pictu
     places = [name if times[name] == 1 else str(file.absolute()) for name, file in found.values()]
     ids = make_ids([name for name, _ in found.values()], places=places)
     return PictureFiles([file for _, file in found.values()], ids)
+
+
+def _pictures_in(path: Path, without: Collection[Path]) -> list[tuple[str, Path]]:
+    """The pictures of a folder: path below it, and file; a locked one stands for a picture."""
+    try:
+        folder, masks, _ = find_labels(path.absolute())
+    except PermissionError:
+        print(f"{shown(path)}: the folder cannot be read")
+        return [(path.name, path)]
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+    files, skipped = list_pictures(folder, without=[*without, *_one_or_none(masks)])
+    _tell_skipped(folder, skipped)
+    return [(file, folder / file) for file in files]
+
+
+def _may_exist(path: Path) -> bool:
+    """Whether there is a file; one in a locked folder is told of when it is read."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 def _one_or_none(path: Path | None) -> list[Path]:
@@ -245,11 +265,13 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Read the names of the labels 1, 2, ..., one a line; "background" is put before them.
 
     Raises:
-        ValueError: for no name, too many, or one given twice.
+        ValueError: for no name, too many, one given twice, or a file that is not UTF-8.
     """
-    names = [
-        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-    ]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8: save it as such") from None
+    names = [line.strip() for line in lines if line.strip()]
     names = names[1:] if names and names[0].strip("_").lower() == "background" else names
     twice = [name for name, times in Counter(["background", *names]).items() if times > 1]
     if twice or not 0 < len(names) < VOID:
@@ -291,11 +313,14 @@ def list_pictures(
         except OSError:
             skipped.setdefault("folders cannot be read", []).append(prefix)
             continue
+        is_prediction = is_file_of_masks(Path(place, INSTANCES))
         for entry in entries:
             path, kind = prefix + entry.name, _kind(entry)
             if kind == "folder" and entry.name in FOREIGN:
                 continue
-            if kind == "folder":
+            if kind == "folder" and is_prediction and entry.name in RESULTS:
+                skipped.setdefault("folders hold the results of a prediction", []).append(path)
+            elif kind == "folder":
                 (links if entry.is_symlink() else waiting).append((f"{path}/", entry.path))
             elif kind != "file":
                 skipped.setdefault(kind, []).append(path)

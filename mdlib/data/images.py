@@ -44,6 +44,7 @@ KNOWN = (
 Image.init()
 FORMATS = tuple(kind for kind in KNOWN if kind in Image.OPEN)  # AVIF and others may be missing
 MAX_BYTES = 1_000_000_000  # of memory while a picture is read: 100 megapixels of a photograph
+MAX_ASPECT = 100  # a side to the other: of a longer strip nothing is left where it is made small
 DEEP = ("I", "F")  # modes of more than 16 bits; those of 16 begin with "I;16"
 ORIENTATION = 0x0112  # the tag of EXIF
 # how a picture that was turned for its orientation is turned back
@@ -81,14 +82,19 @@ def read_image(path: str | Path, *, min_side: int = 8, turned: bool = True) -> n
         others from their own range.
 
     Raises:
-        ImageError: for a file that is missing, empty, truncated, unknown or too small, that would
-            take more than MAX_BYTES, or that is no regular file.
+        ImageError: for a file that is missing, empty, truncated, unknown or too small, for a strip
+            beyond MAX_ASPECT, for one that would take more than MAX_BYTES, or no regular file.
     """
     with _opened(path, otherwise="not a whole picture") as image:
         if min(image.size) < min_side:
             raise ImageError(
                 f"{shown(path)}: {image.width} x {image.height} pixels, "
                 f"at least {min_side} a side are needed"
+            )
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ImageError(
+                f"{shown(path)}: {image.width} x {image.height} pixels, a strip of more than "
+                f"{MAX_ASPECT} to 1: cut it into pieces"
             )
         needed = image.width * image.height * _bytes_per_pixel(image)
         if needed > MAX_BYTES:

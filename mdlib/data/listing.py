@@ -12,12 +12,15 @@ def read_list(path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: with the path.
+        ValueError: for a file that is not UTF-8.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the list {path} is missing")
-    return [
-        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"the list {path} is not text in UTF-8") from None
+    return [line.split()[0] for line in lines if line.strip()]
 
 
 def preview(names: Iterable[str], *, limit: int = 5) -> str:

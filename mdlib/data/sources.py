@@ -7,6 +7,8 @@ images.cocodataset.org (COCO).
 
 from dataclasses import dataclass
 
+from mdlib.data.coco import COUNTS
+
 
 @dataclass(frozen=True)
 class Source:
@@ -19,6 +21,7 @@ class Source:
         md5: its checksum, or None where none is known.
         folder: what an archive fills when it is unpacked, below the data set's root; None for a
             file that is used as it is.
+        lines: of a list, about; None for what is no list.
     """
 
     file: str
@@ -26,6 +29,7 @@ class Source:
     gigabytes: float
     md5: str | None = None
     folder: str | None = None
+    lines: int | None = None
 
 
 def _voc(file: str, year: int, gigabytes: float, md5: str) -> Source:
@@ -71,6 +75,7 @@ SOURCES = {
                 for repository in ("valeoai/LOST", "YangtaoWANG95/TokenCut")
             ),
             0.001,
+            lines=COUNTS["coco20k"],
         ),
         _coco("annotations/annotations_trainval2014.zip", 0.3, "annotations"),
         _coco("annotations/annotations_trainval2017.zip", 0.3, "annotations"),

@@ -27,6 +27,7 @@ from mdlib.core.mask import Mask, Masks, mask_to_box
 from mdlib.core.shards import MASKS, in_shards
 from mdlib.core.weights import check_architecture, fit_weights, read_weights
 from mdlib.data import Dataset
+from mdlib.data.images import MAX_ASPECT
 from mdlib.data.loading import load
 from mdlib.method.pseudo_labels import stack_masks
 from mdlib.models.backbones import FeatureCache, ViTPyramid, build_pyramid
@@ -64,7 +65,8 @@ def build_detector(
     options: dict[str, Any] = dict(
         num_classes=1 + num_clusters,
         min_size=tuple(shorter_sides),
-        max_size=2 * max(shorter_sides),
+        # enough that the shorter side of the longest strip is not 0
+        max_size=2 * max(*shorter_sides, MAX_ASPECT),
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
     )

@@ -91,6 +91,12 @@ def code_digest(notebook: str) -> str:
     )
 
 
+def library_digest(module: str) -> str:
+    """The same of a module of mdlib and what it imports, such as "mdlib.run.predict"."""
+    modules = _reached({ROOT / f"{module.replace('.', '/')}.py"})
+    return digest_bytes(*(modules[path].encode() for path in sorted(modules)))
+
+
 def changed_since_import(notebook: str) -> list[str]:
     """The mdlib modules of a notebook whose code is another than this process has loaded.
 
@@ -109,11 +115,16 @@ _loaded: dict[Path, str] = {}  # a module's file: the digest of what was loaded 
 def _modules(notebook: str) -> dict[Path, str]:
     """The files of the mdlib modules that a notebook imports, and the code of each as text."""
     sources = stage_sources(notebook)
-    found: dict[Path, str] = {}
     queue = _imports(tree_of(sources))
     for text, module in THROUGH_RUN.items():
         if any(text in source for source in sources):
             queue |= _files_of({module})
+    return _reached(queue)
+
+
+def _reached(queue: set[Path]) -> dict[Path, str]:
+    """The files of modules and of those that they import, and the code of each as text."""
+    found: dict[Path, str] = {}
     while queue:
         path = queue.pop()
         if path not in found:

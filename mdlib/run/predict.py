@@ -7,7 +7,8 @@ or `python -m mdlib predict IMAGES --run RUN`.
 """
 
 import errno
-import shutil
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,21 +21,24 @@ from torchvision.models.detection import MaskRCNN
 from mdlib.core.colours import WHITE, class_colours, overlay
 from mdlib.core.files import StoreError, atomic, digest_bytes, digest_file, read_json, write_json
 from mdlib.core.label_map import void_of, write_label_map
-from mdlib.core.mask import Mask, write_masks
+from mdlib.core.lock import Lock
+from mdlib.core.mask import Mask, is_file_of_masks, write_masks
 from mdlib.data import InMemory
-from mdlib.data.folder import PictureFiles, identity, open_pictures
+from mdlib.data.folder import INSTANCES, PictureFiles, identity, open_pictures
+from mdlib.data.folder import RESULTS as KINDS
 from mdlib.data.images import ImageError
+from mdlib.data.listing import preview
 from mdlib.data.names import shown
 from mdlib.method import crf, detector, segmenter
 from mdlib.method.segmenter import Segmenter
 from mdlib.run.artifacts import RunArtifacts
-from mdlib.run.identity import device
+from mdlib.run.identity import device, library_digest, versions
 
 SURE = 0.3  # detections from this score on are drawn; all are in instances.json
 LARGEST = 2_000_000  # pixels in which the networks see a picture; a larger one is shrunk for them
-# of the CRF: pixels, and pixels times outputs; it takes about 45 bytes of memory for one of these
-CRF_LARGEST, CRF_LARGEST_WORK = 1_000_000, 32_000_000
-KINDS = ("clusters", "maps", "overlays")  # folders of the results
+# of the CRF: pixels, and pixels times outputs, of which one takes about 95 bytes of memory where
+# every pixel has another colour; so 20 megapixels take less than 3 GB
+CRF_LARGEST, CRF_LARGEST_WORK = 700_000, 18_000_000
 PARTS = ".parts"  # what is done, until all is done
 OWN = ("artifacts", "export", "figures", "notebooks", "predictions")  # folders of a run
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what stops the next picture as well
@@ -169,7 +173,8 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
     Written: clusters/ID.png (0 background, 1 + cluster), maps/ID.png (class indices; a cluster
     without a class is void), overlays/ID.png (smaller than a large photograph), and instances.json
     in COCO's format. Until all is done, what is done lies in .parts; a second start with the same
-    run and pictures goes on from there. `out` and the folders of the run are no pictures.
+    run and pictures goes on from there. `out` and the folders of the run are no pictures. A folder
+    is for one set of pictures, which may grow, and for one process at a time.
 
     Args:
         paths: files, and folders with all pictures below them; see `data.folder` for the ids.
@@ -181,7 +186,8 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
 
     Raises:
         StoreError: where there is no picture, a stage that is needed has not run, a result would
-            replace a picture or what is no result, or the disk is full.
+            replace a picture, what is no result or that of other pictures, another process works
+            there, or the disk is full.
         WeightsError: for broken weights.
     """
     out = out or run_dir / "predictions"
@@ -189,8 +195,16 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
     pictures = open_pictures(paths, without=foreign)
     _keep_what_is_there(out, pictures)  # before the networks: a wrong path is told at once
     model = MaskDistill.from_run(RunArtifacts(run_dir))
-    results = _Results(out, model, pictures)
-    done = [i for i in range(len(pictures)) if results.is_there(i)]
+    busy = f"another prediction ({{who}}) works in {shown(out)}: wait until it has ended"
+    with Lock(out / ".predict.lock").held(busy=busy):
+        _keep_what_is_there(out, pictures)  # what another may have written since
+        return _predict_all(_Results(out, model, pictures))
+
+
+def _predict_all(results: "_Results") -> int:
+    """Predict what is not there yet; gives how many pictures have no result."""
+    out, pictures = results.out, results.pictures
+    done = [i for i in range(len(pictures)) if results.part(i)]
     if done:
         print(f"{len(done)} of {len(pictures)} are there already")
     for i in sorted({*range(len(pictures))} - {*done}):
@@ -219,33 +233,57 @@ def _reason(error: Exception, file_name: str) -> str:
 
 
 def _keep_what_is_there(out: Path, pictures: PictureFiles) -> None:
-    """Refuse a folder for the results where they would replace pictures, or what is no result."""
-    read = {identity(path) for path in pictures.paths if path.exists()}
+    """Refuse a folder for the results where they would replace pictures, or what is no result.
+
+    Nor may it hold results of other pictures, whose maps would be left without their instances.
+    """
+    read = {identity(path) for path in pictures.paths if os.path.exists(path)}
     results = [out / kind / f"{name}.png" for kind in KINDS for name in pictures.ids]
-    for path in (*results, out / "instances.json"):
+    instances = out / INSTANCES
+    for path in (*results, instances):
         if path.exists() and identity(path) in read:
             raise StoreError(
                 f"{shown(path)} is one of the pictures, and its prediction would replace it: "
                 "choose another --out"
             )
-    own = (out / "instances.json").is_file() or (out / PARTS).is_dir()
+    own = is_file_of_masks(instances)
+    if instances.exists() and not own:
+        raise StoreError(f"{shown(instances)} is no prediction's: choose another --out")
     held = [kind for kind in KINDS if (out / kind).is_dir() and any((out / kind).iterdir())]
-    if held and not own:
+    if held and not own and not (out / PARTS).is_dir():
         raise StoreError(
             f"{shown(out)} holds {', '.join(held)} that no prediction wrote: choose another --out"
         )
+    if own and (others := _others(instances, pictures)):
+        raise StoreError(
+            f"{shown(out)} holds the results of {len(others)} other pictures: "
+            f"{preview(others)}. Choose another --out, or remove "
+            f"{INSTANCES}, {', '.join(KINDS)} there"
+        )
+
+
+def _others(instances: Path, pictures: PictureFiles) -> list[str]:
+    """The files of earlier predictions that are not among the pictures."""
+    these = {(name, os.path.abspath(pictures.file_name(i))) for i, name in enumerate(pictures.ids)}
+    try:
+        before = [(image["name"], image["file_name"]) for image in read_json(instances)["images"]]
+        return [file for name, file in before if (name, os.path.abspath(file)) not in these]
+    except (KeyError, TypeError):
+        raise StoreError(f"{shown(instances)} is no prediction's: choose another --out") from None
 
 
 class _Results:
     """The results of all pictures, each written when it is there.
 
-    A part, .parts/ID.json, holds the picture's digest, the networks' digest, the picture's size and
-    its masks. It is written last: where it is, the other files are.
+    A part, .parts/ID.json, holds a digest of what it was made of (the picture, the networks, the
+    code and the libraries), digests of the other files, the picture's size, its masks, and a digest
+    of all that. It is written last, and counts where each digest is right.
     """
 
     def __init__(self, out: Path, model: MaskDistill, pictures: PictureFiles):
         self.out, self.model, self.pictures = out, model, pictures
-        self.networks = model.digest()
+        code = library_digest("mdlib.run.predict")
+        self.made_by = (model.digest(), code, json.dumps(versions()), device())
         self.colours = class_colours(len(model.cluster_to_class))
         kind = np.uint8 if len(model.classes) <= void_of(np.uint8) else np.uint16
         named = model.cluster_to_class
@@ -253,7 +291,7 @@ class _Results:
         for folder in (*KINDS, PARTS):
             (out / folder).mkdir(parents=True, exist_ok=True)
 
-    def _part(self, i: int) -> Path:
+    def _path(self, i: int) -> Path:
         """Where the part of picture i lies."""
         return self.out / PARTS / f"{self.pictures.ids[i]}.json"
 
@@ -261,34 +299,48 @@ class _Results:
         """The files of picture i by their kind."""
         return {kind: self.out / kind / f"{self.pictures.ids[i]}.png" for kind in KINDS}
 
-    def is_there(self, i: int) -> bool:
-        """Whether picture i was predicted by these networks, and is what it was."""
+    def _made_of(self, i: int) -> str:
+        """A digest of all that the results of picture i depend on."""
         path = self.pictures.paths[i]
-        if not (self._part(i).is_file() and path.is_file()):
-            return False
+        picture = digest_file(path) if path.is_file() else ""  # a pipe would wait for ever
+        return digest_bytes(
+            *(text.encode() for text in (self.pictures.ids[i], picture, *self.made_by))
+        )
+
+    def _digests(self, i: int) -> dict[str, str]:
+        """The digests of picture i's files by their kind."""
+        return {kind: digest_file(path) for kind, path in self._files(i).items()}
+
+    def part(self, i: int) -> dict[str, Any] | None:
+        """The part of picture i; None where there is none, or something has changed since."""
         try:
-            part = read_json(self._part(i))
-            made_of = (part["picture"], part["networks"])
-            same = made_of == (digest_file(path), self.networks)
-        except (StoreError, OSError, KeyError, TypeError):
-            return False
-        return same and all(file.is_file() for file in self._files(i).values())
+            part = read_json(self._path(i))
+            sealed = {key: part[key] for key in ("made_of", "files", "size", "masks")}
+            same = (
+                part["digest"] == _digest(sealed)
+                and sealed["made_of"] == self._made_of(i)
+                and sealed["files"] == self._digests(i)
+            )
+        except (StoreError, OSError, LookupError, TypeError, RecursionError):
+            return None
+        return sealed if same else None
 
     def add(self, i: int) -> str:
         """Predict picture i and write its results; gives a line that says what was found."""
         image_id, model, files = self.pictures.ids[i], self.model, self._files(i)
+        made_of = self._made_of(i)  # before it is read: it may be replaced meanwhile
         image = self.pictures.image(i)
         labels, masks = model.predict(image, image_id=image_id)
         write_label_map(files["clusters"], labels)
         write_label_map(files["maps"], self.class_of[labels])
         _write_overlay(files["overlays"], image, labels, masks, self.colours)
         part: dict[str, Any] = {
-            "picture": digest_file(self.pictures.paths[i]),
-            "networks": self.networks,
+            "made_of": made_of,
+            "files": self._digests(i),
             "size": image.shape[:2],
             "masks": [asdict(mask) for mask in masks],
         }
-        write_json(self._part(i), part)
+        write_json(self._path(i), {**part, "digest": _digest(part)})
         sure = sum(mask.score >= SURE for mask in masks)
         found = f"{image_id}: {len(np.setdiff1d(labels, [0]))} clusters, {sure} objects"
         height, width = shrink(image, LARGEST).shape[:2]
@@ -298,30 +350,40 @@ class _Results:
         return f"{found} (seen in {width} x {height} of its {full} pixels)"
 
     def finish(self, done: list[int]) -> None:
-        """Write instances.json of the pictures `done`, and remove the parts."""
-        ids = [self.pictures.ids[i] for i in done]
+        """Write instances.json of the pictures `done`, and remove their parts."""
         sizes: dict[str, tuple[int, int]] = {}
-        for i, image_id in zip(done, ids, strict=True):
-            height, width = read_json(self._part(i))["size"]
-            sizes[image_id] = (height, width)
-        write_masks(
-            self.out / "instances.json",
-            self._masks(done),
-            images=sizes,
-            categories=_category_names(self.model),
-            more={self.pictures.ids[i]: {"file_name": self.pictures.file_name(i)} for i in done},
-        )
-        shutil.rmtree(self.out / PARTS)
+        for i in done:
+            height, width = read_json(self._path(i))["size"]
+            sizes[self.pictures.ids[i]] = (height, width)
+        if done:  # else an earlier file stays
+            write_masks(
+                self.out / INSTANCES,
+                self._masks(done),
+                images=sizes,
+                categories=_category_names(self.model),
+                more={
+                    self.pictures.ids[i]: {"file_name": self.pictures.file_name(i)} for i in done
+                },
+            )
+        for i in done:
+            self._path(i).unlink()
+        if not any((self.out / PARTS).iterdir()):  # those of other pictures stay
+            (self.out / PARTS).rmdir()
 
     def _masks(self, done: list[int]) -> Iterator[Mask]:
         """The masks of the pictures `done`, picture by picture."""
         for i in done:
-            yield from (Mask(**mask) for mask in read_json(self._part(i))["masks"])
+            yield from (Mask(**mask) for mask in read_json(self._path(i))["masks"])
+
+
+def _digest(part: dict[str, Any]) -> str:
+    """A digest of a part's values."""
+    return digest_bytes(json.dumps(part, sort_keys=True).encode())
 
 
 def _category_names(model: MaskDistill) -> list[str]:
     """The name of each cluster in instances.json."""
-    names = (model.classes[c] if c > 0 else "unnamed" for c in model.cluster_to_class[1:])
+    names = (shown(model.classes[c]) if c > 0 else "unnamed" for c in model.cluster_to_class[1:])
     return [f"{name} (cluster {j})" for j, name in enumerate(names)]
 
 

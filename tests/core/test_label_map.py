@@ -1,5 +1,8 @@
 """Label maps survive their file, whatever their depth."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,6 +77,33 @@ def test_label_maps_are_read_as_they_were_written(rng, tmp_path):
     read = read_label_map(tmp_path / "two.png")
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, labels == 15)
+
+
+def png_of(labels, *, bits, palette):
+    """A PNG of (H, W) labels as its standard says, in any depth."""
+    texts = ["".join(f"{label:0{bits}b}" for label in row) for row in labels]
+    texts = [text.ljust(-(-len(text) // 8) * 8, "0") for text in texts]
+    rows = b"".join(b"\0" + int(text, 2).to_bytes(len(text) // 8, "big") for text in texts)
+    head = struct.pack(">IIBBBBB", *labels.shape[::-1], bits, 3 if palette else 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    if palette:
+        chunks.insert(1, (b"PLTE", bytes(3 * 2**bits)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "palette"), [(b, p) for p in (False, True) for b in (1, 2, 4, 8)] + [(16, False)]
+)
+def test_labels_of_any_depth_are_what_stands_in_the_file(rng, tmp_path, bits, palette):
+    labels = rng.integers(0, 2**bits, (7, 11))
+    labels[0, :2] = 0, 2**bits - 1
+    (tmp_path / "map.png").write_bytes(png_of(labels, bits=bits, palette=palette))
+    read = read_label_map(tmp_path / "map.png")
+    assert read.dtype == (np.uint16 if bits == 16 else np.uint8)
+    np.testing.assert_array_equal(read, labels)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])

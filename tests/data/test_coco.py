@@ -403,6 +403,61 @@ def test_what_cannot_be_used_is_counted_and_named(tmp_path, capsys):
         data[0]
 
 
+def test_annotations_that_lack_a_key_or_share_an_id_are_counted_and_named(tmp_path, capsys):
+    write(tmp_path, [BOX, BOX, BOX, BOX])
+
+    def edit(content):
+        del content["annotations"][1]["category_id"]
+        del content["annotations"][2]["image_id"]
+        content["annotations"][3]["id"] = 1
+        content["annotations"].append(None)
+
+    change(tmp_path, edit)
+    data = opened(tmp_path, "val2017")
+    problems = [
+        "instances_val2017.json: 3 annotations lack image_id or category_id and are left out: "
+        "id 2, 3, without an id",
+        "instances_val2017.json: 2 annotations have the id of another one, all count: id 1",
+    ]
+    assert data.problems == problems == capsys.readouterr().out.splitlines()
+    assert len(data[0].instances.masks) == 2
+
+
+SEGMENTS = {"image_id": 7, "file_name": "7.png", "segments_info": [{"id": 1, "category_id": 1}]}
+OTHER_FILES = {
+    "panoptic": (lambda c: c.update(annotations=[SEGMENTS]), "not panoptic"),
+    "captions": (lambda c: c.update(annotations=[{"image_id": 7, "caption": "a"}]), "or captions"),
+    "none": (lambda c: c.pop("annotations"), "KeyError"),
+    "null": (lambda c: c.update(annotations=None), "annotations are None, no list"),
+    "a dictionary": (lambda c: c.update(annotations={}), "annotations are {}, no list"),
+    "one name": (
+        lambda c: c.update(categories=[{"id": i, "name": "cat"} for i in (1, 2)]),
+        "1 categories are there twice: name cat",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", OTHER_FILES)
+def test_a_file_of_another_kind_is_refused(tmp_path, which):
+    write(tmp_path, [BOX])
+    edit, why = OTHER_FILES[which]
+    change(tmp_path, edit)
+    with pytest.raises(ValueError, match=f"instances_val2017.json: .*{why}"):
+        opened(tmp_path, "val2017")
+
+
+def test_a_byte_order_mark_and_names_that_are_no_text_stop_nothing(tmp_path):
+    write(tmp_path, [BOX])
+    names = ("\ud800cat", "a\nb")
+    change(
+        tmp_path,
+        lambda c: c.update(categories=[{"id": i, "name": n} for i, n in enumerate(names, 1)]),
+    )
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert opened(tmp_path, "val2017").classes == ("background", "\\ud800cat", "a\\nb")
+
+
 def test_boxes_alone_are_refused(tmp_path):
     write(tmp_path, [{"bbox": [5, 5, 20, 20]}, {"bbox": [5, 5, 9, 9], "segmentation": []}])
     with pytest.raises(ValueError, match="not one of 2 annotations has an outline"):

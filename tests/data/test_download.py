@@ -44,13 +44,18 @@ class Handler(BaseHTTPRequestHandler):
             return self.end_headers()
         begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and kind != "norange" else 0
         if asked and begin >= len(content):
-            return self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         self.send_response(206 if begin else 200)
         self.send_header(
             "Content-Type",
             "text/html; charset=utf-8" if kind == "page" else "application/octet-stream",
         )
-        if kind != "nolength":
+        if kind == "badlength":
+            self.send_header("Content-Length", "many")
+        elif kind != "nolength":
             self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
         if kind == "gated" and not self.server.gate.is_set():
@@ -275,6 +280,54 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(server, tmp_path):
     assert fetch(source, tmp_path).read_bytes() == b"short"
 
 
+@pytest.mark.parametrize("name", ["set.zip", "list.txt"])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_part_that_is_whole_is_not_fetched_again(server, tmp_path, name, right):
+    content = server.files[name] = zipped(MEMBERS) if name == "set.zip" else b"one\ntwo\n"
+    folder, wanted = "set" if name == "set.zip" else None, md5(content) if right else "0" * 32
+    source = Source(name, (server.url("good", name),), 0.001, wanted, folder)
+    digest = hashlib.sha256(source.urls[0].encode()).hexdigest()[:8]
+    (tmp_path / f".{name}.{digest}.part").write_bytes(content)
+    if right:
+        fetch(source, tmp_path)
+        assert (tmp_path / name).read_bytes() == content
+    else:
+        with pytest.raises(DownloadError, match="its checksum is another"):
+            fetch(source, tmp_path)
+    assert server.asked == [(f"/good/{name}", f"bytes={len(content)}-")]
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_part_needs_no_room_again(server, tmp_path, monkeypatch):
+    server.files["list.txt"] = b"0123456789" * 100_000
+    source = Source("list.txt", (server.url("good", "list.txt"),), 0.001)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=400_000))
+    with pytest.raises(DownloadError, match=r"list.txt needs about"):
+        fetch(source, tmp_path)
+    digest = hashlib.sha256(source.urls[0].encode()).hexdigest()[:8]
+    (tmp_path / f".list.txt.{digest}.part").write_bytes(server.files["list.txt"][:700_000])
+    fetch(source, tmp_path)
+    assert (tmp_path / "list.txt").read_bytes() == server.files["list.txt"]
+
+
+def test_a_list_with_another_number_of_lines_is_refused(server, tmp_path):
+    server.files["list.txt"] = b"404: Not Found"
+    source = Source("list.txt", (server.url("good", "list.txt"),), 0.001, lines=3)
+    with pytest.raises(DownloadError, match="has 1 lines, the list has about 3"):
+        fetch(source, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".list.txt.lock"]
+    server.files["list.txt"] = b"a\nb\nc"
+    fetch(source, tmp_path)
+
+
+def test_after_a_header_that_is_wrong_the_next_mirror_is_asked(server, tmp_path):
+    server.files["list.txt"] = b"one"
+    urls = tuple(server.url(kind, "list.txt") for kind in ("badlength", "good"))
+    fetch(Source("list.txt", urls, 0.001), tmp_path)
+    assert len(server.asked) == 2
+
+
 def test_a_part_is_kept_when_a_page_comes_instead_of_the_rest(server, tmp_path):
     source = Source("set.tar", (server.url("page", "set.tar"),), 0.001, None, "set")
     part = tmp_path / f".set.tar.{hashlib.sha256(source.urls[0].encode()).hexdigest()[:8]}.part"
@@ -446,6 +499,36 @@ def test_a_zip_with_a_changed_byte_is_refused_whole(tmp_path):
     with pytest.raises(DownloadError, match=r"damaged.*b.txt.*delete it"):
         unpack(tmp_path / "set.zip", tmp_path, source=Source("set.zip", (), 0, None, "set"))
     assert not (tmp_path / "set").exists()
+
+
+def changed(content, place, value):
+    """Bytes with other ones at a place."""
+    return content[:place] + value + content[place + len(value) :]
+
+
+def with_entry(content, offset, value):
+    """A zip with another value in the entry of its directory."""
+    return changed(content, content.index(b"PK\x01\x02") + offset, value)
+
+
+NOISE = {"set/a": np.random.default_rng(0).bytes(50_000)}
+GZ, XZ = tar(NOISE, mode="w:gz"), tar(NOISE, mode="w:xz")
+DAMAGED = {
+    "the CRC of a tgz": changed(GZ, len(GZ) - 8, bytes([GZ[-8] ^ 255])),
+    "a byte of a tgz": changed(GZ, 20_000, bytes([GZ[20_000] ^ 255])),
+    "the end of a tgz": GZ[:-9],
+    "a byte of an xz": changed(XZ, 20_000, bytes([XZ[20_000] ^ 255])),
+    "a password": with_entry(zipped(MEMBERS), 8, b"\1"),
+    "an unknown method": with_entry(zipped(MEMBERS), 10, b"\x63\0"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_whatever_is_wrong_with_an_archive_is_a_download_error(tmp_path, what):
+    (tmp_path / "archive").write_bytes(DAMAGED[what])
+    with pytest.raises(DownloadError, match="damaged or unsafe"):
+        unpack(tmp_path / "archive", tmp_path, source=Source("archive", (), 0, None, "set"))
+    assert [p.name for p in tmp_path.iterdir()] == ["archive"]
 
 
 def test_another_archive_is_refused(tmp_path):

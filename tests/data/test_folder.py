@@ -14,7 +14,7 @@ from PIL import Image
 from mdlib.core.files import StoreError
 from mdlib.core.label_map import write_label_map
 from mdlib.data import VOID, Cached, Subset, open_dataset
-from mdlib.data.checks import check_dataset
+from mdlib.data.checks import check_dataset, try_sample
 from mdlib.data.folder import FolderDataset, open_pictures
 from mdlib.data.images import ImageError
 from mdlib.data.names import LONGEST, make_ids, same_everywhere, shown
@@ -337,6 +337,14 @@ def test_names_that_cannot_be_are_refused(labelled, names, why):
         opened(labelled)
 
 
+def test_names_that_are_not_utf_8_name_their_file(labelled):
+    (labelled / "classes.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes.txt is not text in UTF-8"):
+        open_dataset("folder", root=labelled, split="train")
+    with pytest.raises(StoreError, match=r"classes.txt is not text in UTF-8"):
+        open_pictures([labelled])
+
+
 def test_label_maps_without_names_are_refused_and_never_taken_for_photos(labelled):
     (labelled / "classes.txt").unlink()
     with pytest.raises(
@@ -508,3 +516,14 @@ def test_a_count_below_one_is_refused(tmp_path, count):
     save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=f"has 1 images, {count} were asked for"):
         opened(tmp_path, count=count)
+
+
+def test_a_strip_that_is_too_long_is_left_out_and_another_is_not(tmp_path):
+    for name, size in (("long", (801, 8)), ("high", (8, 900)), ("strip", (3000, 32))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    data = FolderDataset(tmp_path, "train")
+    assert data.ids == ("high", "long", "strip")
+    for i, sides in ((0, "8 x 900"), (1, "801 x 8")):
+        sample, problem = try_sample(data, i)
+        assert sample is None and f"{sides} pixels, a strip of more than 100 to 1" in problem
+    assert try_sample(data, 2)[1] is None

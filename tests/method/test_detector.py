@@ -19,7 +19,7 @@ from fixtures import BLOB_SIDE, Samples, blobs, tiny_detector
 from mdlib.core import shards
 from mdlib.core.mask import Mask, Masks, encode_mask, read_masks, write_masks
 from mdlib.core.weights import WeightsError, read_weights, save_weights
-from mdlib.data import Sample, open_dataset
+from mdlib.data import InMemory, Sample, open_dataset
 from mdlib.method.detector import (
     DetectionBatch,
     DetectionBatches,
@@ -403,6 +403,23 @@ def test_a_detector_of_another_number_of_clusters_does_not_fit(tmp_path):
 def test_a_missing_detector_names_its_path(tmp_path):
     with pytest.raises(WeightsError, match=r"no weights at .*detector"):
         load_detector(tmp_path / "detector", device="cpu")
+
+
+# ---------------------------------------------------------------- strips
+
+
+@pytest.mark.parametrize("side", [16, 128, 192, 480])
+@pytest.mark.parametrize("image_hw", [(8, 800), (1600, 16), (32, 3000)])
+def test_the_longest_strips_are_trained_on_and_predicted(rng, side, image_hw):
+    data = InMemory({"strip": rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8)})
+    pixels = np.zeros(image_hw, bool)
+    pixels[2:8, 2:8] = True
+    masks = Masks([Mask.from_pixels(pixels, image_id="strip", cluster=0)])
+    batches = DetectionBatches(data, masks, batch=2, seed=0, device="cpu")
+    model = tiny_detector(side=side).train()
+    assert torch.isfinite(detector_loss(model, batches(0))[0])
+    (found,) = predict(model, data, batch=1, device="cpu")
+    assert all(mask.size == image_hw for mask in found)
 
 
 # ---------------------------------------------------------------- a killed training goes on
