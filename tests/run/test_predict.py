@@ -492,6 +492,7 @@ def test_a_class_name_that_is_no_text_is_written_with_escapes(run_dir, pictures,
     own = shutil.copytree(run_dir, tmp_path / "run")
     path = own / "artifacts" / "02_cluster_masks" / "clusters.json"
     write_json(path, read_json(path) | {"class_names": ["background", "\ud800cat", "a\nb"]})
+    seal(own)
     assert predict.run([pictures], run_dir=own, out=tmp_path / "out") == 0
     names = [c["name"] for c in read_json(tmp_path / "out" / "instances.json")["categories"]]
     assert names[0] == "a\\nb (cluster 0)" and names[2] == "\\ud800cat (cluster 2)"
