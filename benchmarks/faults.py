@@ -51,6 +51,7 @@ from mdlib.run.stage import has_run, read_manifest
 RESULT = ROOT / "benchmarks" / "results" / "faults.json"
 STAGES = load_preset("smoke").notebooks
 FIRST = "00_prepare_data"
+TIMED = ("history.json", "comparison.json", "-time.png", ".html")
 MDLIB = [sys.executable, "-m", "mdlib"]
 
 
@@ -129,7 +130,7 @@ def killed_until_done(
 
 
 def contents(run_dir: Path) -> dict[str, tuple]:
-    """{finished stage: (metrics, {file: digest})}; files that hold seconds are left out."""
+    """{finished stage: (metrics, {file: digest})}; files that hold seconds (TIMED) are left out."""
     found = {}
     for name in STAGES:
         if has_run(run_dir, name):
@@ -137,7 +138,7 @@ def contents(run_dir: Path) -> dict[str, tuple]:
             kept = {
                 file: digest_file(run_dir / "artifacts" / name / file)
                 for file in manifest["outputs"]
-                if not file.endswith(("history.json", ".html"))
+                if not file.endswith(TIMED)
             }
             found[name] = (manifest["metrics"], kept)
     return found
