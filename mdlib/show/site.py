@@ -199,15 +199,17 @@ def _body(
             )
             output.data.pop("text/plain", None)
     exporter = page_exporter(raw_template=TEMPLATE)
-    places = "{unique_key}-{cell_index}-{index}{extension}"
+    files = "{unique_key}-{cell_index}-{index}{extension}"
     exporter.register_preprocessor(
-        ExtractOutputPreprocessor(output_filename_template=places, enabled=True)
+        ExtractOutputPreprocessor(output_filename_template=files, enabled=True)
     )
     exporter.register_preprocessor(CSSHTMLHeaderPreprocessor(style="default", enabled=True))
     exporter.register_filter("markdown2html", lambda source: _markdown(source, pages))
-    body, resources = exporter.from_notebook_node(
-        notebook, {"unique_key": name, "output_files_dir": "figures"}
-    )
+    places = {"unique_key": name, "output_files_dir": "figures"}
+    try:
+        body, resources = exporter.from_notebook_node(notebook, places)
+    except Exception as error:  # nbconvert's errors have no common class
+        raise StoreError(f"no page of {name} ({type(error).__name__}: {error})") from None
     # an empty notebook has no outputs at all
     return body, resources["outputs"] or {}, "\n".join(resources["inlining"]["css"])
 

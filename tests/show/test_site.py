@@ -161,6 +161,14 @@ def test_a_cell_that_is_not_plain_python_is_a_cell_all_the_same(tmp_path, source
     assert "<title>00_prepare_data" in text  # its first cell has no title
 
 
+def test_a_notebook_without_its_pasted_picture_is_named(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    notebook = new_notebook(cells=[new_markdown_cell("![x](attachment:x)")])
+    nbformat.write(notebook, tmp_path / "notebooks" / "00_prepare_data.ipynb")
+    with pytest.raises(StoreError, match="no page of 00_prepare_data"):
+        site.build(tmp_path, tmp_path / "site")
+
+
 @pytest.mark.parametrize("text", ["costs $5 and $6", r"$\frac{1$", r"$$ \begin{x} $$", "$}$"])
 def test_what_is_no_formula_stays_text(text):
     assert "</p>" in site._markdown(text, set())
