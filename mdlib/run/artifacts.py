@@ -25,7 +25,6 @@ from mdlib.core.mask import Masks, read_masks
 from mdlib.core.paths import ROOT
 from mdlib.core.weights import read_weights
 from mdlib.data import Dataset, roles
-from mdlib.method import pseudo_labels
 from mdlib.method.crf import CrfSettings
 from mdlib.method.detector import load_detector
 from mdlib.method.segmenter import Segmenter, label_map, load_segmenter
@@ -240,19 +239,6 @@ class RunArtifacts:
     def pseudo_maps(self) -> LabelMaps:
         """Stage 4's label maps of train: 0 background, 1 + cluster, 255 void."""
         return LabelMaps(self.folder("04") / "train", self.dataset("train").ids)
-
-    def filtered_maps(self, role: str) -> Iterator[np.ndarray]:
-        """The detector's masks of a role, filtered as in stage 4, one map an image.
-
-        Returns:
-            (H, W) uint16 maps, 0 background and 1 + cluster, each made when it is asked for.
-        """
-        dataset, settings = self.dataset(role), self.settings("04")
-        rule = {name: settings[name] for name in ("threshold", "overlap")}
-        return (
-            pseudo_labels.filtered_map(masks, image_hw=dataset.size(i), **rule)
-            for i, masks in enumerate(self.predictions(role).by_image(dataset.ids))
-        )
 
     # ---------------------------------------------------------------- 05, 06: maps
 

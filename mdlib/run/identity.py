@@ -37,7 +37,6 @@ IGNORED_CODE = ("mdlib.run", "mdlib.show", "mdlib.core.colours", "mdlib.core.pro
 THROUGH_RUN = {
     "stage.run": "mdlib.data.roles",
     ".predicted_maps(": "mdlib.method.segmenter",
-    ".filtered_maps(": "mdlib.method.pseudo_labels",
     "MaskDistill.": "mdlib.run.predict",
 }
 

@@ -11,7 +11,7 @@ from mdlib.core.files import StoreError, read_json, write_array, write_json
 from mdlib.core.label_map import write_label_map
 from mdlib.core.mask import Mask, Masks, write_masks
 from mdlib.core.weights import save_weights
-from mdlib.method import pseudo_labels, segmenter
+from mdlib.method import segmenter
 from mdlib.method.crf import CrfSettings
 from mdlib.run.artifacts import STAGES, RunArtifacts
 
@@ -146,7 +146,6 @@ READERS = {
     "features": (lambda run: run.features(), ["02"]),
     "predictions": (lambda run: run.predictions("val"), ["03"]),
     "pseudo maps": (lambda run: run.pseudo_maps(), ["00", "04"]),
-    "filtered maps": (lambda run: list(run.filtered_maps("train")), ["00", "03", "04"]),
     "segmenter's folder": (lambda run: run.segmenter_folder(), ["05", "06"]),
     "logits": (lambda run: run.logits("val"), ["05", "06"]),
     "the twin's logits": (lambda run: run.logits("val", "supervised"), ["05"]),
@@ -239,11 +238,6 @@ def test_predictions_and_label_maps(run):
     assert list(run.predictions("train")) == PREDICTED["train"]
     stored = run.pseudo_maps()
     assert len(stored) == 2 and [int(labels.max()) for labels in stored] == [0, 1]
-    first, second = run.filtered_maps("train")
-    expected = pseudo_labels.filtered_map(PREDICTED["train"], image_hw=(SIDE, SIDE), **RULE)
-    assert np.unique(first).tolist() == [0, 2]  # the other one is below the threshold
-    np.testing.assert_array_equal(first, expected)
-    assert second.shape == (SIDE, SIDE) and not second.any()
 
 
 def test_a_finished_run_without_a_crf(run, finished):

@@ -9,6 +9,7 @@ import sys
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from cells import STAGES
 from IPython.core.interactiveshell import InteractiveShell
 from stages import made, opened, write_outputs
 
@@ -754,6 +755,16 @@ def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path, monkeypatch):
     (tmp_path / "own.ipynb").write_text("<<<<<<< ours")
     with pytest.raises(StoreError, match=r"own.ipynb is no notebook"):
         identity.code_digest("own")
+
+
+def test_code_that_a_notebook_reaches_through_its_run_counts():
+    sources = {path.stem: "\n".join(identity.stage_sources(path.stem)) for path in STAGES}
+    for text, module in identity.THROUGH_RUN.items():
+        users = [name for name, source in sources.items() if text in source]
+        assert users, f"no notebook holds {text}"
+        file = ROOT / f"{module.replace('.', '/')}.py"
+        assert all(file in identity._modules(name) for name in users)
+    assert ROOT / "mdlib/method/segmenter.py" in identity._modules("07_evaluate_clusters")
 
 
 def test_comments_and_docstrings_do_not_count(tmp_path, monkeypatch):
