@@ -111,19 +111,22 @@ def killed_until_done(
         Numbers of kills, and of starts that ended with an error of their own.
     """
     kills, errors = 0, 0
+    process = start(*words)
     while True:
-        process = start(*words)
         code, said = end_of(process, within=draw.expovariate(1 / mean))
         if code == 0:
             return kills, errors
         if code is None:
             kill(process, draw.choice(whom))
             kills += 1
-            end_of(process, within=60)
-        else:
+            look()
+            code, said = end_of(process, within=15)
+            if code is None:
+                continue  # a kernel that was killed while it started gets one more try
+        if code > 0 and not said.startswith(("the kernel of", "partial notebook")):
             errors += 1
             print(f"exit code {code}: {said}", flush=True)
-        look()
+        process = start(*words)
 
 
 # ---------------------------------------------------------------- what a run holds
@@ -153,6 +156,8 @@ def differences(run_dir: Path, reference: dict[str, tuple]) -> list[str]:
 def undisturbed(work: Path) -> Path:
     """A whole run of `smoke`, made once."""
     run_dir = work / "undisturbed"
+    if (run_dir / "metrics.json").is_file():
+        return run_dir
     code, said = end_of(start(*MDLIB, "run", "smoke", "--out", run_dir), within=3600)
     assert code == 0, said
     return run_dir
@@ -167,7 +172,7 @@ def runs(work: Path, draw: random.Random, kills: int) -> dict:
     counts: Counter = Counter()
     where: Counter = Counter()
     while counts["kills"] < kills:
-        run_dir = work / f"killed {counts['runs']}"
+        run_dir = Path(tempfile.mkdtemp(prefix="killed-", dir=work)) / "run"
         finished: set[str] = set()
 
         def look(run_dir: Path = run_dir, finished: set[str] = finished) -> None:
@@ -219,7 +224,7 @@ def checkpoints(work: Path, draw: random.Random, kills: int) -> dict:
     counts: Counter = Counter()
     ends = set()
     while counts["kills"] < kills or not ends:
-        folder = work / f"training {counts['trainings']}"
+        folder = Path(tempfile.mkdtemp(prefix="training-", dir=work))
         command = [sys.executable, "-c", TRAINING, folder]
         mean = 8 if counts["trainings"] else 1e5  # the first one is not disturbed
         done, errors = killed_until_done(
@@ -232,15 +237,14 @@ def checkpoints(work: Path, draw: random.Random, kills: int) -> dict:
 
 def predict(work: Path, draw: random.Random, kills: int) -> dict:
     """New pictures through a finished run, killed at random."""
-    photos = work / "photos"
-    photos.mkdir()
+    photos = Path(tempfile.mkdtemp(prefix="photos-", dir=work))
     scenes = ZooDataset(ROOT / "data" / "zoo", "val", 40)
     for i, image_id in enumerate(scenes.ids):
         Image.fromarray(scenes.image(i)).resize((640, 480)).save(photos / f"{image_id}.png")
     counts: Counter = Counter()
     ends = []
     while counts["kills"] < kills or not ends:
-        out = work / f"predicted {counts['predictions']}"
+        out = photos.with_name(f"{photos.name} predicted {counts['predictions']}")
         command = [*MDLIB, "predict", photos, "--run", work / "undisturbed", "--out", out]
         mean = 12 if ends else 1e5
         done, errors = killed_until_done(
@@ -267,7 +271,7 @@ def fetch(work: Path, draw: random.Random, kills: int) -> dict:
     ends = []
     with _server(work) as (url, md5):
         while counts["kills"] < kills or not ends:
-            root = work / f"fetched {counts['fetches']}"
+            root = Path(tempfile.mkdtemp(prefix="fetched-", dir=work))
             command = [sys.executable, "-c", FETCH, url, md5, root]
             mean = 2 if ends else 1e5
             done, errors = killed_until_done(
@@ -295,14 +299,14 @@ def writers(work: Path, _: random.Random, times: int) -> dict:
     """Two at once: one works, the other is told who does; two fetches both end whole."""
     counts: Counter = Counter()
     only_00 = ["run", "smoke", "--only", FIRST, "--out"]
-    for number in range(times):
-        run_dir = work / f"two runs {number}"
+    for _ in range(times):
+        run_dir = Path(tempfile.mkdtemp(dir=work)) / "two runs"
         both = [start(*MDLIB, *only_00, run_dir) for _ in range(2)]
         ends = sorted(end_of(each, within=600) for each in both)
         good = [code for code, _ in ends] == [0, 2] and "another run (process" in ends[1][1]
         counts["run and run"] += good and has_run(run_dir, FIRST)
 
-        run_dir = work / f"notebook and run {number}"
+        run_dir = Path(tempfile.mkdtemp(dir=work)) / "notebook and run"
         with _notebook(run_dir) as (notebook, first):
             assert "open" in first
             code, _ = end_of(start(*MDLIB, *only_00, run_dir), within=600)
@@ -310,15 +314,15 @@ def writers(work: Path, _: random.Random, times: int) -> dict:
             kept = read_manifest(run_dir, FIRST)["metrics"] == {"number": 1.0}
             counts["notebook and run"] += code == 3 and kept
 
-        run_dir = work / f"two notebooks {number}"
+        run_dir = Path(tempfile.mkdtemp(dir=work)) / "two notebooks"
         with _notebook(run_dir) as (one, first), _notebook(run_dir) as (two, second):
             refused = "is open in another kernel" in second
             counts["notebook and notebook"] += first == "open\n" and refused
             for each in (one, two):
                 each.kill()
     with _server(work) as (url, md5):
-        for number in range(times):
-            root = work / f"two fetches {number}"
+        for _ in range(times):
+            root = Path(tempfile.mkdtemp(dir=work)) / "two fetches"
             both = [start(sys.executable, "-c", FETCH, url, md5, root) for _ in range(2)]
             codes = [end_of(each, within=600)[0] for each in both]
             again, _ = end_of(start(sys.executable, "-c", FETCH, url, md5, root), within=600)
@@ -332,8 +336,7 @@ def disk(work: Path, draw: random.Random, times: int) -> dict:
     """Stages 00 and 01 on a file system that is full, and again with room."""
     reference = contents(work / "undisturbed")
     counts: Counter = Counter()
-    place = work / "small"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="small-", dir=work))
     for _ in range(times):
         size = draw.randint(200, 6000)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", place], check=True)
@@ -432,12 +435,13 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
     parser.add_argument("--kills", type=int, help="how many; default: as in the committed result")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="where; its undisturbed run is used again")
     given = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="faults-"))
+    work = given.work or Path(tempfile.mkdtemp(prefix="faults-"))
     result = read_json(RESULT) if RESULT.is_file() else {}
     for name in given.parts or PARTS:
         part, times = PARTS[name]
-        if name in ("predict", "disk") and not (work / "undisturbed").exists():
+        if name in ("predict", "disk"):
             undisturbed(work)
         began = time.monotonic()
         found = part(work, random.Random(given.seed), given.kills or times)
@@ -447,7 +451,8 @@ def main() -> None:
         result["versions"] = versions()
         write_json(RESULT, result)
         print(name, result[name], flush=True)
-    shutil.rmtree(work)
+    if not given.work:
+        shutil.rmtree(work)
 
 
 if __name__ == "__main__":

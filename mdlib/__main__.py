@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (StoreError, ValueError) as error:  # PresetError, ImageError and others are ValueErrors
         return _wrong(f"{error}")
     except KeyboardInterrupt:
-        print("interrupted; the next run goes on from the last whole stage", file=sys.stderr)
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -53,9 +53,12 @@ class Draft:
         try:
             _recover(self.place, is_whole)
             self.folder.mkdir()
-        except OSError as error:
+        except BaseException as error:
             self._lock.release()
-            raise StoreError(f"{self.place.parent} cannot be written: {error.strerror}") from None
+            if isinstance(error, OSError):
+                text = f"{self.place.parent} cannot be written: {error.strerror}"
+                raise StoreError(text) from None
+            raise
 
     def commit(self) -> None:
         """Put the draft in its place, on the disk for good, and give up the lock.
@@ -119,7 +122,10 @@ def _recover(place: Path, is_whole: Callable[[Path], bool]) -> None:
     """`recover` under the lock: a whole draft is newer than what is in its place."""
     for draft in _left_over(place, "draft"):
         if is_whole(draft):
-            print(f"{place.name}: a killed process had finished it; it is taken as it is")
+            print(
+                f"{place.name}: a process was killed just before it put its complete result in "
+                "place; that result is used"
+            )
             old = _move_aside(place)
             os.replace(draft, place)
             _settle(place, old)

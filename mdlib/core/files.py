@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def digest_file(path: Path) -> str:
     return _digest_file(str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-@lru_cache(maxsize=100_000)
+@cache
 def _digest_file(path: str, *_: int) -> str:
     """The digest of a file; its size and times are its state."""
     with open(path, "rb") as file:

@@ -46,15 +46,18 @@ class Lock:
             self._lock.acquire(timeout=PATIENCE)
             write_json(self.note, {**note, **_me()})
         except Timeout:
-            raise StoreError(busy.format(who=_described(self.note))) from None
+            raise StoreError(busy.replace("{who}", _described(self.note))) from None
         except OSError as error:
             self._lock.release()
             raise StoreError(f"{self.path.parent} cannot be written: {error.strerror}") from None
 
     def release(self) -> None:
         """Give the lock back; nothing happens where it is not held."""
-        if self._lock.is_locked:
+        if not self._lock.is_locked:
+            return
+        try:
             self.note.unlink(missing_ok=True)
+        finally:
             self._lock.release()
 
     @contextmanager

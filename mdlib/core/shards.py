@@ -67,7 +67,7 @@ def in_shards(
     paths = [folder / f"{part.start:07d}-{part.stop:07d}{form.ending}" for part in parts]
     there = sum(path.is_file() for path in paths)
     if there:
-        print(f"{there} of {len(parts)} parts are there already: {folder.name}")
+        print(f"{there} of {len(parts)} parts were kept before: {folder.name}")
     for part, path in zip(parts, paths, strict=True):
         kept = _kept(path, form, len(part) if form.is_counted else None)
         yield from _made(path, form, make(part)) if kept is None else kept

@@ -31,9 +31,9 @@ LIBRARIES = (
 # Tags of cells that do not change what a stage computes: its values (compared apart), and what a
 # reader tries after it.
 IGNORED_TAGS = {"parameters", "exercise", "explorer"}
-# What a notebook draws with and how it is run do not change what it computes,
+# Code that draws, or that runs a notebook, does not change its result,
 IGNORED_CODE = ("mdlib.run", "mdlib.show", "mdlib.core.colours", "mdlib.core.progress")
-# but for what a notebook computes through them: {text in its cells: module}.
+# except where a notebook calls it to compute: {text in its cells: module that then counts}.
 THROUGH_RUN = {
     "stage.run": "mdlib.data.roles",
     ".predicted_maps(": "mdlib.method.segmenter",

@@ -10,7 +10,7 @@ from mdlib.run.values import PresetError
 
 # the course's own folders; those that begin with a dot are, too
 OWN = ("benchmarks", "data", "docs", "mdlib", "notebooks", "presets", "reports", "tests")
-_ADVICE = "give a folder of its own, such as --out reports/mine"
+_ADVICE = "give a folder of its own, such as reports/mine (--out, or run_dir in a notebook)"
 
 
 def check_place(run_dir: Path, *, roots: Iterable[Path]) -> Path:

@@ -19,13 +19,20 @@ from PIL import Image
 from torchvision.models.detection import MaskRCNN
 
 from mdlib.core.colours import WHITE, class_colours, overlay
-from mdlib.core.files import StoreError, atomic, digest_bytes, digest_file, read_json, write_json
+from mdlib.core.files import (
+    StoreError,
+    atomic,
+    digest_bytes,
+    digest_file,
+    read_json,
+    sync,
+    write_json,
+)
 from mdlib.core.label_map import void_of, write_label_map
 from mdlib.core.lock import Lock
 from mdlib.core.mask import Mask, is_file_of_masks, write_masks
 from mdlib.data import InMemory
-from mdlib.data.folder import INSTANCES, PictureFiles, identity, open_pictures
-from mdlib.data.folder import RESULTS as KINDS
+from mdlib.data.folder import INSTANCES, RESULTS, PictureFiles, identity, open_pictures
 from mdlib.data.images import ImageError
 from mdlib.data.listing import preview
 from mdlib.data.names import shown
@@ -40,7 +47,7 @@ LARGEST = 2_000_000  # pixels in which the networks see a picture; a larger one 
 # every pixel has another colour; so 20 megapixels take less than 3 GB
 CRF_LARGEST, CRF_LARGEST_WORK = 700_000, 18_000_000
 PARTS = ".parts"  # what is done, until all is done
-OWN = ("artifacts", "export", "figures", "notebooks", "predictions")  # folders of a run
+RUN_FOLDERS = ("artifacts", "export", "figures", "notebooks", "predictions")  # folders of a run
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what stops the next picture as well
 
 
@@ -191,7 +198,12 @@ def run(paths: list[Path], *, run_dir: Path, out: Path | None) -> int:
         WeightsError: for broken weights.
     """
     out = out or run_dir / "predictions"
-    foreign = [out, run_dir, *(out / kind for kind in KINDS), *(run_dir / own for own in OWN)]
+    foreign = [
+        out,
+        run_dir,
+        *(out / kind for kind in RESULTS),
+        *(run_dir / own for own in RUN_FOLDERS),
+    ]
     pictures = open_pictures(paths, without=foreign)
     _keep_what_is_there(out, pictures)  # before the networks: a wrong path is told at once
     model = MaskDistill.from_run(RunArtifacts(run_dir))
@@ -238,7 +250,7 @@ def _keep_what_is_there(out: Path, pictures: PictureFiles) -> None:
     Nor may it hold results of other pictures, whose maps would be left without their instances.
     """
     read = {identity(path) for path in pictures.paths if os.path.exists(path)}
-    results = [out / kind / f"{name}.png" for kind in KINDS for name in pictures.ids]
+    results = [out / kind / f"{name}.png" for kind in RESULTS for name in pictures.ids]
     instances = out / INSTANCES
     for path in (*results, instances):
         if path.exists() and identity(path) in read:
@@ -248,8 +260,8 @@ def _keep_what_is_there(out: Path, pictures: PictureFiles) -> None:
             )
     own = is_file_of_masks(instances)
     if instances.exists() and not own:
-        raise StoreError(f"{shown(instances)} is no prediction's: choose another --out")
-    held = [kind for kind in KINDS if (out / kind).is_dir() and any((out / kind).iterdir())]
+        raise StoreError(f"{shown(instances)} was not written by `predict`: choose another --out")
+    held = [kind for kind in RESULTS if (out / kind).is_dir() and any((out / kind).iterdir())]
     if held and not own and not (out / PARTS).is_dir():
         raise StoreError(
             f"{shown(out)} holds {', '.join(held)} that no prediction wrote: choose another --out"
@@ -258,7 +270,7 @@ def _keep_what_is_there(out: Path, pictures: PictureFiles) -> None:
         raise StoreError(
             f"{shown(out)} holds the results of {len(others)} other pictures: "
             f"{preview(others)}. Choose another --out, or remove "
-            f"{INSTANCES}, {', '.join(KINDS)} there"
+            f"{INSTANCES}, {', '.join(RESULTS)} there"
         )
 
 
@@ -266,10 +278,12 @@ def _others(instances: Path, pictures: PictureFiles) -> list[str]:
     """The files of earlier predictions that are not among the pictures."""
     these = {(name, os.path.abspath(pictures.file_name(i))) for i, name in enumerate(pictures.ids)}
     try:
-        before = [(image["name"], image["file_name"]) for image in read_json(instances)["images"]]
-        return [file for name, file in before if (name, os.path.abspath(file)) not in these]
+        before = [(image["name"], image["source"]) for image in read_json(instances)["images"]]
+        return [source for name, source in before if (name, source) not in these]
     except (KeyError, TypeError):
-        raise StoreError(f"{shown(instances)} is no prediction's: choose another --out") from None
+        raise StoreError(
+            f"{shown(instances)} was not written by `predict`: choose another --out"
+        ) from None
 
 
 class _Results:
@@ -288,7 +302,7 @@ class _Results:
         kind = np.uint8 if len(model.classes) <= void_of(np.uint8) else np.uint16
         named = model.cluster_to_class
         self.class_of = np.where(named < 0, void_of(kind), named).astype(kind)
-        for folder in (*KINDS, PARTS):
+        for folder in (*RESULTS, PARTS):
             (out / folder).mkdir(parents=True, exist_ok=True)
 
     def _path(self, i: int) -> Path:
@@ -297,7 +311,7 @@ class _Results:
 
     def _files(self, i: int) -> dict[str, Path]:
         """The files of picture i by their kind."""
-        return {kind: self.out / kind / f"{self.pictures.ids[i]}.png" for kind in KINDS}
+        return {kind: self.out / kind / f"{self.pictures.ids[i]}.png" for kind in RESULTS}
 
     def _made_of(self, i: int) -> str:
         """A digest of all that the results of picture i depend on."""
@@ -350,7 +364,7 @@ class _Results:
         return f"{found} (seen in {width} x {height} of its {full} pixels)"
 
     def finish(self, done: list[int]) -> None:
-        """Write instances.json of the pictures `done`, and remove their parts."""
+        """Write instances.json of the pictures `done`; where these are all, remove their parts."""
         sizes: dict[str, tuple[int, int]] = {}
         for i in done:
             height, width = read_json(self._path(i))["size"]
@@ -361,14 +375,18 @@ class _Results:
                 self._masks(done),
                 images=sizes,
                 categories=_category_names(self.model),
-                more={
-                    self.pictures.ids[i]: {"file_name": self.pictures.file_name(i)} for i in done
-                },
+                more={self.pictures.ids[i]: self._names(i) for i in done},
             )
-        for i in done:
+            sync(self.out / INSTANCES)  # before the parts go
+        for i in done if len(done) == len(self.pictures) else ():  # else the next start needs them
             self._path(i).unlink()
         if not any((self.out / PARTS).iterdir()):  # those of other pictures stay
             (self.out / PARTS).rmdir()
+
+    def _names(self, i: int) -> dict[str, str]:
+        """What instances.json says of where picture i lies: as it was given, and absolute."""
+        file = self.pictures.file_name(i)
+        return {"file_name": file, "source": os.path.abspath(file)}
 
     def _masks(self, done: list[int]) -> Iterator[Mask]:
         """The masks of the pictures `done`, picture by picture."""

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 # how the embedded data set is called wherever a number or figure of it is shown
 ZOO = "zoo (composited)"
+EDITED = "edited: "  # begins the code of a stage whose cells ran otherwise than as they are saved
 ABSENT = "absent"  # the digest of a stage that has not run, where another one asked for it
 # what a stage that was not skipped must have written
 WRITES = {
@@ -135,6 +136,7 @@ class Stage:
         inputs: {earlier stage: digest of its results}, of those that were read.
         files: {path: digest} of what `read_file` gave.
         figures: {"file", "caption"} of each saved figure, in order.
+        packages: {optional library: version} of what `package` was asked for.
         smoke_size: whether it, or a stage that it read, was filled in at smoke size.
     """
 
@@ -230,7 +232,7 @@ class Stage:
         manifest = read_manifest(self.run_dir, name)
         if changed := _changed_file(manifest):
             raise StoreError(
-                f"{name} was made from another {changed} than is there now: "
+                f"{changed} has changed since {name} read it: "
                 f"run {name} again (nothing overwrites it for you)"
             )
         _note(self.inputs, name, result_digest(manifest))
@@ -243,7 +245,11 @@ class Stage:
         return manifest_path(self.run_dir, name).parent
 
     def has(self, name: str) -> bool:
-        """Whether another stage of this run has run; this one is out of date when that changes."""
+        """Whether another stage of this run has run.
+
+        Where it has not, this one is out of date once it has; where it has, `read` makes it an
+        input.
+        """
         if has_run(self.run_dir, name):
             return True
         _note(self.inputs, name, ABSENT)
@@ -394,7 +400,7 @@ class Stage:
                     f"{key} was {value!r} when the stage was opened and is {self._values[key]!r} "
                     "now: write it into the parameters cell, and run all cells from there"
                 )
-        return self._commit(metrics or {}, code=self._code_that_ran())
+        return self._commit(metrics or {}, code=self._code_that_ran("stage.finish("))
 
     def skip(self, reason: str) -> NoReturn:
         """End the notebook here, without results; later stages go on.
@@ -405,15 +411,17 @@ class Stage:
         Raises:
             StageSkipped: always, so that no later cell runs.
         """
-        if self._metrics is None:
-            self._commit({}, code=self._code, skipped=reason)
+        if self._draft.is_in_place:  # an earlier call was interrupted behind that
+            self._conclude({})
+        elif self._metrics is None:
+            self._commit({}, code=self._code_that_ran("stage.skip("), skipped=reason)
         raise StageSkipped(reason)
 
     def _commit(self, metrics: dict[str, float], **more: str) -> dict[str, float]:
         """Write the manifest, which makes the folder complete, and conclude."""
         rounded = {name: round(float(value), 6) for name, value in metrics.items()}
         for name in [name for name, value in rounded.items() if not math.isfinite(value)]:
-            print(f"{name} is {rounded.pop(name)} here, which is no number to report: left out")
+            print(f"metric {name} is {rounded.pop(name)}: left out")
         folder = self.folder
         manifest = {
             "stage": self.name,
@@ -436,41 +444,44 @@ class Stage:
     def _conclude(self, metrics: dict[str, float]) -> dict[str, float]:
         """Put the folder into its place, remove the checkpoints, publish."""
         self._draft.commit()
-        self._metrics = metrics
-        _open.pop(self._place, None)
         for kept in self._kept_folder().glob(f"{self.name}-*"):
             shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
         publish(self.run_dir, self.name)
+        self._metrics = metrics
+        _open.pop(self._place, None)
         return metrics
 
-    def _code_that_ran(self) -> str:
+    def _code_that_ran(self, last: str) -> str:
         """The code's digest when the stage was opened; another one where other cells ran.
 
-        A kernel lists what it ran as `In`. A cell that was edited, left out, added, or that ran
-        twice or in another order makes the stage out of date, because the notebook's file does not
-        say what was computed.
+        Args:
+            last: a part of the cell that ends the stage.
         """
-        ran = self._cells_since_opened()
-        own = [source for source in ran if source in self._own]
-        first = next((i for i, source in enumerate(self._own) if "open_stage(" in source), 0)
-        last = next((i for i, source in enumerate(self._own) if "stage.finish(" in source), -1)
-        as_saved = own == self._own[first : last + 1] and not self._edited()
-        if not ran or as_saved:  # not in a kernel, or as the runner would
+        ran, ends = self._cells_since_opened(), [i for i, s in enumerate(self._own) if last in s]
+        ended = not ends or any(self._own[i] in ran for i in ends)
+        if not ran or (ended and self._ran_as_saved()):
             return self._code
         print(
             "the cells ran in another order than in the saved notebook, or others did: "
             f"the runner will run {self.name} again"
         )
-        return f"edited: {digest_bytes(*(source.encode() for source in ran))}"
+        return f"{EDITED}{digest_bytes(*(source.encode() for source in ran))}"
+
+    def _ran_as_saved(self) -> bool:
+        """Whether a kernel has run the notebook's cells, each once and in order, and no others.
+
+        A kernel lists what it ran as `In`. Where a cell was edited, left out, added, or ran twice
+        or in another order, the notebook's file does not say what was computed.
+        """
+        ran = self._cells_since_opened()
+        own = [source for source in ran if source in self._own]
+        first = next((i for i, source in enumerate(self._own) if "open_stage(" in source), 0)
+        return own == self._own[first : first + len(own)] and set(ran) <= self._known
 
     def _cells_since_opened(self) -> list[str]:
         """What a kernel has run since the first cell, that one included; [] elsewhere."""
         ran = self._values.get("In", [])[self._first_cell :]
         return [source.strip() for source in ran if source.strip()]
-
-    def _edited(self) -> list[str]:
-        """The cells of these that the notebook did not hold when the stage was opened."""
-        return [source for source in self._cells_since_opened() if source not in self._known]
 
     def _kept(self, what: str) -> Path:
         """A path beside the stages whose name holds the digest of what its content depends on."""
@@ -480,12 +491,12 @@ class Stage:
             self.files,
             self.packages,
             self._code,
-            self._edited(),
+            [] if self._ran_as_saved() else self._cells_since_opened(),
             versions(),
             device(),
         ]
         digest = digest_bytes(json.dumps(made_of, sort_keys=True).encode())
-        return self._kept_folder() / f"{self.name}-{what}-{digest[:8]}"
+        return self._kept_folder() / f"{self.name}-{what}-{digest[:16]}"
 
     def _kept_folder(self) -> Path:
         """Where checkpoints and finished parts lie."""
@@ -698,6 +709,8 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
     wanted = {key: value for key, value in parameters.items() if key != RUN_DIR}
     if changed := _different(wanted, manifest["parameters"]):
         return f"parameters changed: {changed}"
+    if manifest["code"].startswith(EDITED):
+        return "its cells were edited, or ran in another order than in the notebook"
     if manifest["code"] != code_digest(name):
         return "its notebook or the library code it imports changed"
     packages = {library: version(library) for library in manifest["packages"]}

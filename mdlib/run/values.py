@@ -225,7 +225,9 @@ def _from_text(name: str, text: str, parameter: Parameter) -> object:
     is_choice = parameter.rule is not None and text in parameter.rule.words
     if word in _NONE and not is_choice:
         if "None" not in types:
-            raise PresetError(f"{name} must be {parameter.type}, which {text!r} (None) is not")
+            raise PresetError(
+                f"{name} must be {parameter.type}; {text!r} means None, which is not allowed"
+            )
         return None
     if "str" in types:
         return os.path.expanduser(text) if text.startswith(("~/", "~\\")) else text

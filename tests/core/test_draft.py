@@ -62,7 +62,7 @@ def test_a_whole_draft_that_was_left_over_is_newer_than_what_is_there(place, cap
     left_over(place, "draft", "whole", "new")
     recover(place, is_whole=whole)
     assert (place / "new").exists() and visible(place) == ["place"]
-    assert "a killed process had finished it" in capsys.readouterr().out
+    assert "that result is used" in capsys.readouterr().out
 
 
 def test_a_half_written_draft_is_removed(place):

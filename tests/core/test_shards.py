@@ -84,7 +84,7 @@ def test_a_killed_computation_goes_on_at_the_part_it_was_in(
     asked, whole = Asked(make), stopped_after // 3
     same(in_shards(tmp_path, COUNT, asked, form=form), make(range(COUNT)))
     assert asked.parts == [(0, 3), (3, 6), (6, 7)][whole:]
-    said = f"{whole} of 3 parts are there already: {tmp_path.name}\n" if whole else ""
+    said = f"{whole} of 3 parts were kept before: {tmp_path.name}\n" if whole else ""
     assert capsys.readouterr().out == said
     assert len(list(tmp_path.iterdir())) == 3  # and nothing half-written
 

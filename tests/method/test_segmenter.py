@@ -630,7 +630,7 @@ def test_logits_and_refined_maps_kept_in_parts_are_the_same(model, tmp_path, mon
     torch.testing.assert_close(next(killed), expected[0], rtol=0, atol=0)
     found = list(predict_logits(model, scenes, **see, shards=tmp_path / "logits"))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert "1 of 3 parts are there already: logits" in capsys.readouterr().out
+    assert "1 of 3 parts were kept before: logits" in capsys.readouterr().out
 
     if crf.available():
         settings = crf.CrfSettings(2, 1.0, 3.0, 9.0, 13.0, 4.0)

@@ -292,7 +292,7 @@ def test_pictures_that_changed_since_are_not_read_by_later_stages(data, tmp_path
     run_dir = tmp_path / "run"
     made(run_dir, SECOND, FIRST)
     (data / "a" / "one.bmp").write_bytes(b"34")
-    with pytest.raises(StoreError, match=f"{FIRST} was made from another {data} than is there now"):
+    with pytest.raises(StoreError, match=f"{data} has changed since {FIRST} read it"):
         opened(run_dir, SECOND).read(FIRST)
     ours = opened(run_dir, FIRST)  # again, with the same results: later stages read the pictures
     ours.read_file(data)
@@ -715,6 +715,31 @@ def test_a_checkpoint_is_of_the_cells_that_ran(tmp_path):
     assert ours.checkpoint("x") != before
 
 
+def test_what_was_computed_without_a_cell_is_not_kept_for_those_who_ran_it(tmp_path):
+    """A detector is not trained, but predicts: its parts are not those of a trained one."""
+    own = identity.stage_sources(FILTER)
+
+    def parts(cells):
+        return in_kernel(tmp_path, FILTER, cells, {"threshold": 0.5}).shards("predictions")
+
+    in_order = parts(own[:4])
+    assert in_order == parts(own[:5])  # the next cell does not change what came before it
+    assert len({in_order, parts([own[0], *own[2:4]]), parts([*own[:4], own[3]])}) == 3
+
+
+def test_a_skip_knows_the_cells_that_ran(tmp_path, capsys):
+    name = "09_evaluate_instances"
+    own = identity.stage_sources(name)
+    ours = stage.Stage(name, {}, tmp_path, "test", values=(values := {"In": ["", own[0]]}))
+    values["In"] += ["run = None  # edited"]
+    with pytest.raises(stage.StageSkipped):
+        ours.skip("no labels")
+    said = "its cells were edited, or ran in another order than in the notebook"
+    assert stage.stale_reason(tmp_path, name, {}) == said
+    with pytest.raises(stage.StageSkipped):
+        ours.skip("no labels")
+
+
 def test_a_kernel_lists_what_it_ran_as_the_notebook_is_read():
     shell = InteractiveShell()
     cells = [*identity.stage_sources(FILTER)[:1], "%pwd", "!true", "x = 1  # one\n\n"]
@@ -839,7 +864,7 @@ def test_a_metric_that_is_no_number_is_left_out_and_said(chain, capsys):
     write_outputs(third)
     assert third.finish({"good": 0.5, "bad": float("nan"), "worse": float("inf")}) == {"good": 0.5}
     said = capsys.readouterr().out
-    assert "bad is nan here" in said and "worse is inf here" in said
+    assert "metric bad is nan: left out" in said and "metric worse is inf: left out" in said
 
 
 def test_words_with_a_dot_name_checkpoints_of_their_own(tmp_path):
