@@ -129,6 +129,7 @@ def chain(smoke, tmp_path):
     (tmp_path / "chain.yaml").write_text(yaml.safe_dump(content))
     out = tmp_path / "run"
     shutil.copytree(smoke / "artifacts" / CHAIN[0], out / "artifacts" / CHAIN[0])
+    write_json(out / "artifacts" / "run.json", {"preset": "chain"})
     return [sys.executable, "-c", RUN_CHAIN, tmp_path, out], out
 
 
@@ -161,7 +162,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_metrics(smoke, chain):
     assert read_json(out / "metrics.json")["metrics"] == expected
     # nothing half-written is left
     left = {p.name for p in (out / "artifacts").iterdir()} - {"lock", "checkpoints"}
-    locks = {f".{name}.lock" for name in CHAIN[1:]}
-    assert left == {*CHAIN, "run.json", *locks}
-    assert {path.name for path in out.rglob(".*")} == locks
+    hidden = {f".{name}.lock" for name in CHAIN[1:]}
+    hidden |= {f".{name}.published.json" for name in CHAIN}
+    assert left == {*CHAIN, "run.json", *hidden}
+    assert {path.name for path in out.rglob(".*")} == hidden
     assert sorted(p.stem for p in (out / "notebooks").glob("*.ipynb")) == CHAIN[1:]
