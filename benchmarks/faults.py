@@ -246,7 +246,7 @@ def predict(work: Path, draw: random.Random, kills: int) -> dict:
     while counts["kills"] < kills or not ends:
         out = photos.with_name(f"{photos.name} predicted {counts['predictions']}")
         command = [*MDLIB, "predict", photos, "--run", work / "undisturbed", "--out", out]
-        mean = 12 if ends else 1e5
+        mean = 25 if ends else 1e5
         done, errors = killed_until_done(
             command, draw=draw, mean=mean, whom=["all"], look=lambda: None
         )
