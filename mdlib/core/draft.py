@@ -72,9 +72,7 @@ class Draft:
             for path in (*files, "."):
                 sync(Path(folder, path))
         self._is_committed = True
-        old = _move_aside(self.place)
-        os.replace(self.folder, self.place)
-        _settle(self.place, old)
+        _swap(self.folder, self.place)
         self._lock.release()
 
     @property
@@ -126,9 +124,7 @@ def _recover(place: Path, is_whole: Callable[[Path], bool]) -> None:
                 f"{place.name}: a process was killed just before it put its complete result in "
                 "place; that result is used"
             )
-            old = _move_aside(place)
-            os.replace(draft, place)
-            _settle(place, old)
+            _swap(draft, place)
     for old in _left_over(place, "old"):
         if not place.exists() and is_whole(old):
             os.replace(old, place)
@@ -136,8 +132,8 @@ def _recover(place: Path, is_whole: Callable[[Path], bool]) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _move_aside(place: Path) -> Path:
-    """The version that is in its place under another name; nothing where there is none.
+def _swap(new: Path, place: Path) -> None:
+    """A whole folder into its place; what is there is deleted when the new one is in.
 
     A file system that cannot rename the folder (a layer of a container's image) loses nothing
     either: then it is deleted, and until the draft has its place `recover` takes the draft.
@@ -150,11 +146,7 @@ def _move_aside(place: Path) -> Path:
         if error.errno != errno.EXDEV:
             raise
         shutil.rmtree(place)
-    return old
-
-
-def _settle(place: Path, old: Path) -> None:
-    """What is left when the new version is in: to make it durable, and to delete the old one."""
+    os.replace(new, place)
     sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)  # what cannot be deleted does no harm
 

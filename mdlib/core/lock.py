@@ -20,6 +20,11 @@ from mdlib.core.files import StoreError, read_json, write_json
 PATIENCE = 1.0  # seconds: whoever only looks at a lock holds it for a moment
 
 
+def utc_now() -> str:
+    """This second, UTC, as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 class Lock:
     """The lock of a file, which is made; `FILE.json` is its note.
 
@@ -85,9 +90,8 @@ class Lock:
 
 
 def _me() -> dict[str, Any]:
-    """This process, its machine and this second, UTC, as ISO 8601."""
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"process": os.getpid(), "host": platform.node(), "started": started}
+    """This process, its machine and the time."""
+    return {"process": os.getpid(), "host": platform.node(), "started": utc_now()}
 
 
 def _read(note: Path) -> dict[str, Any]:

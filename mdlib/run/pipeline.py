@@ -24,6 +24,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from mdlib.core.files import write_json, write_text
+from mdlib.core.lock import utc_now
 from mdlib.core.paths import NOTEBOOKS, ROOT
 from mdlib.run import report
 from mdlib.run.exit_codes import DIED, DONE, FAILED, INTERRUPTED
@@ -313,12 +314,7 @@ def _write_run_info(run_dir: Path, preset_name: str) -> None:
         raise PresetError(
             f"{run_dir} holds stages of notebooks that were run by hand: give another --out"
         )
-    write_json(path, {"preset": preset_name, "started": _now()})
-
-
-def _now() -> str:
-    """This second, UTC, as ISO 8601."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json(path, {"preset": preset_name, "started": utc_now()})
 
 
 @contextmanager
