@@ -635,6 +635,14 @@ def result_digest(manifest: Manifest) -> str:
     return digest_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
+def _present(run_dir: Path, name: str) -> str:
+    """The digest of what a stage of a run hands on now; ABSENT where it has not run."""
+    try:
+        return result_digest(read_manifest(run_dir, name))
+    except StoreError:
+        return ABSENT
+
+
 def unfit(run_dir: Path, name: str) -> str | None:
     """Why a stage that has run must not be read; None where nothing speaks against it.
 
@@ -679,16 +687,15 @@ def _problems(run_dir: Path, names: list[str]) -> Iterator[str]:
         if changed := _changed_output(manifest_path(run_dir, name).parent, manifest):
             yield f"{name}: its output {changed} changed or is missing: {again}"
         for earlier, digest in manifest["inputs"].items():
-            if digest == ABSENT:
-                if has_run(run_dir, earlier):
-                    yield f"{name} was made before {earlier} had run: {again}"
-                continue
-            if not has_run(run_dir, earlier):
+            present = _present(run_dir, earlier)
+            if present == digest:
+                names += [earlier] if digest != ABSENT else []
+            elif digest == ABSENT:
+                yield f"{name} was made before {earlier} had run: {again}"
+            elif present == ABSENT:
                 yield f"{name} was made from {earlier}, which has not run in {run_dir}: {again}"
-            elif result_digest(read_manifest(run_dir, earlier)) != digest:
-                yield f"{name} was made from another {earlier} than this run holds now: {again}"
             else:
-                names.append(earlier)
+                yield f"{name} was made from another {earlier} than this run holds now: {again}"
 
 
 def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str | None:
@@ -721,9 +728,7 @@ def stale_reason(run_dir: Path, name: str, parameters: dict[str, object]) -> str
     if file := _changed_file(manifest):
         return f"{file} changed"
     for stage, digest in manifest["inputs"].items():
-        present = (
-            result_digest(read_manifest(run_dir, stage)) if has_run(run_dir, stage) else ABSENT
-        )
+        present = _present(run_dir, stage)
         if present != digest:
             return f"{stage} is missing" if present == ABSENT else f"{stage} changed"
     if output := _changed_output(manifest_path(run_dir, name).parent, manifest):
