@@ -94,9 +94,43 @@ class ConvStem(PatchEmbed):
         self.add_module("proj", nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1)))
 
 
-def build_zoo_vit() -> VisionTransformer:
-    """Build the demo's encoder with random weights, 1.6 M parameters; see ZOO_ARCHITECTURE."""
-    return VisionTransformer(
+class ClassAttentionViT(VisionTransformer):
+    """A ViT whose CLS token joins the patches before the last block (Touvron et al., 2103.17239).
+
+    So the attention of CLS in the last block is all the pooling there is: what the loss asks of CLS
+    it asks of this attention, which stage 1 reads.
+    """
+
+    def _before_last(self, images: Tensor) -> Tensor:
+        """The tokens that enter the last block, (B, 1 + N, D), CLS first."""
+        tokens = self._pos_embed(self.patch_embed(images))
+        cls, patches = tokens[:, :1], tokens[:, 1:]
+        for block in self.blocks[:-1]:
+            patches = block(patches)
+        return torch.cat([cls, patches], 1)
+
+    def forward_features(self, images: Tensor, *_args, **_options) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, 1 + N, D) after the final norm, CLS first."""
+        return self.norm(self.blocks[-1](self._before_last(images)))
+
+    def class_tokens(self, images: Tensor) -> Tensor:
+        """CLS of `forward_features` alone, (B, D), without what the patches become: for training.
+
+        It leaves out three quarters of the last block.
+        """
+        tokens, block = self._before_last(images), self.blocks[-1]
+        q, k, v = split_heads(block.attn.qkv(block.norm1(tokens)), heads=block.attn.num_heads)
+        seen = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        cls = tokens[:, :1] + block.attn.proj(seen.transpose(1, 2).flatten(2))
+        return self.norm(cls + block.mlp(block.norm2(cls)))[:, 0]
+
+
+def build_zoo_vit() -> ClassAttentionViT:
+    """Build the demo's encoder with random weights, 1.6 M parameters; see ZOO_ARCHITECTURE.
+
+    The keys of the last block start at zero: CLS begins by looking at all patches alike.
+    """
+    vit = ClassAttentionViT(
         img_size=64,
         patch_size=ZOO_ARCHITECTURE["patch"],
         embed_dim=ZOO_ARCHITECTURE["width"],
@@ -106,6 +140,9 @@ def build_zoo_vit() -> VisionTransformer:
         embed_layer=ConvStem,
         dynamic_img_size=True,
     )
+    width = ZOO_ARCHITECTURE["width"]
+    nn.init.zeros_(vit.blocks[-1].attn.qkv.weight[width : 2 * width])
+    return vit
 
 
 class Encoder:

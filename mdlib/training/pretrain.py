@@ -2,20 +2,23 @@
 
 InfoNCE in the manner of MoCo v3 (arXiv 2104.02057): from the CLS token of a crop, the network must
 find, among all clips of the batch, the other frame of its own clip as a momentum encoder encodes
-it. The two frames of a clip share the subject and not the background, so the CLS token learns to
-attend to subjects. The momentum encoder (the teacher: a running mean of the student) is kept.
+it. The two frames of a clip share the subject and not the place, so the CLS token learns to attend
+to subjects. The momentum encoder (the teacher: a running mean of the student) is kept.
+
+Places come as a curriculum: first invented landscapes without a detail, where a subject is easily
+found, then more and more photographs, where it is not.
 """
 
 import copy
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, build_zoo_vit
+from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD, ClassAttentionViT, Encoder, build_zoo_vit
 
 
 class ProjectionModel(nn.Module):
@@ -28,7 +31,7 @@ class ProjectionModel(nn.Module):
         dim: dimension of the projection.
     """
 
-    def __init__(self, vit: VisionTransformer, *, dim: int = 64):
+    def __init__(self, vit: ClassAttentionViT, *, dim: int = 64):
         super().__init__()
         self.vit = vit
         layers: list[nn.Module] = []
@@ -46,7 +49,7 @@ class ProjectionModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Project images: (B, 3, H, W) normalised -> (B, dim) unit vectors."""
-        return F.normalize(self.head(self.vit(images)), dim=-1)
+        return F.normalize(self.head(self.vit.class_tokens(images)).float(), dim=-1)
 
 
 def build_models(*, seed: int) -> tuple[ProjectionModel, ProjectionModel]:
@@ -105,32 +108,27 @@ def info_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
 
 
 def tracking_loss(
-    student: ProjectionModel,
-    teacher: ProjectionModel,
-    crops: dict[str, Tensor],
-    *,
-    temperature: float,
+    student: ProjectionModel, teacher: ProjectionModel, crops: Tensor, *, temperature: float
 ) -> Tensor:
-    """Compute InfoNCE of all crops against the teacher's large crop of the other frame.
+    """Compute InfoNCE of each frame's crop against the teacher's crop of the other frame.
 
     Args:
         student: learns.
         teacher: gets no gradient.
-        crops: of B clips, one of each frame, normalised: "large" (2, B, 3, S, S) and "small"
-            (2, B, 3, s, s).
+        crops: (2, B, 3, S, S) normalised, one crop of each frame of B clips.
         temperature: see `info_nce`.
 
     Returns:
-        The scalar mean over crop sizes and frames.
+        The scalar mean over both frames.
     """
+    both = crops.flatten(0, 1)
     with torch.no_grad():
-        first, second = teacher(crops["large"].flatten(0, 1)).chunk(2)
-    losses = []
-    for views in crops.values():
-        of_first, of_second = student(views.flatten(0, 1)).chunk(2)
-        losses += [info_nce(of_first, second, temperature=temperature)]
-        losses += [info_nce(of_second, first, temperature=temperature)]
-    return torch.stack(losses).mean()
+        first, second = teacher(both).chunk(2)
+    of_first, of_second = student(both).chunk(2)
+    return (
+        info_nce(of_first, second, temperature=temperature)
+        + info_nce(of_second, first, temperature=temperature)
+    ) / 2
 
 
 # ---------------------------------------------------------------- views
@@ -207,15 +205,38 @@ def jitter_colour(images: Tensor, *, generator: torch.Generator) -> Tensor:
     return (luma + colour * kept).clamp(0, 1)
 
 
-class ClipBatches:
-    """batch(step) -> two crops of each frame of `batch` clips, a pure function of (seed, step).
+@dataclass(frozen=True)
+class Curriculum:
+    """Which places a step shows.
 
-    Every `wide_every`-th step shows larger crops of a third of the clips, because the encoder is
-    used on whole scenes, at a resolution that a cheap 64-pixel crop never shows it.
+    Attributes:
+        easy_steps: the first steps, with invented landscapes alone.
+        mixing_steps: the steps after them, over which the share of photographs rises from 0 to 1.
+    """
+
+    easy_steps: int
+    mixing_steps: int
+
+    def photographs(self, step: int) -> float:
+        """The share of a step's places that are photographs, in [0, 1]."""
+        return min(1.0, max(0.0, (step + 1 - self.easy_steps) / max(1, self.mixing_steps)))
+
+
+class ClipBatches:
+    """batch(step) -> a crop of each frame of `batch` clips, a pure function of (seed, step).
+
+    A batch has few places, which all its clips share: whoever looks at the place finds a stranger.
+    The two frames of a clip never have the same one. Every `wide_every`-th step shows larger crops
+    of a third of the clips, because the encoder is used on whole scenes, at a resolution that a
+    cheap 64-pixel crop never shows it.
 
     Args:
-        clips: (P, 2, H, W, 3) uint8 RGB, two frames of each clip.
+        layers: (P, 2, H, W, 4) uint8 premultiplied, the subject in both frames of each clip.
+        invented: (G, H, W, 3) uint8 RGB, places without detail.
+        photographs: (G', H, W, 3) uint8 RGB.
+        curriculum: which of the two a step shows.
         batch: clips in a batch.
+        places: places in a batch, 2 or more.
         seed: of clips and views.
         wide_every: steps from one wide step to the next; 0: none.
         device: where batches are put.
@@ -226,35 +247,61 @@ class ClipBatches:
 
     def __init__(
         self,
-        clips: np.ndarray,
+        layers: np.ndarray,
+        invented: np.ndarray,
+        photographs: np.ndarray,
+        curriculum: Curriculum,
         *,
         batch: int,
+        places: int,
         seed: int,
         wide_every: int,
         device: str | torch.device,
     ):
-        if not 1 <= batch <= len(clips):
-            raise ValueError(f"a batch of {batch} cannot be drawn from {len(clips)} clips")
+        if not 1 <= batch <= len(layers):
+            raise ValueError(f"a batch of {batch} cannot be drawn from {len(layers)} clips")
         if wide_every > 0 and batch < 3:
             raise ValueError(f"wide steps show a third of the batch: {batch} is too small")
-        self.clips, self.batch, self.seed = clips, batch, seed
+        if places < 2:
+            raise ValueError(f"the two frames of a clip need 2 places or more, got {places}")
+        self.layers, self.invented, self.photographs = layers, invented, photographs
+        self.curriculum, self.batch, self.places, self.seed = curriculum, batch, places, seed
         self.wide_every, self.device = wide_every, device
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
-        """The crops that `tracking_loss` takes, of B clips; on `device`."""
+    def frames(self, step: int, *, count: int, generator: torch.Generator) -> Tensor:
+        """Compose the two frames of `count` clips, (2 * count, 3, H, W) in [0, 1]; all first ones
+        before all second ones.
+        """
+
+        def draw(below: int, number: int) -> np.ndarray:
+            return torch.randint(below, (number,), generator=generator).numpy()
+
+        chosen = torch.randperm(len(self.layers), generator=generator)[:count].numpy()
+        layers = torch.from_numpy(self.layers[chosen]).to(self.device).transpose(0, 1).flatten(0, 1)
+        layers = layers.permute(0, 3, 1, 2).float() / 255  # (2 * count, 4, H, W)
+        real = torch.rand(self.places, generator=generator) < self.curriculum.photographs(step)
+        grounds = np.where(
+            real.numpy()[:, None, None, None],
+            self.photographs[draw(len(self.photographs), self.places)],
+            self.invented[draw(len(self.invented), self.places)],
+        )
+        first = draw(self.places, count)
+        second = (first + 1 + draw(self.places - 1, count)) % self.places
+        places = torch.from_numpy(grounds).to(self.device).permute(0, 3, 1, 2).float() / 255
+        frames = places[np.concatenate([first, second])] * (1 - layers[:, 3:]) + layers[:, :3]
+        grain = torch.randn(len(frames), 1, *frames.shape[-2:], generator=generator)
+        return (frames + grain.to(self.device) * (2.5 / 255)).clamp(0, 1)
+
+    def __call__(self, step: int) -> Tensor:
+        """The crops that `tracking_loss` takes, (2, B, 3, S, S) on `device`."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         wide = self.wide_every > 0 and step % self.wide_every == self.wide_every - 1
-        large, small, count = (112, 48, self.batch // 3) if wide else (64, 32, self.batch)
-        chosen = torch.randperm(len(self.clips), generator=generator)[:count].numpy()
-        frames = torch.from_numpy(self.clips[chosen]).to(self.device)  # (B, 2, H, W, 3)
-        frames = frames.permute(1, 0, 4, 2, 3).flatten(0, 1).float() / 255
-        views = {
-            "large": crop_views(
-                frames, size=large, scale=(0.5, 1.0) if wide else (0.3, 1.0), generator=generator
-            ),
-            "small": crop_views(frames, size=small, scale=(0.15, 0.5), generator=generator),
-        }
-        return {name: view.unflatten(0, (2, count)) for name, view in views.items()}
+        size, scale, count = (
+            (112, (0.5, 1.0), self.batch // 3) if wide else (64, (0.3, 1.0), self.batch)
+        )
+        frames = self.frames(step, count=count, generator=generator)
+        crops = crop_views(frames, size=size, scale=scale, generator=generator)
+        return crops.unflatten(0, (2, count))
 
 
 # ---------------------------------------------------------------- monitoring
