@@ -369,9 +369,7 @@ def _place_objects(
         attempt += 1
 
 
-def _centre(
-    rng: np.random.Generator, place: tuple[float, float], side: int
-) -> tuple[float, float]:
+def _centre(rng: np.random.Generator, place: tuple[float, float], side: int) -> tuple[float, float]:
     """A point (x, y), uniform in the square ring whose distances from the middle are `place`."""
     reach = math.sqrt(rng.uniform(place[0] ** 2, place[1] ** 2))
     along = rng.uniform(-reach, reach)

@@ -207,8 +207,8 @@ class TrackingShots:
         seed: of the shots.
         zoo_share: share of the shots that follow a train cut-out of the zoo, in [0, 1]; the others
             follow one of `load_subjects`.
-        recoloured: share of the shots whose subject has another hue and light, in [0, 1]: then its
-            colour does not tell that it is a subject.
+        recoloured: share of the shots of other subjects where these have another hue and light, in
+            [0, 1]: then colour tells less of what a subject is.
     """
 
     def __init__(self, root: str | Path, *, seed: int, zoo_share: float, recoloured: float):
@@ -219,12 +219,13 @@ class TrackingShots:
     def __getitem__(self, index: int) -> np.ndarray:
         """The two layers of shot `index`, (2, SIDE, SIDE, 4) uint8, premultiplied."""
         rng = np.random.default_rng([self.seed, index])
-        mine = self.cutouts if rng.random() < self.zoo_share else self.subjects
+        of_zoo = rng.random() < self.zoo_share
+        mine = self.cutouts if of_zoo else self.subjects
         cutout = mine[rng.integers(len(mine))]
         longer, flip = rng.uniform(0.45, 0.95) * SIDE, bool(rng.random() < 0.5)
         centre = rng.uniform(0.35, 0.65, 2)
         angle, light = rng.uniform(-np.pi, np.pi), rng.uniform(0.5, 1.4)
-        recolour = rng.random() < self.recoloured
+        recolour = rng.random() < self.recoloured and not of_zoo
         frames = []
         for _ in range(2):
             image = compose.transform(
@@ -252,9 +253,7 @@ class Places:
         hue_spread: radians, of the turn of the hue.
     """
 
-    def __init__(
-        self, root: str | Path, *, seed: int, composition: Composition, hue_spread: float
-    ):
+    def __init__(self, root: str | Path, *, seed: int, composition: Composition, hue_spread: float):
         self.seed, self.composition, self.hue_spread = seed, composition, hue_spread
         self.photographs = load_photographs(Path(root))["train"]
 

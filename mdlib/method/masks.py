@@ -24,7 +24,8 @@ from torch import Tensor
 
 from mdlib.core.settings import Settings
 
-CENTERS = ("none", "mean", "balanced")  # where the keys' origin may lie, see `center_keys`
+AFFINITIES = ("keys", "values", "queries", "patches")  # what G_I may compare
+CENTERS = ("none", "mean", "balanced")  # where their origin may lie, see `center_features`
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class MaskRule(Settings):
         top_k: share of the patches that are candidates, in (0, 1]; at least one is.
         cls_heads: number of heads, from the first, that are averaged for G_CLS; 1 or more.
         mass: the reference's mass rule (`apply_mass`), in (0, 1], for keys as trained; or None.
-        center: where the keys' origin is put (`center_keys`), one of CENTERS.
+        center: where the origin of what G_I compares is put (`center_features`), one of CENTERS.
+        affinity: what G_I compares, one of AFFINITIES: keys in the paper.
         max_masks: most masks of an image, 1 or more; 1 in the paper.
         min_objectness: a mask with less `several_masks.objectness` is refused; None: never.
         max_ncut: a mask is cut in two where that costs less than this
@@ -49,6 +51,7 @@ class MaskRule(Settings):
     cls_heads: int
     mass: float | None
     center: str
+    affinity: str = "keys"
     max_masks: int = 1
     min_objectness: float | None = None
     max_ncut: float | None = None
@@ -59,6 +62,7 @@ class MaskRule(Settings):
         self.check("cls_heads", self.cls_heads >= 1, "1 or more")
         self.check("mass", self.mass is None or 0 < self.mass <= 1, "None or in (0, 1]")
         self.check("center", self.center in CENTERS, f"one of {CENTERS}")
+        self.check("affinity", self.affinity in AFFINITIES, f"one of {AFFINITIES}")
         if self.center != "none" and self.mass is not None:
             raise ValueError(
                 "centred scores sum to about zero, so the mass rule means nothing: set mass to None"
@@ -136,8 +140,7 @@ def trace_mask(
         keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
         grid_hw: (h, w) of the grid of patches.
         rule: the settings; those of several masks are not used.
-        features: (..., heads, N, d) float, centred: compared by G_I instead of the keys; None: the
-            keys.
+        features: (..., heads, N, d) float, what G_I compares (`rule.affinity`); None: the keys.
         seed: (...) int64, the patch to start from; None: the best candidate.
 
     Returns:
@@ -147,13 +150,13 @@ def trace_mask(
         ValueError: where the tokens do not fit the grid or the rule, or are not finite.
     """
     batch = keys.shape[:-3]
-    cls_query, keys = prepare_tokens(cls_query, keys, grid_hw=grid_hw, rule=rule)
-    compared = keys if features is None else features.reshape(-1, *features.shape[-3:]).float()
-
+    cls_query, keys, features = prepare_tokens(
+        cls_query, keys, features, grid_hw=grid_hw, rule=rule
+    )
     scores = cls_scores(cls_query, keys, cls_heads=rule.cls_heads)
     candidates = candidate_patches(scores, rule)
     seed = candidates[:, 0] if seed is None else seed.reshape(-1)
-    g_diff, sources = diffuse(compared, candidates, seed)
+    g_diff, sources = diffuse(features, candidates, seed)
     mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
     parts = (scores, candidates, sources, g_diff, mask)
     return MaskTrace(*(part.view(*batch, *part.shape[1:]) for part in parts))
@@ -274,21 +277,20 @@ def seed_component(foreground: Tensor, seed: Tensor) -> Tensor:
 TOP_SHARE, BOTTOM_SHARE = 0.1, 0.5
 
 
-def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str) -> Tensor:
-    """Move the origin of the keys, image by image.
+def center_features(features: Tensor, scores: Tensor, *, center: str) -> Tensor:
+    """Move the origin of what G_I compares, image by image.
 
     softmax(q . (k + c)) = softmax(q . k) for every constant c. Attention does not depend on the
     keys' origin, so training leaves it free (a gauge); the sign test k_p . k_r > 0 does depend on
-    it.
+    it. Nothing says where the zero of values or patch tokens is, either.
 
     Args:
-        cls_query: (B, heads, d).
-        keys: (B, heads, N, d).
-        cls_heads: number of heads, from the first, whose scores rank the patches for "balanced".
-        center: "none": as trained (the paper). "mean": at the mean key; the mask of a small object
-            then leaks, because the mean lies close to the background. "balanced": half-way between
-            the mean key of the tenth of the patches with the highest G_CLS (TOP_SHARE) and that of
-            the half with the lowest (BOTTOM_SHARE), however small the object is.
+        features: (B, heads, N, d).
+        scores: (B, N), G_CLS, by which "balanced" ranks the patches.
+        center: "none": as trained (the paper). "mean": at the mean; the mask of a small object then
+            leaks, because the mean lies close to the background. "balanced": half-way between the
+            mean of the patches with the highest scores (TOP_SHARE of them) and that of those with
+            the lowest (BOTTOM_SHARE), however small the object is.
 
     Returns:
         (B, heads, N, d).
@@ -299,16 +301,15 @@ def center_keys(cls_query: Tensor, keys: Tensor, *, cls_heads: int, center: str)
     if center not in CENTERS:
         raise ValueError(f"center must be one of {CENTERS}, got {center!r}")
     if center == "none":
-        return keys
+        return features
     if center == "mean":
-        return keys - keys.mean(-2, keepdim=True)
-    # (B, N), best first
-    order = top_patches(cls_scores(cls_query, keys, cls_heads=cls_heads), top_k=1.0)
-    ranked = keys.gather(2, order[:, None, :, None].expand_as(keys))
-    count = keys.shape[-2]
+        return features - features.mean(-2, keepdim=True)
+    order = top_patches(scores, top_k=1.0)  # (B, N), best first
+    ranked = features.gather(2, order[:, None, :, None].expand_as(features))
+    count = features.shape[-2]
     liked = ranked[:, :, : max(1, int(TOP_SHARE * count))].mean(2, keepdim=True)
     disliked = ranked[:, :, -max(1, int(BOTTOM_SHARE * count)) :].mean(2, keepdim=True)
-    return keys - (liked + disliked) / 2
+    return features - (liked + disliked) / 2
 
 
 def cls_attention(cls_query: Tensor, keys: Tensor) -> Tensor:
@@ -367,24 +368,33 @@ def mask_to_pixels(
 
 
 def prepare_tokens(
-    cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], rule: MaskRule
-) -> tuple[Tensor, Tensor]:
-    """Check tokens and make them one batch in float32, with the keys centred by the rule.
+    cls_query: Tensor,
+    keys: Tensor,
+    features: Tensor | None,
+    *,
+    grid_hw: tuple[int, int],
+    rule: MaskRule,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check tokens and make them one batch in float32, with the features centred by the rule.
 
     Args:
         cls_query: (..., heads, d) float.
         keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
+        features: (..., heads, N, d) float, what G_I compares; None: the keys.
         grid_hw: (h, w) of the grid of patches.
         rule: the settings.
 
     Returns:
         cls_query: (B, heads, d) float32.
-        keys: (B, heads, N, d) float32.
+        keys: (B, heads, N, d) float32, as trained.
+        features: (B, heads, N, d) float32, centred.
 
     Raises:
         ValueError: where the tokens do not fit the grid or the rule, or are not finite.
     """
-    _check_grid(keys, grid_hw)
+    features = keys if features is None else features
+    for tokens in (keys, features):
+        _check_grid(tokens, grid_hw)
     if cls_query.shape != keys.shape[:-2] + keys.shape[-1:]:
         raise ValueError(
             f"cls_query {tuple(cls_query.shape)} does not fit keys {tuple(keys.shape)}"
@@ -393,10 +403,13 @@ def prepare_tokens(
         raise ValueError(f"cls_heads must be in 1..{keys.shape[-3]}, got {rule.cls_heads}")
     cls_query = cls_query.reshape(-1, *cls_query.shape[-2:]).float()
     keys = keys.reshape(-1, *keys.shape[-3:]).float()
-    keys = center_keys(cls_query, keys, cls_heads=rule.cls_heads, center=rule.center)
-    _check_finite(keys, "keys")  # after centring: there they are dense in memory, twice as fast
+    features = features.reshape(-1, *features.shape[-3:]).float()
     _check_finite(cls_query, "queries")
-    return cls_query, keys
+    scores = cls_scores(cls_query, keys, cls_heads=rule.cls_heads)
+    _check_finite(scores, "keys")
+    features = center_features(features, scores, center=rule.center)
+    _check_finite(features, rule.affinity)  # after centring: there they are dense, twice as fast
+    return cls_query, keys, features
 
 
 def check_keys(keys: Tensor, grid_hw: tuple[int, int]) -> None:

@@ -183,7 +183,11 @@ def tokens_to_masks(tokens: Tokens, rule: MaskRule) -> tuple[Tensor, Tensor]:
         scores: (B, max_masks) float32 in [0, 1], the share of the CLS token's attention inside.
     """
     found, _ = several_masks.object_masks(
-        tokens.cls_query, tokens.keys, grid_hw=tokens.grid_hw, rule=rule
+        tokens.cls_query,
+        tokens.keys,
+        grid_hw=tokens.grid_hw,
+        rule=rule,
+        features=tokens.features(rule.affinity),
     )
     shares = [
         masks.attention_share(tokens.cls_query, tokens.keys, each) for each in found.unbind(1)

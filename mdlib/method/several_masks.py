@@ -29,21 +29,27 @@ LEAST_PART = 0.015  # least share of the grid's patches in a part
 
 
 def object_masks(
-    cls_query: Tensor, keys: Tensor, *, grid_hw: tuple[int, int], rule: MaskRule
+    cls_query: Tensor,
+    keys: Tensor,
+    *,
+    grid_hw: tuple[int, int],
+    rule: MaskRule,
+    features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute up to `rule.max_masks` object masks of each image.
 
-    One mask is taken away, and the next one starts from a new seed. A patch that is taken has a
-    zero key from then on, so that it is neither seed nor source nor part of a mask; the next seed
-    is the best candidate that is left. So no two masks overlap. A mask whose `objectness` is below
-    `rule.min_objectness` is refused, and its image is done: an empty scene has no mask at all. A
-    rule of one mask with keys as trained gives `masks.object_mask`.
+    One mask is taken away, and the next one starts from a new seed. A patch that is taken has
+    zero features from then on, so that it is neither seed nor source nor part of a mask; the next
+    seed is the best candidate that is left. So no two masks overlap. A mask whose `objectness` is
+    below `rule.min_objectness` is refused, and its image is done: an empty scene has no mask at
+    all. A rule of one mask with keys as trained gives `masks.object_mask`.
 
     Args:
         cls_query: (..., heads, d) float, the CLS token's queries.
         keys: (..., heads, N, d) float as trained, without CLS; N = h * w patches, row-major.
         grid_hw: (h, w) of the grid of patches.
         rule: the settings.
+        features: (..., heads, N, d) float, what G_I compares (`rule.affinity`); None: the keys.
 
     Returns:
         masks: (..., max_masks, h, w) bool, found ones first, all False where there was none.
@@ -53,7 +59,10 @@ def object_masks(
         ValueError: where the tokens do not fit the grid or the rule, or are not finite.
     """
     batch = keys.shape[:-3]
-    cls_query, keys = prepare_tokens(cls_query, keys, grid_hw=grid_hw, rule=rule)
+    cls_query, keys, features = prepare_tokens(
+        cls_query, keys, features, grid_hw=grid_hw, rule=rule
+    )
+    attention = cls_attention(cls_query, keys).mean(1)
     scores = cls_scores(cls_query, keys, cls_heads=rule.cls_heads)
     candidates = candidate_patches(scores, rule)
     taken = torch.zeros_like(keys[:, 0, :, 0], dtype=torch.bool)  # (B, N)
@@ -61,16 +70,16 @@ def object_masks(
     found, contrasts = [], []
     for _ in range(rule.max_masks):
         left_first = taken.gather(1, candidates).int().sort(dim=1, stable=True).indices
-        left = keys.masked_fill(taken[:, None, :, None], 0)
+        left = features.masked_fill(taken[:, None, :, None], 0)
         ranked = candidates.gather(1, left_first)
         seed = ranked[:, 0]
         g_diff, _ = diffuse(left, ranked, seed)
         mask = seed_component((g_diff > 0).view(-1, *grid_hw), seed)
-        score = objectness(cls_query, keys, mask.flatten(1), ~taken)
+        score = objectness(attention, features, mask.flatten(1), ~taken)
         if rule.max_ncut is not None:
             for i in (score >= floor).nonzero()[:, 0]:  # a refused mask needs no cut
-                mask[i] = split_at_cut(keys[i], mask[i], seed[i], max_ncut=rule.max_ncut)
-            score = objectness(cls_query, keys, mask.flatten(1), ~taken)
+                mask[i] = split_at_cut(features[i], mask[i], seed[i], max_ncut=rule.max_ncut)
+            score = objectness(attention, features, mask.flatten(1), ~taken)
         # refused here, and the same again in the rounds to come
         mask = mask.flatten(1) & (score >= floor)[:, None]
         taken = taken | mask
@@ -80,20 +89,20 @@ def object_masks(
     return torch.stack(found, 1).view(*shape, *grid_hw), torch.stack(contrasts, 1).view(shape)
 
 
-def split_at_cut(keys: Tensor, mask: Tensor, seed: Tensor, *, max_ncut: float) -> Tensor:
+def split_at_cut(features: Tensor, mask: Tensor, seed: Tensor, *, max_ncut: float) -> Tensor:
     """Cut a mask between objects that touch, and keep the part with the seed.
 
-    Objects that touch are one component. The border between two is short, and the keys change
-    there. So the graph of the mask's patches, with weights
+    Objects that touch are one component. The border between two is short, and the features
+    change there. So the graph of the mask's patches, with weights
 
-        exp(LIKENESS cos(k_p, k_r) - |p - r|^2 / (2 REACH^2))
+        exp(LIKENESS cos(f_p, f_r) - |p - r|^2 / (2 REACH^2))
 
-    of keys about the mask's mean and positions in patches, has a cheap normalised cut
+    of features f about the mask's mean and positions in patches, has a cheap normalised cut
     (`normalized_cut.cheapest_cut`). As long as one costs less than max_ncut, the mask is cut there.
     The other part stays free for the next seed. O(n^3) for the n patches of the mask.
 
     Args:
-        keys: (heads, N, d) of one image.
+        features: (heads, N, d) of one image.
         mask: (h, w) bool.
         seed: () int64, row-major index of a patch inside the mask.
         max_ncut: the cost, in [0, 2], from which on a mask is not cut.
@@ -106,7 +115,7 @@ def split_at_cut(keys: Tensor, mask: Tensor, seed: Tensor, *, max_ncut: float) -
         inside = mask.flatten().nonzero()[:, 0]  # (n,) row-major
         if len(inside) < 2 * least:
             return mask
-        likeness = keys[:, inside].transpose(0, 1).flatten(1)  # (n, D)
+        likeness = features[:, inside].transpose(0, 1).flatten(1)  # (n, D)
         likeness = F.normalize(likeness - likeness.mean(0), dim=1)
         places = torch.stack([inside // mask.shape[1], inside % mask.shape[1]], 1).float()
         distances = (places[:, None] - places).square().sum(-1)
@@ -119,39 +128,38 @@ def split_at_cut(keys: Tensor, mask: Tensor, seed: Tensor, *, max_ncut: float) -
         mask = seed_component(part, seed[None])[0]
 
 
-def objectness(cls_query: Tensor, keys: Tensor, inside: Tensor, among: Tensor) -> Tensor:
+def objectness(attention: Tensor, features: Tensor, inside: Tensor, among: Tensor) -> Tensor:
     """Score how much a mask is an object: attended to, and different from its surroundings.
 
-    The CLS token must attend to it, and its keys must be alike and differ from those outside.
+    The CLS token must attend to it, and its features must be alike and differ from those outside.
     Outside is what is in `among` and not inside. The score is a product of two factors:
 
     1. The logarithm of the ratio of the mean attention of a patch inside to that of a patch
        outside. It is absolute, so an empty scene, where attention is even, scores low.
-    2. The share of the keys' variance that the mask explains, in [0, 1] (Otsu's criterion for two
-       classes of one size): B / (B + W) with B = |m_in - m_out|^2 / 4 and W = (v_in + v_out) / 2
-       for means m and variances v. So keys that are noise score low.
+    2. The share of the features' variance that the mask explains, in [0, 1] (Otsu's criterion for
+       two classes of one size): B / (B + W) with B = |m_in - m_out|^2 / 4 and
+       W = (v_in + v_out) / 2 for means m and variances v. So features that are noise score low.
 
-    As attention itself, the score does not depend on the keys' origin.
+    As attention itself, the score does not depend on an origin.
 
     Args:
-        cls_query: (B, heads, d).
-        keys: (B, heads, N, d).
+        attention: (B, N), the CLS token's, averaged over heads.
+        features: (B, heads, N, d), what G_I compares.
         inside: (B, N) bool, the mask.
         among: (B, N) bool, the patches that are compared.
 
     Returns:
-        (B,) float32; 0 where a side has fewer than two patches, or the keys do not vary.
+        (B,) float32; 0 where a side has fewer than two patches, or the features do not vary.
     """
-    attention = cls_attention(cls_query, keys).mean(1)
-    keys = keys.transpose(1, 2).flatten(2)
-    keys = keys - keys.mean(1, keepdim=True)  # (B, N, D)
+    features = features.transpose(1, 2).flatten(2)
+    features = features - features.mean(1, keepdim=True)  # (B, N, D)
 
     def moments(side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean attention (B,), mean key (B, D) and variance (B,) of a side (B, N)."""
-        side = side.to(keys)
+        """The mean attention (B,), mean feature (B, D) and variance (B,) of a side (B, N)."""
+        side = side.to(features)
         count = side.sum(1)
-        mean = torch.einsum("bn,bnd->bd", side, keys) / count[:, None]
-        squares = (side * keys.square().sum(2)).sum(1) - count * mean.square().sum(1)
+        mean = torch.einsum("bn,bnd->bd", side, features) / count[:, None]
+        squares = (side * features.square().sum(2)).sum(1) - count * mean.square().sum(1)
         return (side * attention).sum(1) / count, mean, squares / (count - 1)
 
     (a_in, m_in, v_in), (a_out, m_out, v_out) = moments(inside), moments(among & ~inside)

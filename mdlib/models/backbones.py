@@ -25,7 +25,6 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
@@ -33,7 +32,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from mdlib.core.weights import fit_weights, load_weights
 from mdlib.models.checkpoints import fetch_checkpoint, read_checkpoint
-from mdlib.models.encoder import ZOO_ARCHITECTURE, build_zoo_vit
+from mdlib.models.encoder import ZOO_ARCHITECTURE, ClassAttentionViT, build_zoo_vit
 
 BACKBONES = ("vit", "resnet50")
 # name: address, and the first digits of the file's MD5 where its authors give them (MoCo's README)
@@ -89,18 +88,19 @@ class FeatureCache:
 
 
 class ViTMap(nn.Module):
-    """A ViT as a convolutional body of stride 8, whose map is whitened.
+    """The zoo's ViT as a convolutional body of stride 8, whose map is whitened.
 
-    All tokens share one large vector, and what differs between subjects is a hundred times smaller:
-    without whitening (as in stage 2; here a running one, channel by channel) heads hardly learn
-    clusters in a few hundred steps.
+    The map is what enters the last block, after its first norm: that block works for the CLS token
+    alone, and nothing trains what it makes of the patches. All tokens share one large vector, and
+    what differs between subjects is a hundred times smaller: without whitening (as in stage 2; here
+    a running one, channel by channel) heads hardly learn clusters in a few hundred steps.
 
     H and W are padded to whole patches by repeating the border, as the encoder does.
 
     Args:
         vit: the network; its `requires_grad` is set here.
-        trainable_blocks: how many of the last blocks learn, and the final norm with them; what
-            comes before is frozen, as DeepLab's first layers are in the reference.
+        trainable_blocks: how many of the last ones of those blocks learn, and the norm with them;
+            what comes before is frozen, as DeepLab's first layers are in the reference.
         cache: where nothing learns, each picture's map is taken from there, so it is computed
             once. On two CPU cores the body is most of a training step.
 
@@ -109,19 +109,20 @@ class ViTMap(nn.Module):
     """
 
     def __init__(
-        self, vit: VisionTransformer, *, trainable_blocks: int, cache: FeatureCache | None = None
+        self, vit: ClassAttentionViT, *, trainable_blocks: int, cache: FeatureCache | None = None
     ) -> None:
         super().__init__()
-        if not 0 <= trainable_blocks <= len(vit.blocks):
+        *blocks, last = vit.blocks
+        if not 0 <= trainable_blocks <= len(blocks):
             raise ValueError(
-                f"trainable_blocks must be in 0..{len(vit.blocks)}, got {trainable_blocks}"
+                f"trainable_blocks must be in 0..{len(blocks)}, got {trainable_blocks}"
             )
-        self.vit, self.fixed = vit, len(vit.blocks) - trainable_blocks
+        self.vit, self.fixed = vit, len(blocks) - trainable_blocks
         self.out_channels, self.patch = vit.embed_dim, vit.patch_embed.patch_size[0]
         self.cache = None if trainable_blocks else cache
         self.whiten = nn.BatchNorm2d(vit.embed_dim, affine=False)
         vit.requires_grad_(False)
-        for part in (*vit.blocks[self.fixed :], vit.norm) if trainable_blocks else ():
+        for part in (*blocks[self.fixed :], last.norm1) if trainable_blocks else ():
             part.requires_grad_(True)
         self.train()
 
@@ -149,12 +150,12 @@ class ViTMap(nn.Module):
         images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
         grid_hw = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
         with torch.no_grad():
-            tokens = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+            _, patches = self.vit.embed(images)
             for block in self.vit.blocks[: self.fixed]:
-                tokens = block(tokens)
-        for block in self.vit.blocks[self.fixed :]:
-            tokens = block(tokens)
-        patches = self.vit.norm(tokens)[:, self.vit.num_prefix_tokens :]
+                patches = block(patches)
+        for block in self.vit.blocks[self.fixed : -1]:
+            patches = block(patches)
+        patches = self.vit.blocks[-1].norm1(patches)
         return patches.transpose(1, 2).unflatten(2, grid_hw)
 
 
@@ -252,7 +253,7 @@ def build_pyramid(
     return BackboneWithFPN(network, layers, [256, 512, 1024, 2048], 256)
 
 
-def _zoo_vit(weights: str | Path | None) -> VisionTransformer:
+def _zoo_vit(weights: str | Path | None) -> ClassAttentionViT:
     """The course's ViT, with weights from a file where one is given."""
     vit = build_zoo_vit()
     if weights not in (None, "random"):

@@ -71,6 +71,15 @@ class Tokens:
     values: Tensor
     grid_hw: tuple[int, int]
 
+    def features(self, name: str) -> Tensor:
+        """What stage 1 may compare: "keys", "values", "queries" or "patches", (B, heads, N, d).
+
+        Output tokens, too, are cut into as many parts as there are heads.
+        """
+        if name == "patches":
+            return self.patches.unflatten(2, (self.keys.shape[1], -1)).transpose(1, 2)
+        return {"keys": self.keys, "values": self.values, "queries": self.queries}[name]
+
 
 class ConvStem(PatchEmbed):
     """Patch embedding by three strided 3x3 convolutions instead of one 8x8.
@@ -101,10 +110,14 @@ class ClassAttentionViT(VisionTransformer):
     it asks of this attention, which stage 1 reads.
     """
 
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """CLS (B, 1, D) and patches (B, N, D) before the first block, with their positions."""
+        tokens = self._pos_embed(self.patch_embed(images))
+        return tokens[:, :1], tokens[:, 1:]
+
     def _before_last(self, images: Tensor) -> Tensor:
         """The tokens that enter the last block, (B, 1 + N, D), CLS first."""
-        tokens = self._pos_embed(self.patch_embed(images))
-        cls, patches = tokens[:, :1], tokens[:, 1:]
+        cls, patches = self.embed(images)
         for block in self.blocks[:-1]:
             patches = block(patches)
         return torch.cat([cls, patches], 1)
@@ -126,11 +139,8 @@ class ClassAttentionViT(VisionTransformer):
 
 
 def build_zoo_vit() -> ClassAttentionViT:
-    """Build the demo's encoder with random weights, 1.6 M parameters; see ZOO_ARCHITECTURE.
-
-    The keys of the last block start at zero: CLS begins by looking at all patches alike.
-    """
-    vit = ClassAttentionViT(
+    """Build the demo's encoder with random weights, 1.6 M parameters; see ZOO_ARCHITECTURE."""
+    return ClassAttentionViT(
         img_size=64,
         patch_size=ZOO_ARCHITECTURE["patch"],
         embed_dim=ZOO_ARCHITECTURE["width"],
@@ -140,9 +150,6 @@ def build_zoo_vit() -> ClassAttentionViT:
         embed_layer=ConvStem,
         dynamic_img_size=True,
     )
-    width = ZOO_ARCHITECTURE["width"]
-    nn.init.zeros_(vit.blocks[-1].attn.qkv.weight[width : 2 * width])
-    return vit
 
 
 class Encoder:

@@ -38,7 +38,7 @@ LISTS = {
         *("dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "mocov3_vits16"),
     ),
 }
-BLOCKS = {"vit": 6, "resnet50": 4}  # how many parts of each backbone can learn
+BLOCKS = {"vit": 5, "resnet50": 4}  # how many parts of each backbone can learn
 
 _NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
 _INTERVAL = re.compile(rf"in ([\[(]){_NUMBER}, {_NUMBER}([\])])")

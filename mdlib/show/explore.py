@@ -41,7 +41,8 @@ def patch_view(
     """
     heads = slice(None) if head is None else slice(head, head + 1)
     query, keys = tokens.cls_query[:1, heads], tokens.keys[:1, heads]
-    keys = masks.center_keys(query, keys, cls_heads=keys.shape[1], center=center)
+    scores = masks.cls_scores(query, keys, cls_heads=keys.shape[1])
+    keys = masks.center_features(keys, scores, center=center)
     trace = masks.trace_mask(
         query,
         keys,

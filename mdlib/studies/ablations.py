@@ -5,7 +5,6 @@ arm is judged image by image, so that `bootstrap` can pair it with another.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,10 +18,7 @@ from mdlib.core.progress import track
 from mdlib.data import Dataset
 from mdlib.evaluate import naming
 from mdlib.method import clusters, masks, proposals, pseudo_labels
-from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Encoder, Tokens
-
-AFFINITIES = ("keys", "queries", "values", "patches")
 
 # ---------------------------------------------------------------- stage 1
 
@@ -43,52 +39,6 @@ def image_tokens(dataset: Dataset, encoder: Encoder, *, input_side: int) -> list
     )
     resized = (proposals.resize_images(image, input_side=input_side) for image in images)
     return [encoder.tokens(image) for image in track(resized, total=len(dataset), what="tokens")]
-
-
-def affinity_mask(tokens: Tokens, rule: MaskRule, *, affinity: str) -> tuple[Tensor, Tensor]:
-    """Stage 1's one mask with other features in place of the keys in G_I.
-
-    CLS scores and candidates come from the keys whatever the features are. The features are centred
-    as the keys are: by the mean of all patches, or half-way between those that CLS likes and those
-    that it does not.
-
-    Args:
-        tokens: of B images with a grid of h * w patches.
-        rule: the settings of stage 1; of them, those of one mask.
-        affinity: "keys" (the method), "queries" or "values" of the last block, or "patches", its
-            output tokens.
-
-    Returns:
-        masks: (B, h, w) bool.
-        scores: (B,) float32 in [0, 1], the share of the CLS token's attention inside.
-
-    Raises:
-        ValueError: `affinity` is none of AFFINITIES.
-    """
-    if affinity not in AFFINITIES:
-        raise ValueError(f"affinity must be one of {AFFINITIES}, got {affinity!r}")
-    heads = tokens.keys.shape[1]
-    features = (
-        tokens.patches.unflatten(2, (heads, -1)).transpose(1, 2)
-        if affinity == "patches"
-        else getattr(tokens, affinity)
-    )
-    # As more heads of the keys they are centred by what CLS says of the first, true ones.
-    both = masks.center_keys(
-        tokens.cls_query.repeat(1, 2, 1),
-        torch.cat([tokens.keys, features], 1),
-        cls_heads=rule.cls_heads,
-        center=rule.center,
-    )
-    keys, features = both.split(heads, 1)
-    found = masks.trace_mask(
-        tokens.cls_query,
-        keys,
-        grid_hw=tokens.grid_hw,
-        rule=replace(rule, center="none"),
-        features=features,
-    ).mask
-    return found, masks.attention_share(tokens.cls_query, tokens.keys, found)
 
 
 def masks_by_rule(

@@ -3,7 +3,7 @@
 Other rules find it from the same tokens, or from the picture alone.
 
 Symbols: k_p, the key of patch p, all heads concatenated; N = h * w patches, row-major. Masks are
-bool. Keys have no origin of their own (`masks.center_keys`), and all rules but the attention's
+bool. Keys have no origin of their own (`masks.center_features`), and all rules but the attention's
 depend on it: say which one was used.
 
                    one object all over

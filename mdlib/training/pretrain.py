@@ -18,7 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD, ClassAttentionViT, Encoder, build_zoo_vit
+from mdlib.models.encoder import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ClassAttentionViT,
+    Encoder,
+    build_zoo_vit,
+    last_attention,
+)
 
 
 class ProjectionModel(nn.Module):
@@ -55,11 +62,16 @@ class ProjectionModel(nn.Module):
 def build_models(*, seed: int) -> tuple[ProjectionModel, ProjectionModel]:
     """Build (student, teacher): the teacher starts as a copy and never gets a gradient.
 
+    The keys of the last block start at zero: CLS begins by looking at all patches alike, and turns
+    to some of them only because the loss wants it.
+
     Args:
         seed: of the weights; it is set as the global seed.
     """
     torch.manual_seed(seed)
-    student = ProjectionModel(build_zoo_vit())
+    vit = build_zoo_vit()
+    nn.init.zeros_(last_attention(vit).qkv.weight[vit.embed_dim : 2 * vit.embed_dim])
+    student = ProjectionModel(vit)
     return student, copy.deepcopy(student).requires_grad_(False)
 
 
@@ -269,9 +281,7 @@ class ClipBatches:
         self.wide_every, self.device = wide_every, device
 
     def frames(self, step: int, *, count: int, generator: torch.Generator) -> Tensor:
-        """Compose the two frames of `count` clips, (2 * count, 3, H, W) in [0, 1]; all first ones
-        before all second ones.
-        """
+        """Compose the frames of `count` clips, (2 * count, 3, H, W) in [0, 1], first ones first."""
 
         def draw(below: int, number: int) -> np.ndarray:
             return torch.randint(below, (number,), generator=generator).numpy()

@@ -108,8 +108,9 @@ def test_object_mask_computes_half_precision_tokens_in_float32():
     assert torch.equal(mask_of(queries, keys), mask_of(queries.float(), keys.float()))
 
 
-def centred(queries, keys, center):
-    return masks.center_keys(queries, keys, cls_heads=HEADS, center=center)
+def centred(queries, keys, center, heads=HEADS):
+    scores = masks.cls_scores(queries, keys, cls_heads=heads)
+    return masks.center_features(keys, scores, center=center)
 
 
 def test_keys_as_trained_are_left_alone_and_an_unknown_center_is_refused():
@@ -125,10 +126,7 @@ def test_balanced_keys_separate_a_small_object_where_the_mean_leaks():
     """
     values = torch.tensor([1.0] * 2 + [0.3] * 3 + [0.0] * 15)
     keys, query = values.view(1, 1, 20, 1), torch.ones(1, 1, 1)
-    above = {
-        c: (masks.center_keys(query, keys, cls_heads=1, center=c) > 0).sum().item()
-        for c in ("mean", "balanced")
-    }
+    above = {c: (centred(query, keys, c, heads=1) > 0).sum().item() for c in ("mean", "balanced")}
     assert above == {"mean": 5, "balanced": 2}
 
 
@@ -168,6 +166,7 @@ RULE = masks.MaskRule(top_k=0.4, cls_heads=2, mass=None, center="none")
         ({"cls_heads": 0}, "cls_heads"),
         ({"mass": 1.5}, "mass"),
         ({"center": "median"}, "balanced"),
+        ({"affinity": "query"}, "affinity"),
         ({"max_masks": 0}, "max_masks"),
         ({"center": "mean", "mass": 0.5}, "centred scores sum to about zero"),
     ],
@@ -191,10 +190,10 @@ def test_a_trace_holds_the_steps_of_the_mask():
     rule = masks.MaskRule(top_k=0.4, cls_heads=2, mass=None, center="balanced")
     trace = masks.trace_mask(queries, keys, grid_hw=GRID, rule=rule)
     for at in np.ndindex(2, 3):
-        moved = masks.center_keys(queries[at][None], keys[at][None], cls_heads=2, center="balanced")
+        moved = centred(queries[at][None], keys[at][None], "balanced", heads=2)
         flat = moved[0].transpose(0, 1).flatten(1)
         torch.testing.assert_close(
-            trace.scores[at], masks.cls_scores(queries[at][None], moved, cls_heads=2)[0]
+            trace.scores[at], masks.cls_scores(queries[at][None], keys[at][None], cls_heads=2)[0]
         )
         best = trace.candidates[at]
         assert best.tolist() == trace.scores[at].sort(descending=True).indices[:14].tolist()
@@ -206,6 +205,18 @@ def test_a_trace_holds_the_steps_of_the_mask():
             queries[at], moved[0], grid_hw=GRID, top_k=0.4, cls_heads=2, mass=None
         )
         assert torch.equal(trace.mask[at], expected)
+
+
+@pytest.mark.parametrize("center", ["mean", "balanced"])
+def test_features_are_centred_by_the_rule_and_rank_by_the_keys(center):
+    queries, keys = random_tokens(4)
+    features = torch.randn_like(keys) + 3.0
+    rule = replace(RULE, center=center)
+    own = masks.trace_mask(queries, keys, grid_hw=GRID, rule=rule, features=features)
+    assert torch.equal(own.scores, masks.cls_scores(queries, keys, cls_heads=RULE.cls_heads))
+    moved = masks.center_features(features, own.scores, center=center)
+    expected, _ = masks.diffuse(moved, own.candidates, own.candidates[:, 0])
+    assert torch.equal(own.g_diff, expected)
 
 
 def test_a_trace_from_other_features_and_another_seed():

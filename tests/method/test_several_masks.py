@@ -137,7 +137,8 @@ def test_keys_are_centred_by_the_rule():
     query, keys = scene(LEFT, RIGHT)
     shifted = keys + 3 * torch.randn(HEADS, 1, DIM)
     for center in ("mean", "balanced"):
-        centred = masks.center_keys(query[None], keys[None], cls_heads=HEADS, center=center)[0]
+        scores = masks.cls_scores(query[None], keys[None], cls_heads=HEADS)
+        centred = masks.center_features(keys[None], scores, center=center)[0]
         for moved in (keys, shifted):
             assert torch.equal(
                 masks_of(query, moved, center=center)[0], masks_of(query, centred)[0]
@@ -197,6 +198,12 @@ def contrast_spec(query, keys, inside, outside):
     return ratio.log() * between / (between + within)
 
 
+def objectness(query, keys, inside, among):
+    """Of masks whose features are the keys."""
+    attention = masks.cls_attention(query, keys).mean(1)
+    return several_masks.objectness(attention, keys, inside, among)
+
+
 def test_contrast_equals_its_definition_and_is_blind_to_the_keys_origin():
     queries, keys = torch.randn(5, HEADS, DIM), torch.randn(5, HEADS, PATCHES, DIM)
     inside, among = torch.rand(5, PATCHES) < 0.3, torch.rand(5, PATCHES) < 0.8
@@ -204,19 +211,17 @@ def test_contrast_equals_its_definition_and_is_blind_to_the_keys_origin():
         contrast_spec(q, k, i.nonzero()[:, 0], (a & ~i).nonzero()[:, 0])
         for q, k, i, a in zip(queries, keys, inside, among, strict=True)
     ]
-    found = several_masks.objectness(queries, keys, inside, among)
+    found = objectness(queries, keys, inside, among)
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-4, atol=1e-6)
-    shifted = several_masks.objectness(
-        queries, keys + 5 * torch.randn(5, HEADS, 1, DIM), inside, among
-    )
+    shifted = objectness(queries, keys + 5 * torch.randn(5, HEADS, 1, DIM), inside, among)
     torch.testing.assert_close(shifted, found, rtol=1e-3, atol=1e-5)
 
 
 def test_contrast_is_negative_where_cls_looks_away():
     query, keys = scene(LEFT)
     everything, inside = torch.ones(1, PATCHES, dtype=torch.bool), LEFT.flatten()[None]
-    assert several_masks.objectness(query[None], keys[None], inside, everything) > 0.5
-    assert several_masks.objectness(-query[None], keys[None], inside, everything) < -0.5
+    assert objectness(query[None], keys[None], inside, everything) > 0.5
+    assert objectness(-query[None], keys[None], inside, everything) < -0.5
 
 
 def test_contrast_of_a_side_without_two_patches_or_of_equal_keys_is_zero():
@@ -224,9 +229,9 @@ def test_contrast_of_a_side_without_two_patches_or_of_equal_keys_is_zero():
     everything = torch.ones(1, PATCHES, dtype=torch.bool)
     one = torch.zeros(1, PATCHES, dtype=torch.bool).index_fill_(1, torch.tensor([40]), True)
     for inside in (everything, ~everything, one, ~one):
-        assert several_masks.objectness(query[None], keys[None], inside, everything).item() == 0
+        assert objectness(query[None], keys[None], inside, everything).item() == 0
     assert (
-        several_masks.objectness(
+        objectness(
             query[None], torch.ones_like(keys)[None], LEFT.flatten()[None], everything
         ).item()
         == 0

@@ -58,6 +58,23 @@ def test_tokens_end_with_the_models_own_output(random_encoder, pictures):
     torch.testing.assert_close(torch.cat([tokens.cls[:, None], tokens.patches], 1), out)
 
 
+def test_cls_joins_before_the_last_block_and_is_the_same_without_the_patches(pictures):
+    """Patches before the last block do not depend on CLS; `class_tokens` is CLS of the whole."""
+    torch.manual_seed(0)
+    vit = build_zoo_vit().eval()
+    pixels = torch.randn(2, 3, 40, 24)
+    entering = []
+    vit.blocks[-1].register_forward_pre_hook(lambda module, args: entering.append(args[0]))
+    with torch.no_grad():
+        whole = vit.forward_features(pixels)
+        torch.testing.assert_close(vit.class_tokens(pixels), whole[:, 0])
+        vit.cls_token.add_(1.0)
+        other = vit.forward_features(pixels)
+    assert torch.equal(entering[0][:, 1:], entering[1][:, 1:])
+    torch.testing.assert_close(entering[1][:, 0], entering[0][:, 0] + 1)
+    assert not torch.allclose(whole[:, 0], other[:, 0])
+
+
 def test_a_batch_says_the_same_as_its_pictures_alone(random_encoder, pictures):
     together = random_encoder.tokens(pictures)
     alone = [random_encoder.tokens(picture[None]) for picture in pictures]

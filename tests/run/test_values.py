@@ -50,7 +50,7 @@ def test_the_words_of_the_notebooks_are_those_of_the_library():
 
 
 def test_blocks_are_those_that_the_backbones_have():
-    assert BLOCKS["vit"] == ZOO_ARCHITECTURE["depth"]
+    assert BLOCKS["vit"] == ZOO_ARCHITECTURE["depth"] - 1  # the last one is of CLS alone
     with pytest.raises(ValueError, match=f"{BLOCKS['resnet50']} layers that can learn"):
         build_map("resnet50", weights=None, trainable_blocks=BLOCKS["resnet50"] + 1)
 

@@ -41,37 +41,6 @@ def found(scenes):
 # ---------------------------------------------------------------- stage 1
 
 
-@pytest.mark.parametrize("center", ["none", "mean", "balanced"])
-def test_the_arm_with_keys_is_stage_1(tokens, center):
-    for seen in tokens:
-        rule = replace(RULE, center=center)
-        found, scores = ablations.affinity_mask(seen, rule, affinity="keys")
-        expected, expected_scores = proposals.tokens_to_masks(seen, rule)
-        torch.testing.assert_close(found, expected[:, 0])
-        torch.testing.assert_close(scores, expected_scores[:, 0])
-
-
-@pytest.mark.parametrize("affinity", ablations.AFFINITIES)
-def test_centred_features_are_blind_to_their_own_origin(tokens, affinity):
-    seen = tokens[0]
-    moved = replace(seen, **{affinity: getattr(seen, affinity) + 3.0})
-    for center in ("mean", "balanced"):
-        before, after = (
-            ablations.affinity_mask(t, replace(RULE, center=center), affinity=affinity)[0]
-            for t in (seen, moved)
-        )
-        assert (before != after).float().mean() < 0.02  # up to rounding of what lies at zero
-
-
-def test_other_features_give_other_masks_and_an_unknown_one_is_refused(tokens):
-    found = {
-        a: ablations.affinity_mask(tokens[0], RULE, affinity=a)[0] for a in ablations.AFFINITIES
-    }
-    assert all(not torch.equal(found["keys"], found[a]) for a in ("queries", "values", "patches"))
-    with pytest.raises(ValueError, match="affinity"):
-        ablations.affinity_mask(tokens[0], RULE, affinity="query")
-
-
 def test_a_rule_s_masks_are_those_of_the_whole_stage(scenes, tokens, random_encoder):
     found = ablations.masks_by_rule(
         lambda seen: proposals.tokens_to_masks(seen, RULE),
