@@ -75,7 +75,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray, *, groups: np.ndarray | None =
     count, member = _units(groups, np.ones(len(by_image), bool))
     # of each group, how far its pictures move the mean
     moved = np.bincount(member, by_image - by_image.mean()) / len(by_image)
-    return _effect(difference.mean(1), moved @ moved, count)
+    return _effect(difference.mean(1), float(moved @ moved), count)
 
 
 def miou_difference(
@@ -96,7 +96,7 @@ def miou_difference(
         a: (images, 3, C) or (seeds, images, 3, C) areas of one arm in pixels, the
             `metrics.class_areas` of each image.
         b: the areas of the other arm, of the same shape, paired entry by entry.
-        resamples: how often pictures are drawn anew.
+        resamples: how often pictures are drawn anew; 2 or more.
         seed: of the draws.
         groups: (images,) a label of each picture: pictures of one label are drawn together; None:
             each picture by itself.
@@ -109,17 +109,17 @@ def miou_difference(
             or values that are not finite.
     """
     a, b = _paired(a, b, axes=4)
-    both = np.stack([a, b])  # (2, S, n, 3, C)
-    truth = both[0, 0, :, 2]
-    if (both[..., 2, :] != truth).any():
+    truth = a[0, :, 2]  # (n, C)
+    if (a[:, :, 2] != truth).any() or (b[:, :, 2] != truth).any():
         raise ValueError("both arms and all seeds must be judged on the same true areas")
-    labelled = truth.any(-1)  # a picture that is void all over says nothing
+    labelled = np.asarray(truth.any(-1))  # a picture that is void all over says nothing
     count, member = _units(groups, labelled)
-    units = np.zeros((*both.shape[:2], count, *both.shape[3:]))
-    np.add.at(units, (slice(None), slice(None), member), both[:, :, labelled])
+    by_image = np.stack([a, b]).swapaxes(0, 2)[labelled]  # (n, S, 2, 3, C)
+    units = np.zeros((count, *by_image.shape[1:]))
+    np.add.at(units, member, by_image)
     shares = np.full(count, 1 / count)
     draws = np.random.default_rng(seed).multinomial(count, shares, size=resamples)  # (R, units)
-    drawn = _mious(units[0], draws) - _mious(units[1], draws)  # (R, S)
+    drawn = _mious(units[:, :, 0], draws) - _mious(units[:, :, 1], draws)  # (R, S)
     return _effect(miou(a) - miou(b), drawn.mean(1).var(ddof=1), count)
 
 
@@ -137,9 +137,8 @@ def miou(areas: np.ndarray) -> np.ndarray:
         () or (seeds,) float64.
     """
     areas = np.asarray(areas)
-    return _mious(areas.reshape(-1, *areas.shape[-3:]), np.ones((1, areas.shape[-3]))).reshape(
-        areas.shape[:-3]
-    )
+    by_image = areas.reshape(-1, *areas.shape[-3:]).swapaxes(0, 1)  # (n, S, 3, C)
+    return _mious(by_image, np.ones((1, len(by_image)))).reshape(areas.shape[:-3])
 
 
 def _paired(a: np.ndarray, b: np.ndarray, *, axes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,15 +167,13 @@ def _units(groups: np.ndarray | None, kept: np.ndarray) -> tuple[int, np.ndarray
 
 
 def _mious(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """(S, units, 3, C) areas and (R, units) how often each is drawn -> (R, S) mIoU."""
-    drawn = np.einsum("ru,suac->rsac", draws, areas, optimize=True)
+    """(units, S, 3, C) areas and (R, units) how often each is drawn -> (R, S) mIoU."""
+    drawn = np.einsum("ru,usac->rsac", draws, areas, optimize=True)
     return np.mean(areas_to_iou(drawn), axis=-1, where=drawn[..., 2, :] > 0)
 
 
 def _effect(by_seed: np.ndarray, spread: float, units: int) -> Effect:
-    """The effect of (S,) differences; spread: what drawing units anew, as a bootstrap does, adds
-    to their mean's variance.
-    """
+    """The effect of (S,) differences whose mean varies by `spread` if units are drawn anew."""
     value = float(by_seed.mean())
     parts = [(spread * units / (units - 1), units - 1)]  # a bootstrap divides by n, not n - 1
     if len(by_seed) > 1:

@@ -210,6 +210,12 @@ def gather_claims(folders: list[Path]) -> list[Record]:
     return sorted(judge(records), key=lambda r: (not r["confirmatory"], place[r["key"]]))
 
 
+def record_name(record: Record) -> str:
+    """A short name for a figure: the title of the claim, for a finding with our text."""
+    title = PAPER_CLAIMS[record["key"]].title if record["key"] else ""
+    return title if record["confirmatory"] else ": ".join(filter(None, (title, record["text"])))
+
+
 def claims_rows(records: list[Record]) -> list[list[tuple[str, ...]]]:
     """Draw up two tables as text: the claims, and the exploratory findings.
 
@@ -230,8 +236,7 @@ def claims_rows(records: list[Record]) -> list[list[tuple[str, ...]]]:
         if record["confirmatory"]:
             claims.append((f'"{record["text"]}"', *looked, _outcome(record)))
         else:
-            about = f"{PAPER_CLAIMS[record['key']].title}: " if record["key"] else ""
-            findings.append((about + record["text"], *looked))
+            findings.append((record_name(record), *looked))
     return [table for table in (claims, findings) if len(table) > 1]
 
 

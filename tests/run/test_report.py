@@ -150,7 +150,9 @@ def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_an
     report.write_readme(folder)
     again, claims = (tmp_path / "README.md").read_text(encoding="utf-8").split("between")
     assert (
-        again == results and "| hues | +0.200" in claims and claims.endswith("<!-- claims:end -->\ntail\n")
+        again == results
+        and "| hues | +0.200" in claims
+        and claims.endswith("<!-- claims:end -->\ntail\n")
     )
 
 

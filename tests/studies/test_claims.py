@@ -105,7 +105,7 @@ def test_judging_twice_changes_nothing():
 
 def test_a_claim_is_decided_by_one_effect():
     twice = [claim("filter", experiment=x, effect=measured(0.01)) for x in "ab"]
-    with pytest.raises(ValueError, match="one effect.*filter"):
+    with pytest.raises(ValueError, match=r"one effect.*filter"):
         judge(twice)
     judge([twice[0], finding("b", experiment="b", effect=measured(0.01), key="filter")])
 
