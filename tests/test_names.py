@@ -18,12 +18,12 @@ from stages import opened, write_outputs
 
 from mdlib.core.files import write_json, write_text
 from mdlib.core.markup import markdown_text
-from mdlib.evaluate.bootstrap import Interval
+from mdlib.evaluate.bootstrap import Effect
 from mdlib.run import report
 from mdlib.run.presets import Preset
 from mdlib.run.stage import StageSkipped
 from mdlib.show import figures, gallery, site
-from mdlib.studies.claims import claim, write_claims
+from mdlib.studies.claims import finding, write_claims
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -88,8 +88,8 @@ def pages(tmp_path_factory) -> list[Path]:
         stage = opened(run, name, dataset=every)
         write_outputs(stage)
         stage.figure(plt.figure(figsize=(1, 1)), "x", caption=every)
-        effect = Interval(0.2, 0.1, 0.3)
-        write_claims(stage.folder, [claim("", every, experiment=every, effect=effect)])
+        effect = Effect(0.2, 0.1, 0.3, 0.01)
+        write_claims(stage.folder, [finding(every, experiment=every, effect=effect)])
         executed(run / "notebooks" / f"{name}.ipynb", every)
         report.render_notebook(run / "notebooks" / f"{name}.ipynb")
         if name == names[0]:
@@ -135,8 +135,8 @@ def test_nothing_of_a_name_runs_in_a_browser(pages):
 
 def test_a_table_of_the_summary_has_its_cells_and_no_more(pages):
     summary = (pages[0].parent / "summary.md").read_text(encoding="utf-8")
-    rows = [line for line in summary.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows} == {6}  # five columns in both tables
+    tables = [part.splitlines() for part in summary.split("\n\n") if part.startswith("|")]
+    assert [{line.count("|") for line in table} for table in tables] == [{6}, {5}, {4}]
     assert not [line for line in summary.splitlines() if line == "c" or line.startswith("<")]
     (skipped,) = [line for line in summary.splitlines() if ": skipped, " in line]
     assert skipped.startswith("01_distill_masks: skipped, &#60;script&#62;")

@@ -1,143 +1,188 @@
 """Is a difference real?
 
-A paired bootstrap over images and seeds, and the record of a claim that was tested.
+Two arms are run on the same pictures, and with the same seeds. Both are drawn by chance: another
+training or other pictures would give another difference. Its variance is therefore the sum of two
+parts (1),
 
-Two arms are run on the same images, and with the same seeds. Images and seeds are drawn anew with
-replacement, both arms alike, many times; the middle 95 % of the differences are the interval. Of n
-images or seeds n - 1 are drawn: the spread of a mean then is the standard error (a draw of n would
-be too narrow by sqrt((n - 1) / n), a fifth for three seeds) (1). Seeds and images are drawn
-independently of each other, which errs on the wide side (2). With one seed the interval is about
-images alone; three seeds are few, and their interval is a rough one.
+    V = v_seeds / S + v_pictures / n
 
-1. McCarthy, Pseudo-replication: half samples, 1969; Rao and Wu, Resampling inference with complex
-survey data, 1988.
+v_seeds: variance of the S seeds' differences; v_pictures: variance of the n pictures' differences,
+each a mean over seeds. What neither seed nor picture explains is in both parts, which errs on the
+wide side (2). The interval is the difference +- t sqrt(V), with t of Satterthwaite's degrees of
+freedom (3):
+
+    V^2 / ((v_seeds / S)^2 / (S - 1) + (v_pictures / n)^2 / (n - 1))
+
+With one seed only the second part is left: the interval then says nothing of another training. An
+mIoU is no mean over pictures, so there the second part is the variance of a bootstrap over them.
+
+Pictures that share something, an animal for example, are not independent of each other. With
+`groups` the group is drawn in place of the picture, and the interval is about other groups (4).
+
+1. Bouthillier et al., Accounting for variance in machine learning benchmarks, 2021.
 2. Owen, The pigeonhole bootstrap, 2007.
+3. Satterthwaite, An approximate distribution of estimates of variance components, 1946.
+4. Cameron and Miller, A practitioner's guide to cluster-robust inference, 2015.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from mdlib.evaluate.metrics import areas_to_iou
 
-CONFIDENCE = 0.95  # share of the resamples inside an interval
+CONFIDENCE = 0.95  # how often such an interval is meant to hold the true difference
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A difference of two arms, first minus second, and its interval.
+class Effect:
+    """A difference of two arms, first minus second.
 
     Attributes:
-        value: the difference on all images and seeds.
-        low: the lower end of the interval.
-        high: its upper end.
+        value: the difference on all pictures and seeds.
+        low: the lower end of its interval.
+        high: the upper end.
+        p: the two-sided p-value of "there is no difference"; below 1 - CONFIDENCE where the
+            interval excludes zero.
     """
 
     value: float
     low: float
     high: float
+    p: float
 
 
-def mean_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """The mean of a minus that of b, with a paired bootstrap interval.
+def mean_difference(a: np.ndarray, b: np.ndarray, *, groups: np.ndarray | None = None) -> Effect:
+    """The mean of a minus that of b.
 
     Args:
         a: (images,) or (seeds, images) values of one arm.
         b: the values of the other arm, of the same shape, paired entry by entry.
-        resamples: how often images and seeds are drawn anew.
-        seed: of the draws.
+        groups: (images,) a label of each picture: pictures of one label are drawn together; None:
+            each picture by itself.
 
     Returns:
         The difference, in the unit of a and b.
 
     Raises:
-        ValueError: for shapes that differ, a single image, or values that are not finite.
+        ValueError: for shapes that differ, less than two pictures or groups, or values that are
+            not finite.
     """
     a, b = _paired(a, b, axes=2)
-    seeds, images = _draws(a.shape[:2], resamples=resamples, seed=seed)
-    difference = a - b
-    drawn = np.einsum("rs,si,ri->r", seeds, difference, images, optimize=True)
-    return _effect(float(difference.mean()), drawn)
+    difference = a - b  # (S, n)
+    by_image = difference.mean(0)
+    count, member = _units(groups, np.ones(len(by_image), bool))
+    # of each group, how far its pictures move the mean
+    moved = np.bincount(member, by_image - by_image.mean()) / len(by_image)
+    return _effect(difference.mean(1), float(moved @ moved), count)
 
 
-def miou_difference(a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """The mIoU of a minus that of b, with a paired bootstrap interval.
+def miou_difference(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    resamples: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> Effect:
+    """The mIoU of a minus that of b.
 
-    Areas are summed over the drawn images before they are divided, as mIoU is over a set; then the
-    mean is taken over the classes that occur, and over the drawn seeds.
+    An mIoU is as in `miou`, in each resample for both arms over the same classes: those of the
+    drawn truth. (A class that only one arm predicts, on a single pixel, would otherwise cost that
+    arm alone a whole class.)
 
     Args:
-        a: (images, 2, C) or (seeds, images, 2, C) areas of one arm in pixels, the
-            `metrics.intersection_and_union` of each image.
+        a: (images, 3, C) or (seeds, images, 3, C) areas of one arm in pixels, the
+            `metrics.class_areas` of each image.
         b: the areas of the other arm, of the same shape, paired entry by entry.
-        resamples: how often images and seeds are drawn anew.
+        resamples: how often pictures are drawn anew; 2 or more.
         seed: of the draws.
+        groups: (images,) a label of each picture: pictures of one label are drawn together; None:
+            each picture by itself.
 
     Returns:
         The difference, in [-1, 1].
 
     Raises:
-        ValueError: for shapes that differ, a single image, or values that are not finite.
+        ValueError: for shapes or truths that differ, less than two pictures or groups with truth,
+            or values that are not finite.
     """
     a, b = _paired(a, b, axes=4)
-    seeds, images = _draws(a.shape[:2], resamples=resamples, seed=seed)
-    drawn = ((_mious(a, images) - _mious(b, images)) * seeds).sum(1)
-    return _effect(float((miou(a) - miou(b)).mean()), drawn)
+    truth = a[0, :, 2]  # (n, C)
+    if (a[:, :, 2] != truth).any() or (b[:, :, 2] != truth).any():
+        raise ValueError("both arms and all seeds must be judged on the same true areas")
+    labelled = np.asarray(truth.any(-1))  # a picture that is void all over says nothing
+    count, member = _units(groups, labelled)
+    by_image = np.stack([a, b]).swapaxes(0, 2)[labelled]  # (n, S, 2, 3, C)
+    units = np.zeros((count, *by_image.shape[1:]))
+    np.add.at(units, member, by_image)
+    shares = np.full(count, 1 / count)
+    draws = np.random.default_rng(seed).multinomial(count, shares, size=resamples)  # (R, units)
+    drawn = _mious(units[:, :, 0], draws) - _mious(units[:, :, 1], draws)  # (R, S)
+    return _effect(miou(a) - miou(b), drawn.mean(1).var(ddof=1), count)
 
 
 def miou(areas: np.ndarray) -> np.ndarray:
     """The mIoU of a set, from the areas of its images.
 
+    Areas are summed over the images before they are divided; then the mean is taken over the
+    classes that the truth has.
+
     Args:
-        areas: (images, 2, C) or (seeds, images, 2, C), the `metrics.intersection_and_union` of
-            each image in pixels.
+        areas: (images, 3, C) or (seeds, images, 3, C), the `metrics.class_areas` of each image in
+            pixels.
 
     Returns:
-        () or (seeds,) float64, mean over the classes that occur.
+        () or (seeds,) float64.
     """
     areas = np.asarray(areas)
-    return _mious(areas.reshape(-1, *areas.shape[-3:]), np.ones((1, areas.shape[-3]))).reshape(
-        areas.shape[:-3]
-    )
+    by_image = areas.reshape(-1, *areas.shape[-3:]).swapaxes(0, 1)  # (n, S, 3, C)
+    return _mious(by_image, np.ones((1, len(by_image)))).reshape(areas.shape[:-3])
 
 
 def _paired(a: np.ndarray, b: np.ndarray, *, axes: int) -> tuple[np.ndarray, np.ndarray]:
     """Both with a leading axis of seeds, float64."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.shape != b.shape or a.ndim not in (axes - 1, axes):
+    if a.shape != b.shape or a.ndim not in (axes - 1, axes) or 0 in a.shape:
         raise ValueError(
             f"two arms on the same seeds and images are compared, got {a.shape} and {b.shape}"
-        )
-    a, b = (each[None] if each.ndim < axes else each for each in (a, b))
-    if a.shape[1] < 2 or not len(a):
-        raise ValueError(
-            f"an interval needs two images or more, got {a.shape[1]} with {len(a)} seeds"
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(
             "values must be finite: leave an image out of both arms, or give it a value"
         )
-    return a, b
+    return (a, b) if a.ndim == axes else (a[None], b[None])
 
 
-def _draws(size: tuple[int, int], *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(resamples, S) and (resamples, I): how often each seed and image is drawn; rows sum to 1."""
-    rng = np.random.default_rng(seed)
-
-    def shares(count: int) -> np.ndarray:
-        drawn = max(1, count - 1)
-        return rng.multinomial(drawn, np.full(count, 1 / count), size=resamples) / drawn
-
-    return shares(size[0]), shares(size[1])
-
-
-def _mious(areas: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """(S, I, 2, C) areas and (R, I) shares -> (R, S) mIoU."""
-    drawn = np.einsum("ri,siac->rsac", images, areas, optimize=True)
-    return np.nanmean(areas_to_iou(drawn), axis=-1)
+def _units(groups: np.ndarray | None, kept: np.ndarray) -> tuple[int, np.ndarray]:
+    """How many units are drawn, and the number of each kept image's unit; kept: (images,) bool."""
+    labels = np.arange(len(kept)) if groups is None else np.asarray(groups)
+    if labels.shape != kept.shape:
+        raise ValueError(f"each of {len(kept)} images needs one group, got shape {labels.shape}")
+    names, member = np.unique(labels[kept], return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"an interval needs two images or groups, got {len(names)}")
+    return len(names), member
 
 
-def _effect(value: float, drawn: np.ndarray) -> Interval:
-    """A value with the percentile interval of its (resamples,) drawn values."""
-    low, high = np.percentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return Interval(value, float(low), float(high))
+def _mious(areas: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """(units, S, 3, C) areas and (R, units) how often each is drawn -> (R, S) mIoU."""
+    drawn = np.einsum("ru,usac->rsac", draws, areas, optimize=True)
+    return np.mean(areas_to_iou(drawn), axis=-1, where=drawn[..., 2, :] > 0)
+
+
+def _effect(by_seed: np.ndarray, spread: float, units: int) -> Effect:
+    """The effect of (S,) differences whose mean varies by `spread` if units are drawn anew."""
+    value = float(by_seed.mean())
+    parts = [(spread * units / (units - 1), units - 1)]  # a bootstrap divides by n, not n - 1
+    if len(by_seed) > 1:
+        parts.append((by_seed.var(ddof=1) / len(by_seed), len(by_seed) - 1))
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return Effect(value, value, value, float(value == 0))
+    freedom = variance**2 / sum(part**2 / free for part, free in parts)
+    error = np.sqrt(variance)
+    reach = stdtrit(freedom, (1 + CONFIDENCE) / 2) * error
+    p = 2 * stdtr(freedom, -abs(value) / error)
+    return Effect(value, float(value - reach), float(value + reach), float(p))

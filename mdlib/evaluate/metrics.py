@@ -166,8 +166,8 @@ def merge_predictions(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     return merged
 
 
-def intersection_and_union(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
-    """Intersection and union of each class after naming, in pixels.
+def class_areas(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    """Intersection, union and true area of each class after naming, in pixels.
 
     A pixel of an unmatched prediction is a false negative of its class and a false positive of
     none; it is never counted as background.
@@ -177,18 +177,18 @@ def intersection_and_union(confusion: np.ndarray, mapping: np.ndarray) -> np.nda
         mapping: (num_preds,) the class of each prediction, -1 where it has none.
 
     Returns:
-        (2, C) float64: intersections, then unions.
+        (3, C) float64: intersections, unions, true areas.
     """
     merged = merge_predictions(confusion, mapping)
-    hits = np.diagonal(merged[:-1])
-    return np.stack([hits, merged[:-1].sum(1) + merged.sum(0) - hits]).astype(np.float64)
+    hits, truth = np.diagonal(merged[:-1]), merged.sum(0)
+    return np.stack([hits, merged[:-1].sum(1) + truth - hits, truth]).astype(np.float64)
 
 
 def areas_to_iou(areas: np.ndarray) -> np.ndarray:
     """Divide intersections by unions.
 
     Args:
-        areas: (..., 2, C) intersections, then unions, in pixels.
+        areas: (..., 3, C) intersections, unions and true areas in pixels, as of `class_areas`.
 
     Returns:
         (..., C) float64 IoU in [0, 1], NaN where a class has no union.
@@ -200,7 +200,7 @@ def areas_to_iou(areas: np.ndarray) -> np.ndarray:
 def iou(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     """Intersection over union of each class after naming.
 
-    What an unmatched prediction counts as: see `intersection_and_union`.
+    What an unmatched prediction counts as: see `class_areas`.
 
     Args:
         confusion: (num_preds, num_targets) counts of pixels.
@@ -210,7 +210,7 @@ def iou(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
         (num_targets,) float64 in [0, 1], NaN where a class is absent from both truth and
         prediction.
     """
-    return areas_to_iou(intersection_and_union(confusion, mapping))
+    return areas_to_iou(class_areas(confusion, mapping))
 
 
 def mean_iou(confusion: np.ndarray, mapping: np.ndarray) -> float:

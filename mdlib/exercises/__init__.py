@@ -6,7 +6,7 @@ function is given and must return. A function that is not right raises `compare.
 """
 
 from mdlib.exercises.beyond import (
-    check_crossed_means,
+    check_crossed_error,
     check_cut_cost,
     check_loss_without_twins,
     check_object_agreement,
@@ -30,7 +30,7 @@ __all__ = [
     "check_average_precision",
     "check_calibration_error",
     "check_class_iou",
-    "check_crossed_means",
+    "check_crossed_error",
     "check_cut_cost",
     "check_diffuse",
     "check_hardest_loss",

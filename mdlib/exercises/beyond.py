@@ -44,27 +44,32 @@ def check_cut_cost(function: Callable) -> None:
 def check_resampled_gains(function: Callable) -> None:
     """Notebook 11: the difference in mIoU of resampled pictures.
 
-    function(a, b (images, 2, C) intersections and unions, drawn (R, m) picture numbers)
+    function(a, b (images, 3, C) intersections, unions and true areas, drawn (R, m) picture numbers)
     -> mIoU of a minus that of b (R,).
     """
 
     def expected(a: np.ndarray, b: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         return np.array([bootstrap.miou(a[row]) - bootstrap.miou(b[row]) for row in drawn])
 
-    # the last picture has no animal
-    a = np.array([[[9, 3], [10, 4]], [[8, 0], [12, 2]], [[5, 0], [6, 0]]], float)
-    b = np.array([[[8, 2], [10, 5]], [[9, 1], [10, 4]], [[3, 0], [6, 0]]], float)
+    # the last picture has no animal, but b draws one pixel of it there
+    a = np.array([[[9, 3], [10, 4], [10, 3]], [[8, 0], [12, 2], [9, 2]], [[5, 0], [6, 0], [6, 0]]])
+    b = np.array([[[8, 2], [10, 5], [10, 3]], [[9, 1], [10, 4], [9, 2]], [[3, 0], [6, 1], [6, 0]]])
+    a, b = a.astype(float), b.astype(float)
     cases = {
         "each picture once": {"a": a, "b": b, "drawn": np.array([[0, 1, 2]])},
         "a picture drawn twice": {"a": a, "b": b, "drawn": np.array([[0, 1, 1], [2, 0, 2]])},
-        "only the background is drawn": {"a": a, "b": b, "drawn": np.array([[2, 2]])},
+        "a stray pixel of a class that was not drawn": {
+            "a": a,
+            "b": b,
+            "drawn": np.array([[2, 2]]),
+        },
     }
     compare(
         function,
         expected,
         cases,
         hint="Add the areas of the drawn pictures, then divide, then take the mean over the "
-        "classes that have a union.",
+        "classes with a true area: the same classes for both arms.",
     )
 
 
@@ -89,39 +94,35 @@ def check_object_agreement(function: Callable) -> None:
     )
 
 
-def check_crossed_means(function: Callable) -> None:
-    """Notebook 13: means over drawn seeds and drawn pictures.
+def check_crossed_error(function: Callable) -> None:
+    """Notebook 13: standard error of a mean over seeds and pictures, with degrees of freedom.
 
-    function(difference (S, n), seeds (R, s) and images (R, m), the numbers drawn)
-    -> the mean of each resample (R,).
+    function(difference (S, n)) -> (standard error, degrees of freedom), two floats.
     """
 
-    def expected(difference: np.ndarray, seeds: np.ndarray, images: np.ndarray) -> np.ndarray:
-        return np.array(
-            [
-                np.mean([difference[s, i] for s in seeds[r] for i in images[r]])
-                for r in range(len(seeds))
-            ]
+    def expected(difference: np.ndarray) -> tuple[float, float]:
+        seeds, images = difference.shape
+        of_seeds = difference.mean(1).var(ddof=1) / seeds
+        of_images = difference.mean(0).var(ddof=1) / images
+        freedom = (of_seeds + of_images) ** 2 / (
+            of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1)
         )
+        return float(np.sqrt(of_seeds + of_images)), float(freedom)
 
-    table = np.array([[0.1, 0.2, -0.1], [0.4, 0.0, 0.3]])
     cases = {
-        "everything once": {
-            "difference": table,
-            "seeds": np.array([[0, 1]]),
-            "images": np.array([[0, 1, 2]]),
+        "luck of seeds and of pictures": {
+            "difference": np.array([[0.1, 0.2, -0.1], [0.4, 0.0, 0.3]])
         },
-        "one seed twice": {
-            "difference": table,
-            "seeds": np.array([[1, 1], [0, 0]]),
-            "images": np.array([[0, 2], [1, 1]]),
-        },
+        "luck of seeds alone": {"difference": np.array([[0.1] * 4, [0.3] * 4, [0.2] * 4])},
+        "luck of pictures alone": {"difference": np.array([[0.1, 0.3, 0.2, 0.0]] * 2)},
     }
     compare(
         function,
         expected,
         cases,
-        hint="Every drawn seed meets every drawn picture: a table of s x m, and its mean.",
+        hint="The variance of the seeds' means over S, plus that of the pictures' means over n, "
+        "each with ddof=1; Satterthwaite divides the square of the sum by the sum of the squares, "
+        "each over its own degrees of freedom.",
     )
 
 

@@ -15,7 +15,7 @@ from mdlib.run.identity import versions
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
 from mdlib.run.stage import ZOO, data_label, has_run, read_manifest, verify_chain
-from mdlib.studies.claims import claims_table, gather_claims, write_claims
+from mdlib.studies.claims import claims_rows, claims_table, gather_claims, write_claims
 
 OVERVIEW = "12_report"  # the stage whose figures open the page
 TEMPLATES = Environment(
@@ -88,11 +88,11 @@ def write(run_dir: Path, preset: Preset) -> None:
     write_json(run_dir / "metrics.json", content)
     claims = gather_claims([run_dir / "artifacts" / name for name in preset.notebooks])
     write_claims(run_dir, claims)
-    tested = [record for record in claims if record["effect"] is not None]
+    shown = claims if _tested(claims) else []
     title = f"MaskDistill, {content['run']['preset']} preset, {content['run']['data']}"
     table = metric_rows(content)
-    write_text(run_dir / "summary.md", _markdown(title, content, table, tested))
-    write_text(run_dir / "index.html", _html(title, content, table, tested, run_dir, preset))
+    write_text(run_dir / "summary.md", _markdown(title, content, table, shown))
+    write_text(run_dir / "index.html", _html(title, content, table, shown, run_dir, preset))
 
 
 def metric_rows(content: dict) -> list[tuple[str, str, str, str, str]]:
@@ -163,14 +163,14 @@ def readme_table(content: dict) -> str:
 
 
 def readme_claims(content: dict, claims: list[dict]) -> str:
-    """Draw up the README's table of claims, in Markdown.
+    """Draw up the README's tables of claims and findings, in Markdown.
 
     Args:
         content: of metrics.json, see `collect`.
         claims: the records of claims.json.
 
     Returns:
-        The line about the run, and a row for each claim.
+        The line about the run, and the tables of `claims.claims_table`.
     """
     return "\n".join([markdown_text(_run_line(content)), "", claims_table(claims)])
 
@@ -186,7 +186,7 @@ def write_readme(run_dir: Path) -> None:
             it is left as it is.
     """
     content, claims = (read_json(run_dir / name) for name in ("metrics.json", "claims.json"))
-    tested = any(record["effect"] is not None for record in claims)
+    tested = _tested(claims)
     begin, end = README_MARKS["claims" if tested else "results"]
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
@@ -286,6 +286,11 @@ def _markdown(title: str, content: dict, table: list[tuple], claims: list[dict])
     return "\n".join(lines) + "\n"
 
 
+def _tested(claims: list[dict]) -> bool:
+    """Whether any of the records was measured."""
+    return any(record["effect"] is not None for record in claims)
+
+
 def _run_line(content: dict) -> str:
     """What was run where, as a line."""
     run = content["run"]
@@ -316,7 +321,7 @@ def _html(
         run_line=_run_line(content),
         has_contact_sheet=(run_dir / "export" / "contact_sheet.html").is_file(),
         rows=table,
-        claims=claims,
+        claims=claims_rows(claims),
         stages=stages,
         overview=OVERVIEW,
     )

@@ -89,8 +89,8 @@ def cut_cost(weight, part):
 
 def resampled_gains(a, b, drawn):
     def mious(areas):
-        hits, unions = areas[drawn].sum(1).swapaxes(0, 1)
-        return np.array([np.mean(h[u > 0] / u[u > 0]) for h, u in zip(hits, unions, strict=True)])
+        summed = areas[drawn].sum(1)  # (R, 3, C)
+        return np.array([np.mean(h[t > 0] / u[t > 0]) for h, u, t in summed])
 
     return mious(a) - mious(b)
 
@@ -100,8 +100,13 @@ def object_agreement(named, target):
     return np.mean(named[seen] == target[seen]) if seen.any() else 1
 
 
-def crossed_means(difference, seeds, images):
-    return difference[seeds[:, :, None], images[:, None]].mean((1, 2))
+def crossed_error(difference):
+    parts = [
+        (means.var(ddof=1) / len(means), len(means) - 1)
+        for means in (difference.mean(1), difference.mean(0))
+    ]
+    variance = sum(part for part, _ in parts)
+    return variance**0.5, variance**2 / sum(part**2 / free for part, free in parts)
 
 
 def loss_without_twins(q, k, names, temperature):
@@ -137,7 +142,7 @@ RIGHT = {
         cut_cost,
         resampled_gains,
         object_agreement,
-        crossed_means,
+        crossed_error,
         loss_without_twins,
         run_lengths,
     )
@@ -240,12 +245,17 @@ WRONG = [
         lambda a, b, d: np.concatenate([resampled_gains(a, b, np.unique(row)[None]) for row in d]),
         "a picture drawn twice",
     ),
+    # each arm over the classes that it or the truth has
     (
         "check_resampled_gains",
         lambda a, b, d: np.diff(
-            [(x[d].sum(1)[:, 0] / x[d].sum(1)[:, 1].clip(1)).mean(1) for x in (b, a)], axis=0
+            [
+                [np.mean(h[u > 0] / u[u > 0]) for h, u, _ in x[d].sum(1).astype(float)]
+                for x in (b, a)
+            ],
+            axis=0,
         )[0],
-        "only the background is drawn",
+        "a stray pixel of a class that was not drawn",
     ),
     # accuracy of all pixels
     ("check_object_agreement", lambda n, t: np.mean(n == t), "half of the cat"),
@@ -256,10 +266,24 @@ WRONG = [
         lambda n, t: object_agreement(n, t) if n.any() else 0,
         "nothing to see",
     ),
-    # pairs, not a table
-    ("check_crossed_means", lambda d, s, i: d[s, i].mean(1), "everything once"),
-    # seeds not drawn
-    ("check_crossed_means", lambda d, s, i: d.mean(0)[i].mean(1), "one seed twice"),
+    # all entries as if they were independent
+    (
+        "check_crossed_error",
+        lambda d: (d.std(ddof=1) / d.size**0.5, d.size - 1),
+        "luck of seeds and of pictures",
+    ),
+    # pictures alone
+    (
+        "check_crossed_error",
+        lambda d: (d.mean(0).std(ddof=1) / d.shape[1] ** 0.5, d.shape[1] - 1),
+        "luck of seeds and of pictures",
+    ),
+    # the smaller of the two degrees of freedom
+    (
+        "check_crossed_error",
+        lambda d: (crossed_error(d)[0], min(d.shape) - 1),
+        "luck of seeds and of pictures",
+    ),
     (
         "check_loss_without_twins",
         lambda q, k, n, t: info_nce(q, k, temperature=t),

@@ -11,13 +11,13 @@ from stages import made, opened, write_outputs
 
 from mdlib.core.files import StoreError, read_json, write_json, write_text
 from mdlib.core.paths import ROOT
-from mdlib.evaluate import bootstrap
+from mdlib.evaluate.bootstrap import Effect
 from mdlib.run import report
 from mdlib.run.identity import device
 from mdlib.run.metric_names import MEANINGS
 from mdlib.run.presets import Preset
 from mdlib.run.stage import StageSkipped, manifest_path
-from mdlib.studies.claims import claim, write_claims
+from mdlib.studies.claims import claim, finding, write_claims
 
 
 def one_stage(run_dir, *claims):
@@ -96,12 +96,21 @@ def test_claims_stand_on_the_page_where_some_were_tested(run):
     report.write(folder, preset)
     pages = [folder / name for name in ("summary.md", "index.html")]
     assert not any("Claims" in page.read_text(encoding="utf-8") for page in pages)
-    effect = bootstrap.Interval(0.02, -0.01, 0.05)
-    one_stage(folder, claim("", "a < b", experiment="mIoU", effect=effect))
+    effect = Effect(0.02, -0.01, 0.05, 0.2)
+    one_stage(
+        folder,
+        claim("filter", experiment="a < b", effect=effect),
+        finding("c < d", experiment="mIoU", effect=effect),
+    )
     report.write(folder, preset)
     summary, index = (page.read_text(encoding="utf-8") for page in pages)
-    assert "| a &#60; b | mIoU | +0.020 | -0.010 to +0.050 | **does not hold** |" in summary
-    assert "a &lt; b" in index and "-0.010 to +0.050" in index and "does not hold" in index
+    shown = "+0.020 (-0.010 to +0.050)"
+    assert f"| a &#60; b | {shown} | not decided (adjusted p = 0.200) |" in summary
+    assert f"| c &#60; d | mIoU | {shown} |" in summary
+    assert f"<td>a &lt; b</td><td>{shown}</td><td>not decided (adjusted p = 0.200)</td>" in index
+    assert f"<td>c &lt; d</td><td>mIoU</td><td>{shown}</td></tr>" in index
+    assert summary.count("not run") == index.count("not run") == 4  # the other claims
+    assert "**" not in summary
 
 
 def test_a_stages_section_has_its_page_its_figures_and_why_it_was_skipped(run):
@@ -136,13 +145,14 @@ def test_the_readme_takes_claims_from_a_run_that_tested_some_and_results_from_an
     assert (
         "`mask_iou`" in results and claims == "\n<!-- claims:begin -->\n<!-- claims:end -->\ntail\n"
     )
-    effect = bootstrap.Interval(0.2, 0.1, 0.3)
-    one_stage(folder, claim("2", "two", experiment="x", effect=effect))
+    one_stage(folder, claim("cues", experiment="hues", effect=Effect(0.2, 0.1, 0.3, 0.001)))
     report.write(folder, preset)
     report.write_readme(folder)
     again, claims = (tmp_path / "README.md").read_text(encoding="utf-8").split("between")
     assert (
-        again == results and "2. two" in claims and claims.endswith("<!-- claims:end -->\ntail\n")
+        again == results
+        and "| hues | +0.200" in claims
+        and claims.endswith("<!-- claims:end -->\ntail\n")
     )
 
 
