@@ -252,9 +252,7 @@ class Places:
         hue_spread: radians, of the turn of the hue.
     """
 
-    def __init__(
-        self, root: str | Path, *, seed: int, composition: Composition, hue_spread: float
-    ):
+    def __init__(self, root: str | Path, *, seed: int, composition: Composition, hue_spread: float):
         self.seed, self.composition, self.hue_spread = seed, composition, hue_spread
         self.photographs = load_photographs(Path(root))["train"]
 
@@ -265,12 +263,9 @@ class Places:
             ground = compose.paint_landscape(rng)
             ground = compose.turn_hue(ground, rng.normal(0, self.hue_spread))
         else:
-            blur = 0.0 if rng.random() < self.composition.sharp else None
-            drawn = rng.uniform(*self.composition.blur)
+            is_sharp = rng.random() < self.composition.sharp
+            blur = rng.uniform(*self.composition.blur)
             ground = compose.take_ground(
-                self.photographs,
-                rng,
-                blur=drawn if blur is None else blur,
-                hue_spread=self.hue_spread,
+                self.photographs, rng, blur=0 if is_sharp else blur, hue_spread=self.hue_spread
             )
         return ground.clip(0, 255).astype(np.uint8)
