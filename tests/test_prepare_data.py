@@ -62,4 +62,7 @@ def test_what_is_read_is_written_down(tmp_path, zoo_root):
     few = {"train_images": 2, "dev_images": 1, "val_images": 1}
     manifest = run_cells("00_prepare_data", tmp_path, **few)
     read = {path.rpartition("/")[2] for path in manifest["files"]}
-    assert read == {"cutouts.csv", *(path.name for path in (zoo_root / "cutouts").glob("*.png"))}
+    pictures = {
+        path.name for part in ("cutouts", "backgrounds") for path in zoo_root.glob(f"{part}/*")
+    }
+    assert read == {"cutouts.csv", "backgrounds.csv", *pictures}

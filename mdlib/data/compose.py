@@ -195,9 +195,16 @@ def take_ground(
 
 
 def turn_hue(colours: np.ndarray, angle: float) -> np.ndarray:
-    """Turn colours (..., 3) about the grey axis by an angle in radians (Rodrigues' formula).
+    """Turn colours about the grey axis (Rodrigues' formula); their mean and saturation stay.
 
     Linear, so premultiplied colours may be turned as well.
+
+    Args:
+        colours: (..., 3) float32 RGB.
+        angle: in radians.
+
+    Returns:
+        (..., 3) float32.
     """
     luma = (colours @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     chroma = colours - luma
