@@ -183,7 +183,7 @@ def take_ground(
     image = photographs[rng.integers(len(photographs))]
     most = min(image.size)
     window = round(math.exp(rng.uniform(math.log(min(side, most)), math.log(most))))
-    left, top = (rng.integers(0, extent - window + 1) for extent in image.size)
+    left, top = (int(rng.integers(0, extent - window + 1)) for extent in image.size)
     flip, angle, light = rng.random() < 0.5, rng.normal(0, hue_spread), rng.uniform(0.75, 1.15)
     box = (left, top, left + window, top + window)
     ground = image.resize((side, side), Image.Resampling.LANCZOS, box=box)
