@@ -36,7 +36,7 @@ from mdlib.core.files import write_json
 from mdlib.core.label_map import write_label_map
 from mdlib.core.mask import Mask, Masks, write_masks
 from mdlib.core.paths import ROOT
-from mdlib.data import Dataset, Instances, zoo
+from mdlib.data import Dataset, Instances, compose, zoo
 from mdlib.data.images import image_size, read_image
 from mdlib.data.voc import CLASSES
 from mdlib.data.zoo import paint_exact
@@ -66,9 +66,13 @@ class VocShaped(Dataset):
     def __init__(self, folder: Path, count: int):
         self.folder, self.objects = folder, []
         self.ids = tuple(f"{i:06d}" for i in range(count))
-        cutouts = list(zoo.load_cutouts(ROOT / "data" / "zoo")[1])
+        root = ROOT / "data" / "zoo"
+        cutouts = list(zoo.load_cutouts(root)[1])
+        photographs = zoo.load_photographs(root)["train"]
         for i in range(DISTINCT):
-            image, masks, labels, _ = zoo.compose_scene(cutouts, np.random.default_rng(i), side=500)
+            image, masks, labels, _ = compose.compose_scene(
+                cutouts, photographs, compose.MIXTURE, seed=0, index=i, side=500
+            )
             height, width = SIZES[i % len(SIZES)]
             window = np.s_[
                 (500 - height) // 2 : (500 + height) // 2, (500 - width) // 2 : (500 + width) // 2

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from mdlib.core.paths import ROOT
+from mdlib.data.compose import Composition
 from mdlib.method.crf import CrfSettings
 from mdlib.method.masks import MaskRule
 from mdlib.method.segmenter import Augment
@@ -110,13 +111,16 @@ def test_each_parameter_is_one_line_with_a_comment(path):
 
 
 def picked_by(node: ast.AST) -> set[str]:
-    """The parameters that `Recipe.of(globals(), name=...)` or another settings' `of` reads."""
-    if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".of")):
+    """The parameters that `Recipe.of(globals(), name=...)` or another settings' `of` reads, or
+    `changed(globals())` of a composition.
+    """
+    if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".of", ".changed"))):
         return set()
     if not node.args or ast.unparse(node.args[0]) != "globals()":
         return set()
     kinds = {kind.__name__: kind for kind in (MaskRule, Recipe, Augment, CrfSettings)}
-    kind = kinds[ast.unparse(node.func).split(".")[-2]]
+    *_, name, method = ast.unparse(node.func).split(".")
+    kind = Composition if method == "changed" else kinds[name]
     fields = {field.name for field in dataclasses.fields(kind)}
     return fields - {keyword.arg for keyword in node.keywords}
 

@@ -1,12 +1,22 @@
 """Notebook 00 on data as it comes: one picture, a broken one, labels that mean nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cells import run_cells
 from PIL import Image
 
 from mdlib.core.files import StoreError, read_json
+from mdlib.core.paths import ROOT
+from mdlib.data import open_dataset
+from mdlib.data.compose import COMPOSITIONS, Composition
 from mdlib.data.roles import open_role
+from mdlib.run.artifacts import RunArtifacts
+from mdlib.run.metric_names import MEANINGS
+from mdlib.run.values import PresetError
+
+ZOO = ROOT / "data" / "zoo"
 
 
 def photos(folder, *names, **options):
@@ -62,4 +72,38 @@ def test_what_is_read_is_written_down(tmp_path, zoo_root):
     few = {"train_images": 2, "dev_images": 1, "val_images": 1}
     manifest = run_cells("00_prepare_data", tmp_path, **few)
     read = {path.rpartition("/")[2] for path in manifest["files"]}
-    assert read == {"cutouts.csv", *(path.name for path in (zoo_root / "cutouts").glob("*.png"))}
+    pictures = {
+        path.name for part in ("cutouts", "backgrounds") for path in zoo_root.glob(f"{part}/*")
+    }
+    assert read == {"cutouts.csv", "backgrounds.csv", *pictures}
+
+
+def test_the_composition_of_the_zoo_is_chosen_and_written_down(tmp_path):
+    few = {"train_images": 2, "dev_images": 3, "val_images": 2}
+    dials = {"composition": "crowd", "sharp": 1.0, "object_place": [0.1, 0.2]}
+    manifest = run_cells("00_prepare_data", tmp_path, **few, **dials, val_split="sealed")
+    run = RunArtifacts(tmp_path)
+    composed = replace(COMPOSITIONS["crowd"], sharp=1.0, object_place=(0.1, 0.2))
+    assert Composition(**run.index["composition"]) == composed == run.split("train").composition
+    fresh = open_dataset("zoo", root=ZOO, split="sealed", count=2, composition=composed)
+    assert run.dataset("val").ids == fresh.ids
+    np.testing.assert_array_equal(run.dataset("val").image(1), fresh.image(1))
+    assert {*manifest["metrics"]} == {
+        f"mask_iou_{rule}_dev" for rule in ("sharpness", "geodesic", "centre_box")
+    }
+    assert {*manifest["metrics"]} <= {*MEANINGS}
+
+
+def test_scenes_without_objects_are_prepared_and_measured_by_nothing(tmp_path):
+    few = {"train_images": 2, "dev_images": 2, "val_images": 1}
+    manifest = run_cells("00_prepare_data", tmp_path, **few, composition="empty")
+    assert manifest["metrics"] == {}
+    assert not RunArtifacts(tmp_path).dataset("dev").semantic(1).any()
+
+
+def test_another_data_set_takes_no_dials(tmp_path):
+    root = photos(tmp_path / "photos", "a.jpg")
+    values = {"dataset": "folder", "data_root": str(root), "likeness": 0.5}
+    with pytest.raises(PresetError, match="only the zoo is composed"):
+        run_cells("00_prepare_data", tmp_path / "run", **values, dev_split=None, val_split=None)
+    assert prepare(root, tmp_path / "run")["composition"] is None

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from mdlib.data.coco import CocoDataset
+from mdlib.data.compose import Composition
 from mdlib.data.dataset import Cached, Dataset, InMemory, Labels, NoLabels, Subset
 from mdlib.data.folder import FolderDataset
 from mdlib.data.sample import VOID, Instances, Sample
@@ -28,7 +29,14 @@ OPENERS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def open_dataset(name: str, *, root: str | Path, split: str, count: int | None = None) -> Dataset:
+def open_dataset(
+    name: str,
+    *,
+    root: str | Path,
+    split: str,
+    count: int | None = None,
+    composition: Composition | None = None,
+) -> Dataset:
     """Open a split of a data set by name.
 
     Args:
@@ -36,15 +44,21 @@ def open_dataset(name: str, *, root: str | Path, split: str, count: int | None =
         root: the folder that holds the data set.
         split: one of the data set's own splits.
         count: only the first `count` images; None for all.
+        composition: how the zoo's scenes are composed; None for the demo's mixture, and for every
+            other data set.
 
     Raises:
-        ValueError: for an unknown name or split, a broken list, or a count that the split does not
-            have.
+        ValueError: for an unknown name or split, a broken list, a count that the split does not
+            have, or a composition of a data set that is not composed.
         FileNotFoundError: where the data is missing.
     """
     if name not in OPENERS:
         raise ValueError(f"unknown data set {name!r}; expected one of {sorted(OPENERS)}")
-    return OPENERS[name](root, split, count)
+    if composition is None:
+        return OPENERS[name](root, split, count)
+    if name != "zoo":
+        raise ValueError(f"only the zoo is composed: {name} takes no composition")
+    return ZooDataset(root, split, count, composition=composition)
 
 
 __all__ = [

@@ -9,6 +9,7 @@ and scaled border shows no fringe.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,8 +22,10 @@ SIDE = 128  # pixels; pictures are square
 MIN_VISIBLE = 0.55  # share of an object inside the picture
 MAX_HIDDEN = 0.2  # share that each object in front may take from it
 LEAST_PIXELS = 24  # of an object
+MOST_ATTEMPTS = 1000  # to find places where the objects of a scene do not hide one another
 HUE_SPREAD = 0.35  # radians: standard deviation of the turn of a photograph's hue
 GROUNDS = ("photograph", "invented")
+SHRUNK = (1.0, 1.0, 0.75, 0.6)  # how large none, one, two, three objects are beside a single one
 _COUNT, _GROUND, _FOCUS, _GRAIN, _OBJECT, _PLACE = range(6)  # one stream of random numbers each
 
 # Invented grounds as (upper, lower) colours, 0-255 RGB: meadow, savanna, sea, dusk, wood, snow,
@@ -64,12 +67,13 @@ class Composition(Settings):
         ground: one of GROUNDS.
         sharp: share of the scenes whose ground is in focus, in [0, 1].
         blur: least and largest standard deviation of the Gaussian that blurs the others' grounds,
-            in pixels of SIDE; an invented ground is always out of focus.
-        objects: probabilities of no, one, two, ... objects; they sum to 1.
-        size: least and largest longer side of an object where it is alone, as a share of SIDE; two
-            are 0.75 and three 0.6 times as large.
-        place: least and largest distance of an object's centre from the middle, to the nearest
-            side of a square, as a share of SIDE.
+            in pixels of SIDE, in [0, 64]; an invented ground is always out of focus.
+        object_counts: shares of the scenes with no, one, two and three objects; they sum to 1, and
+            the last ones may be left out.
+        object_size: least and largest longer side of an object where it is alone, as a share of
+            SIDE, in [0.1, 1.5]; two are 0.75 and three 0.6 times as large.
+        object_place: least and largest distance of an object's centre from the middle, as a share
+            of SIDE, in [0, 0.5]; distance is the larger one of those along x and y.
         likeness: in [0, 1]: how far the ground takes on the mean colour and contrast of the
             largest object.
     """
@@ -77,29 +81,47 @@ class Composition(Settings):
     ground: str = "photograph"
     sharp: float = 0.4
     blur: tuple[float, float] = (0.5, 2.0)
-    objects: tuple[float, ...] = (0.0, 0.6, 0.3, 0.1)
-    size: tuple[float, float] = (0.5, 0.95)
-    place: tuple[float, float] = (0.0, 0.28)
+    object_counts: tuple[float, ...] = (0.0, 0.6, 0.3, 0.1)
+    object_size: tuple[float, float] = (0.5, 0.95)
+    object_place: tuple[float, float] = (0.0, 0.28)
     likeness: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of its range."""
-        for name in ("blur", "objects", "size", "place"):  # JSON and presets have lists
+        for name in ("blur", "object_counts", "object_size", "object_place"):
+            # JSON and presets have lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        counts, pair = self.object_counts, "two numbers in {}, the least first"
         self.check("ground", self.ground in GROUNDS, f"one of {GROUNDS}")
         self.check("sharp", 0 <= self.sharp <= 1, "in [0, 1]")
-        self.check("blur", _ordered(self.blur, 0, 64), "two numbers in [0, 64], the least first")
-        total = math.fsum(self.objects)
-        proper = 1 <= len(self.objects) <= 4 and min(self.objects) >= 0
-        self.check("objects", proper and abs(total - 1) < 1e-6, "up to four shares that sum to 1")
-        self.check("size", _ordered(self.size, 0.1, 1.5), "two numbers in [0.1, 1.5]")
-        self.check("place", _ordered(self.place, 0, 0.5), "two numbers in [0, 0.5]")
+        self.check("blur", _ordered(self.blur, 0, 64), pair.format("[0, 64]"))
+        shares = 1 <= len(counts) <= len(SHRUNK) and min(counts) >= 0
+        self.check(
+            "object_counts",
+            shares and math.isclose(math.fsum(counts), 1, abs_tol=1e-9),
+            f"up to {len(SHRUNK)} shares that sum to 1",
+        )
+        self.check("object_size", _ordered(self.object_size, 0.1, 1.5), pair.format("[0.1, 1.5]"))
+        self.check("object_place", _ordered(self.object_place, 0, 0.5), pair.format("[0, 0.5]"))
         self.check("likeness", 0 <= self.likeness <= 1, "in [0, 1]")
 
-    def changed(self, dials: dict[str, Any]) -> "Composition":
-        """This composition with other values for the dials that are not None."""
-        known = {field.name for field in fields(self)}
-        return replace(self, **{k: v for k, v in dials.items() if k in known and v is not None})
+    def changed(self, dials: Mapping[str, Any]) -> "Composition":
+        """This composition with other values for some of its dials.
+
+        Args:
+            dials: such as a notebook's `globals()`: values by the names of the attributes; None
+                leaves a dial as it is, and other names are ignored.
+
+        Raises:
+            ValueError: for a value out of its range, or a focus that is set for a ground that has
+                none.
+        """
+        names = [field.name for field in fields(self)]
+        given = {name: dials[name] for name in names if dials.get(name) is not None}
+        new = replace(self, **given)
+        if new.ground == "invented" and given.keys() & {"sharp", "blur"}:
+            raise ValueError("an invented ground has no focus: leave sharp and blur unset")
+        return new
 
 
 def _ordered(pair: tuple[float, ...], low: float, high: float) -> bool:
@@ -113,12 +135,22 @@ COMPOSITIONS = {
     "sharp": replace(MIXTURE, sharp=1.0),  # everything in focus
     "soft": replace(MIXTURE, sharp=0.0, blur=(2.0, 2.0)),  # every ground out of focus
     "portrait": replace(  # one large object in the middle, the ground far out of focus
-        MIXTURE, sharp=0.0, blur=(4.0, 4.0), objects=(0, 1), size=(0.7, 0.95), place=(0.0, 0.08)
+        MIXTURE,
+        sharp=0.0,
+        blur=(4.0, 4.0),
+        object_counts=(0, 1),
+        object_size=(0.7, 0.95),
+        object_place=(0.0, 0.08),
     ),
-    "crowd": replace(MIXTURE, objects=(0, 0, 0, 1), size=(0.42, 0.6), place=(0.0, 0.38)),
-    "edge": replace(MIXTURE, objects=(0, 1), place=(0.32, 0.46)),  # cut by the border
-    "camouflage": replace(MIXTURE, objects=(0, 1), likeness=1.0),  # ground in its colours
-    "empty": replace(MIXTURE, objects=(1,)),
+    "crowd": replace(  # three small ones
+        MIXTURE,
+        object_counts=(0, 0, 0, 1),
+        object_size=(0.42, 0.6),
+        object_place=(0.0, 0.38),
+    ),
+    "edge": replace(MIXTURE, object_counts=(0, 1), object_place=(0.32, 0.46)),  # cut by the border
+    "camouflage": replace(MIXTURE, object_counts=(0, 1), likeness=1.0),  # ground in its colours
+    "empty": replace(MIXTURE, object_counts=(1,)),
     "invented": replace(MIXTURE, ground="invented"),  # landscapes without a detail
 }
 
@@ -151,7 +183,7 @@ def take_ground(
     image = photographs[rng.integers(len(photographs))]
     most = min(image.size)
     window = round(math.exp(rng.uniform(math.log(min(side, most)), math.log(most))))
-    left, top = (rng.integers(0, extent - window + 1) for extent in image.size)
+    left, top = (int(rng.integers(0, extent - window + 1)) for extent in image.size)
     flip, angle, light = rng.random() < 0.5, rng.normal(0, hue_spread), rng.uniform(0.75, 1.15)
     box = (left, top, left + window, top + window)
     ground = image.resize((side, side), Image.Resampling.LANCZOS, box=box)
@@ -163,9 +195,16 @@ def take_ground(
 
 
 def turn_hue(colours: np.ndarray, angle: float) -> np.ndarray:
-    """Turn colours (..., 3) about the grey axis by an angle in radians (Rodrigues' formula).
+    """Turn colours about the grey axis (Rodrigues' formula); their mean and saturation stay.
 
     Linear, so premultiplied colours may be turned as well.
+
+    Args:
+        colours: (..., 3) float32 RGB.
+        angle: in radians.
+
+    Returns:
+        (..., 3) float32.
     """
     luma = (colours @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     chroma = colours - luma
@@ -234,7 +273,17 @@ def take_on_colours(ground: np.ndarray, layer: np.ndarray, *, likeness: float) -
 
 
 def transform(cutout: Image.Image, *, longer: float, flip: bool, degrees: float) -> Image.Image:
-    """Flip, turn and scale a cut-out to `longer` pixels; premultiplied."""
+    """Flip, turn and scale a cut-out.
+
+    Args:
+        cutout: RGBA.
+        longer: longer side of the result, in pixels.
+        flip: whether it is mirrored, left and right.
+        degrees: turn to the left.
+
+    Returns:
+        RGBa, which is RGBA with colours premultiplied by alpha; as tight as the object.
+    """
     image = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cutout
     image = image.convert("RGBa")
     image = image.rotate(degrees, Image.Resampling.BICUBIC, expand=True)
@@ -247,9 +296,16 @@ def transform(cutout: Image.Image, *, longer: float, flip: bool, degrees: float)
 def lay(
     image: Image.Image, centre: tuple[float, float], brightness: float, *, side: int
 ) -> np.ndarray:
-    """Put a premultiplied object at centre (x, y) pixels of an empty layer.
+    """Put an object on an empty layer, its edge softened as by a lens.
 
-    Returns (side, side, 4) float32, premultiplied.
+    Args:
+        image: premultiplied, as `transform` gives it.
+        centre: x, y of its centre, in pixels.
+        brightness: factor of its colours.
+        side: of the layer in pixels.
+
+    Returns:
+        (side, side, 4) float32, colours in 0-255 times brightness, premultiplied by alpha in 0-255.
     """
     layer = Image.new("RGBa", (side, side))
     layer.paste(image, (round(centre[0] - image.width / 2), round(centre[1] - image.height / 2)))
@@ -259,12 +315,20 @@ def lay(
 
 
 def paste(canvas: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """Paste a premultiplied layer (H, W, 4) on a canvas (H, W, 3) -> a new canvas."""
+    """Paste a layer on a canvas: alpha compositing, I <- (1 - alpha) I + alpha F.
+
+    Args:
+        canvas: (H, W, 3) float32, I.
+        layer: (H, W, 4) float32 premultiplied, alpha F and alpha.
+
+    Returns:
+        (H, W, 3) float32.
+    """
     return canvas * (1 - layer[..., 3:] / 255) + layer[..., :3]
 
 
 def finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8 of a canvas in 0-255, with the grain of a camera."""
+    """Turn a canvas (H, W, 3) in 0-255 into a picture, uint8, with the grain of a camera."""
     grain = 2.5 * rng.standard_normal(canvas.shape[:2], dtype=np.float32)  # one camera, one grain
     return np.clip(canvas + grain[..., None], 0, 255).astype(np.uint8)
 
@@ -275,7 +339,18 @@ def finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def draw_ground(
     photographs: list[Image.Image], composition: Composition, *, seed: int, index: int, side: int
 ) -> np.ndarray:
-    """Draw the ground of scene `index`, (side, side, 3) float32."""
+    """Draw the ground of scene `index`, before it takes on colours.
+
+    Args:
+        photographs: RGB, what it may be taken from.
+        composition: "ground", "sharp" and "blur" are followed.
+        seed: of the split.
+        index: of the scene.
+        side: of the picture in pixels.
+
+    Returns:
+        (side, side, 3) float32 RGB, about 0-255.
+    """
     rng = np.random.default_rng([seed, index, _GROUND])
     if composition.ground == "invented":
         return paint_landscape(rng, side)
@@ -306,8 +381,11 @@ def compose_scene(
     Returns:
         Image (side, side, 3) uint8; masks (n, side, side) bool of what is visible, which do not
         overlap and of which none is empty; labels (n,) int64; names of the n cut-outs.
+
+    Raises:
+        ValueError: where objects of this size have no room at these places.
     """
-    shares = composition.objects
+    shares = composition.object_counts
     count = np.random.default_rng([seed, index, _COUNT]).choice(len(shares), p=shares)
     chosen, layers, masks = _place_objects(
         cutouts, composition, count, seed=seed, index=index, side=side
@@ -344,17 +422,16 @@ def _place_objects(
         mine = [c for c in cutouts if c.label == label]
         chosen.append(mine[rng.integers(len(mine))])
         poses.append((bool(rng.random() < 0.5), rng.uniform(-15, 15), rng.uniform(0.75, 1.2)))
-    scale = (1, 1, 0.75, 0.6)[count]
-    attempt = 0
-    while True:
+    for attempt in range(MOST_ATTEMPTS):
         layers: list[np.ndarray] = []
         masks: list[np.ndarray] = []
         kept = True
         for number, (cutout, (flip, degrees, light)) in enumerate(zip(chosen, poses, strict=True)):
             rng = np.random.default_rng([seed, index, _PLACE, attempt, number])
-            longer = rng.uniform(*composition.size) * scale * side
+            longer = rng.uniform(*composition.object_size) * SHRUNK[count] * side
             image = transform(cutout.image, longer=longer, flip=flip, degrees=degrees)
-            layers.append(lay(image, _centre(rng, composition.place, side), light, side=side))
+            centre = _centre(rng, composition.object_place, side)
+            layers.append(lay(image, centre, light, side=side))
             front = layers[-1][..., 3] > 127.5
             whole = (np.asarray(image)[..., 3] > 127).sum()
             behind = [mask & ~front for mask in masks]
@@ -366,7 +443,10 @@ def _place_objects(
             masks = [*behind, front]
         if kept:  # else again: something is hidden behind another object or the border
             return chosen, layers, masks
-        attempt += 1
+    raise ValueError(
+        f"scene {index} finds no room for its {count} objects in {MOST_ATTEMPTS} attempts: "
+        f"object_size={composition.object_size}, object_place={composition.object_place}"
+    )
 
 
 def _centre(rng: np.random.Generator, place: tuple[float, float], side: int) -> tuple[float, float]:

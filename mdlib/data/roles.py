@@ -3,14 +3,16 @@
 "train": clusters are made and named, networks learn; "dev": choices; "val": the report.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mdlib.core.files import StoreError, read_json
 from mdlib.core.paths import ROOT
 from mdlib.data import Cached, Dataset, Subset, open_dataset
+from mdlib.data.compose import Composition
 from mdlib.data.listing import preview
 from mdlib.data.scenes import StoredScenes
 
@@ -36,15 +38,39 @@ def open_role(prepared: Path, role: str, *, first: int | None = None) -> Dataset
     # the support set is of another data set
     entry, scenes = {**index, **entries[role]}, prepared / f"scenes_{role}.npz"
     try:
-        data = open_dataset(
-            entry["dataset"], root=ROOT / entry["root"], split=entry["split"], count=entry["count"]
-        )
+        data = _open(entry, entry["split"], count=entry["count"])
     except (OSError, ValueError) as error:
         raise StoreError(f"{role}: {error}. It could be opened by 00_prepare_data") from None
     _check_listing(data.ids, entry["ids"], role=role)
     if scenes.is_file():  # composed by 00, once for all
         data = StoredScenes(scenes, name=data.name, classes=data.classes, ids=data.ids)
     return Cached(Subset(data, without=entry["left_out"], first=first))
+
+
+def open_split(prepared: Path, split: str) -> Dataset:
+    """Open all of a split of the run's own data set, whether it plays a role or not.
+
+    Args:
+        prepared: what notebook 00 wrote.
+        split: one of the data set's own.
+
+    Raises:
+        ValueError: for an unknown split.
+        FileNotFoundError: where the data is missing.
+    """
+    return _open(read_json(prepared / "index.json"), split)
+
+
+def _open(entry: Mapping[str, Any], split: str, *, count: int | None = None) -> Dataset:
+    """A split of the data set that an entry of index.json names, composed as it was for 00."""
+    dials = entry.get("composition")
+    return open_dataset(
+        entry["dataset"],
+        root=ROOT / entry["root"],
+        split=split,
+        count=count,
+        composition=None if dials is None else Composition(**dials),
+    )
 
 
 def _check_listing(now: Sequence[str], then: Sequence[str], *, role: str) -> None:

@@ -23,12 +23,14 @@ from mdlib.data.zoo import paint_exact
 def write_scenes(path: Path, samples: list[Sample]) -> None:
     """Store scenes of one size whose objects do not overlap; all labels are exact, none is void.
 
+    A scene may be empty: then it has no masks, which is known.
+
     Raises:
-        ValueError: for a sample without objects that have masks.
+        ValueError: for a sample whose objects are not known.
     """
     found = [sample.instances for sample in samples if sample.instances is not None]
     if len(found) < len(samples):
-        raise ValueError("a scene without its objects cannot be stored")
+        raise ValueError("a scene whose objects are not known cannot be stored")
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
@@ -36,7 +38,7 @@ def write_scenes(path: Path, samples: list[Sample]) -> None:
             counts=np.array([len(instances.labels) for instances in found]),
             masks=np.packbits(np.concatenate([instances.masks for instances in found]), axis=-1),
             labels=np.concatenate([instances.labels for instances in found]),
-            names=np.array([name for instances in found for name in instances.names]),
+            names=np.array([name for instances in found for name in instances.names], str),
         )
 
 

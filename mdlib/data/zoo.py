@@ -264,12 +264,9 @@ class Places:
             ground = compose.paint_landscape(rng)
             ground = compose.turn_hue(ground, rng.normal(0, self.hue_spread))
         else:
-            blur = 0.0 if rng.random() < self.composition.sharp else None
-            drawn = rng.uniform(*self.composition.blur)
+            is_sharp = rng.random() < self.composition.sharp
+            blur = rng.uniform(*self.composition.blur)
             ground = compose.take_ground(
-                self.photographs,
-                rng,
-                blur=drawn if blur is None else blur,
-                hue_spread=self.hue_spread,
+                self.photographs, rng, blur=0 if is_sharp else blur, hue_spread=self.hue_spread
             )
         return ground.clip(0, 255).astype(np.uint8)

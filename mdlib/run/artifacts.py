@@ -181,6 +181,13 @@ class RunArtifacts:
             self._datasets[role] = roles.open_role(self.folder("00"), role)
         return self._datasets[role]
 
+    def split(self, name: str) -> Dataset:
+        """All of a split of the run's data set, such as VOC's "instances", whatever its role.
+
+        Raises ValueError for an unknown split.
+        """
+        return roles.open_split(self.folder("00"), name)
+
     @property
     def has_support(self) -> bool:
         """Whether masks of a second data set, role "support", join those of train in k-means."""

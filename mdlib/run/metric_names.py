@@ -5,6 +5,12 @@ families, such as one for each rule and measure, are put together below.
 """
 
 MEANINGS = {
+    "mask_iou_sharpness_dev": (
+        "stage 0: mask IoU on dev of the largest region in focus, which has learned nothing; the "
+        "higher, the easier this world is for sharpness"
+    ),
+    "mask_iou_geodesic_dev": "the same of the geodesic prior, for colour",
+    "mask_iou_centre_box_dev": "the same of a centred box, for place",
     "mask_iou": "stage 1: IoU of the mask with the object it overlaps best, mean over val images",
     "mask_iou_train": "the same over train images",
     "masks_per_image": "stage 1: masks an image, train",

@@ -31,6 +31,10 @@ from pydantic import (
 # Names that are too many for a comment. The library has its own tables, which need torch; a test
 # compares them.
 LISTS = {
+    "COMPOSITIONS": (
+        *("mixture", "sharp", "soft", "portrait", "crowd"),
+        *("edge", "camouflage", "empty", "invented"),
+    ),
     "DATASETS": ("zoo", "voc2012", "voc2007", "coco", "coco_agnostic", "folder"),
     "ENCODERS": (
         "zoo",
@@ -38,6 +42,8 @@ LISTS = {
         *("dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "mocov3_vits16"),
     ),
 }
+# The dials of `data.compose.Composition`, parameters of 00
+DIALS = ("ground", "sharp", "blur", "object_counts", "object_size", "object_place", "likeness")
 BLOCKS = {"vit": 5, "resnet50": 4}  # how many parts of each backbone can learn
 
 _NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
@@ -143,6 +149,7 @@ TYPES: dict[str, object] = {
     "str": StrictStr,
     "bool": StrictBool,
     "list[int]": Annotated[list[StrictInt], Strict()],
+    "list[float]": Annotated[list[Annotated[FiniteFloat, Strict()]], Strict()],
     "None": None,
 }
 _WRITTEN = {  # how a value of each is written
@@ -151,6 +158,7 @@ _WRITTEN = {  # how a value of each is written
     "str": "text",
     "bool": "true or false",
     "list[int]": "[400, 600]",
+    "list[float]": "[0.5, 2]",
     "None": "null",
 }
 
@@ -215,7 +223,7 @@ def read_value(name: str, given: object, parameter: Parameter) -> object:
     if isinstance(given, str):
         given = _from_text(name, given, parameter)
     elif isinstance(given, list):
-        given = [_whole(name, each, parameter) if isinstance(each, str) else each for each in given]
+        given = [_item(name, each, parameter) if isinstance(each, str) else each for each in given]
     return check_value(name, given, parameter)
 
 
@@ -233,9 +241,9 @@ def _from_text(name: str, text: str, parameter: Parameter) -> object:
         return os.path.expanduser(text) if text.startswith(("~/", "~\\")) else text
     if "bool" in types and word in _BOOL:
         return _BOOL[word]
-    if "list[int]" in types and word.startswith("[") and word.endswith("]"):
+    if {"list[int]", "list[float]"} & {*types} and word.startswith("[") and word.endswith("]"):
         items = word[1:-1].split(",") if word[1:-1].strip() else []
-        return [_whole(name, item, parameter) for item in items]
+        return [_item(name, item, parameter) for item in items]
     if "int" in types and _INT.fullmatch(word):
         return int(word)
     if "float" in types and _FLOAT.fullmatch(word):
@@ -243,11 +251,13 @@ def _from_text(name: str, text: str, parameter: Parameter) -> object:
     raise _wrongly_written(name, text, parameter)
 
 
-def _whole(name: str, text: str, parameter: Parameter) -> int:
-    """An item of a list of whole numbers."""
-    if not _INT.fullmatch(text.strip()):
-        raise _wrongly_written(name, text, parameter)
-    return int(text)
+def _item(name: str, text: str, parameter: Parameter) -> int | float:
+    """An item of a list of numbers, which are whole but in a list[float]."""
+    if _INT.fullmatch(text.strip()):
+        return int(text)
+    if "list[float]" in parameter.types and _FLOAT.fullmatch(text.strip()):
+        return float(text)
+    raise _wrongly_written(name, text, parameter)
 
 
 def _wrongly_written(name: str, text: str, parameter: Parameter) -> PresetError:
@@ -297,6 +307,13 @@ TOGETHER: tuple[tuple[str, Callable[..., bool], str], ...] = (
         lambda example, scenes: example < scenes,
         "`example` counts from 0 and must be below `train_scenes`",
     ),
+    (
+        f"dataset composition {' '.join(DIALS)}",
+        lambda dataset, composition, *dials: (
+            dataset == "zoo" or (composition == "mixture" and all(dial is None for dial in dials))
+        ),
+        "only the zoo is composed: for another data set leave `composition` and its dials unset",
+    ),
 )
 
 
@@ -315,3 +332,10 @@ def check_together(notebook: str, values: Mapping[str, object]) -> None:
         if all(key in values for key in keys) and not fits(*(values[key] for key in keys)):
             given = ", ".join(f"{key}={values[key]!r}" for key in keys)
             raise PresetError(f"{notebook}: {expected}; got {given}")
+    if "composition" in values:
+        from mdlib.data.compose import COMPOSITIONS  # half a second, for this notebook alone
+
+        try:
+            COMPOSITIONS[str(values["composition"])].changed(values)
+        except ValueError as error:
+            raise PresetError(f"{notebook}: {error}") from None

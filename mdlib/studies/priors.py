@@ -24,6 +24,7 @@ depend on it: say which one was used.
 4. Wang et al., CutLER (MaskCut), arXiv 2301.11320.
 5. Achanta et al., Frequency-tuned salient region detection, CVPR 2009.
 6. Wei et al., Geodesic saliency using background priors, ECCV 2012.
+7. Pertuz et al., Analysis of focus measure operators, Pattern Recognition 2013.
 """
 
 import numpy as np
@@ -249,6 +250,43 @@ def geodesic_saliency(image: np.ndarray) -> np.ndarray:
     return dijkstra(graph, directed=False, indices=np.unique(border), min_only=True).reshape(
         nodes.shape
     )
+
+
+def local_sharpness(image: np.ndarray, *, radius: float) -> np.ndarray:
+    """How much detail there is around a pixel (ours).
+
+    The energy of the Laplacian, a measure of focus (7), averaged by a Gaussian: what is in focus
+    has more of it than what is not.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        radius: standard deviation of the Gaussian, in pixels; above 0.
+
+    Returns:
+        (H, W) float64, squared Lab units.
+
+    Raises:
+        ValueError: for an image of another shape or dtype.
+    """
+    detail = ndimage.laplace(to_lab(image)[..., 0], mode="nearest")
+    return ndimage.gaussian_filter(detail**2, radius, mode="nearest")
+
+
+def sharp_mask(sharpness: np.ndarray, *, factor: float) -> np.ndarray:
+    """The largest sharp region, filled (ours): an object has smooth parts inside its outline.
+
+    Args:
+        sharpness: (H, W), as `local_sharpness` gives it.
+        factor: pixels above `factor` times the mean are sharp; 1 or more.
+
+    Returns:
+        (H, W) bool: the largest 4-connected component, the first on a tie, with its holes; empty
+        where sharpness is the same everywhere.
+    """
+    regions, _ = ndimage.label(sharpness > factor * sharpness.mean())
+    sizes = np.bincount(regions.ravel())
+    sizes[0] = 0  # what is not sharp
+    return ndimage.binary_fill_holes((regions == sizes.argmax()) & (regions > 0))
 
 
 def salient_mask(saliency: np.ndarray, *, factor: float) -> np.ndarray:

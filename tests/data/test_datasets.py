@@ -15,13 +15,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mdlib.core.files import StoreError, write_json
+from mdlib.core.files import StoreError, read_json, write_json
 from mdlib.core.mask import mask_to_box
 from mdlib.data import Cached, Instances, NoLabels, Sample, Subset, open_dataset
 from mdlib.data.checks import check_sample, try_sample
+from mdlib.data.compose import COMPOSITIONS, MIXTURE
 from mdlib.data.images import ImageError, image_size, lies_turned, read_image, read_true_labels
-from mdlib.data.roles import labelled_roles, mapped_roles, open_role
-from mdlib.data.zoo import ClipDataset
+from mdlib.data.roles import labelled_roles, mapped_roles, open_role, open_split
 
 SPLITS = ("train", "dev", "val")
 
@@ -131,18 +131,12 @@ def test_a_data_set_ends(zoo_root):
             data[index]
 
 
-def test_clips_are_pure_and_of_train_cutouts_alone(zoo_root):
-    one, other = ClipDataset(zoo_root, seed=5), ClipDataset(zoo_root, seed=5)
-    for a, b, c in zip(one[3], other[3], ClipDataset(zoo_root, seed=6)[3], strict=True):
-        np.testing.assert_array_equal(a, b)
-        assert (a != c).any()
-    assert {c.split for c in one.cutouts} == {"train"}
-
-
-def test_every_cutout_is_a_source_and_a_count_is_one_or_more(zoo_root):
-    names = {path.name for path in zoo(zoo_root).sources()}
-    stored = {path.name for path in (zoo_root / "cutouts").glob("*.png")}
-    assert names == stored | {"cutouts.csv"} and len(stored) == 44
+def test_every_picture_is_a_source_and_a_count_is_one_or_more(zoo_root):
+    stored = {
+        path for folder in ("cutouts", "backgrounds") for path in (zoo_root / folder).iterdir()
+    }
+    tables = {zoo_root / "cutouts.csv", zoo_root / "backgrounds.csv"}
+    assert {*zoo(zoo_root).sources()} == stored | tables
     for count in (0, -5):
         with pytest.raises(ValueError, match=f"a zoo of {count} scenes"):
             zoo(zoo_root, count=count)
@@ -153,6 +147,8 @@ def test_unknown_names_are_refused_with_the_known_ones(zoo_root, tmp_path):
         zoo(zoo_root, "test")
     with pytest.raises(ValueError, match=r"'cityscapes'.*zoo"):
         open_dataset("cityscapes", root=zoo_root, split="val")
+    with pytest.raises(ValueError, match="only the zoo is composed: voc2012"):
+        open_dataset("voc2012", root=zoo_root, split="val", composition=MIXTURE)
     with pytest.raises(FileNotFoundError, match="no zoo at"):
         zoo(tmp_path)
 
@@ -551,7 +547,7 @@ def test_a_subset_leaves_out_first_and_counts_then():
 # ---------------------------------------------------------------- roles
 
 
-def prepare(folder, zoo_root, **splits):
+def prepare(folder, zoo_root, *, composition=MIXTURE, **splits):
     """What 00 writes, for a zoo: role -> {"split", "count", "ids", "left_out", "labels"}."""
     roles = {
         role: {
@@ -562,10 +558,8 @@ def prepare(folder, zoo_root, **splits):
         }
         for role, entry in splits.items()
     }
-    write_json(
-        folder / "index.json",
-        {"dataset": "zoo", "root": str(zoo_root), "classes": [], "splits": roles},
-    )
+    index = {"dataset": "zoo", "root": str(zoo_root), "classes": [], "splits": roles}
+    write_json(folder / "index.json", index | {"composition": dataclasses.asdict(composition)})
 
 
 def test_a_role_is_opened_without_the_images_that_were_left_out(tmp_path, zoo_root):
@@ -579,6 +573,29 @@ def test_a_role_is_opened_without_the_images_that_were_left_out(tmp_path, zoo_ro
     assert train.ids == ("dev_00000", "dev_00002", "dev_00003")
     assert open_role(tmp_path, "train", first=2).ids == ("dev_00000", "dev_00002")
     assert len(open_role(tmp_path, "val")) == 2
+
+
+def test_a_role_and_a_split_are_composed_as_00_composed_them(tmp_path, zoo_root):
+    crowd = COMPOSITIONS["crowd"]
+    prepare(tmp_path, zoo_root, composition=crowd, train={"split": "train", "count": 2})
+    expected = open_dataset("zoo", root=zoo_root, split="train", composition=crowd)
+    for data in (open_role(tmp_path, "train"), open_split(tmp_path, "train")):
+        assert_same(data[1], expected[1])
+    assert open_split(tmp_path, "sealed").composition == crowd
+    with pytest.raises(ValueError, match="'test'"):
+        open_split(tmp_path, "test")
+
+
+def test_a_support_set_that_is_not_composed_is_opened_beside_the_zoo(tmp_path, zoo_root):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    saved(photos, Image.new("RGB", (9, 9)), "a.png")
+    prepare(tmp_path, zoo_root, train={"split": "train", "count": 1})
+    index = read_json(tmp_path / "index.json")
+    support = {"dataset": "folder", "root": str(photos), "split": "train", "count": None}
+    support |= {"ids": ["a"], "left_out": [], "composition": None}
+    write_json(tmp_path / "index.json", index | {"support": support})
+    assert open_role(tmp_path, "support").ids == ("a",)
 
 
 def test_a_role_that_a_run_does_not_have_is_named(tmp_path, zoo_root):

@@ -8,7 +8,9 @@ import pytest
 from mdlib.core.files import StoreError
 from mdlib.core.paths import ROOT
 from mdlib.data import Instances, Sample, open_dataset
+from mdlib.data.compose import COMPOSITIONS
 from mdlib.data.scenes import StoredScenes, write_scenes
+from mdlib.data.zoo import ZooDataset
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,21 @@ def test_a_width_that_is_no_multiple_of_eight_comes_back(tmp_path, zoo):
     write_scenes(tmp_path / "s.npz", [sample])
     stored = StoredScenes(tmp_path / "s.npz", name="s", classes=("background", "thing"), ids=["a"])
     np.testing.assert_array_equal(stored[0].instances.masks, mask)
+
+
+def test_scenes_without_objects_come_back(tmp_path):
+    empty = ZooDataset(ROOT / "data" / "zoo", "dev", 3, composition=COMPOSITIONS["empty"])
+    write_scenes(tmp_path / "scenes.npz", list(empty))
+    stored = opened(tmp_path / "scenes.npz", empty)
+    for kept, fresh in zip(stored, empty, strict=True):
+        np.testing.assert_array_equal(kept.image, fresh.image)
+        assert not kept.semantic.any() and kept.instances.masks.shape == (0, 128, 128)
+        assert kept.instances.names == () and kept.instances.labels.dtype == np.int64
+
+
+def test_a_scene_whose_objects_are_not_known_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not known"):
+        write_scenes(tmp_path / "s.npz", [Sample("a", np.zeros((8, 8, 3), np.uint8))])
 
 
 def test_a_missing_torn_or_foreign_file_is_refused(tmp_path, zoo):

@@ -198,6 +198,7 @@ def test_data(run, zoo_root):
     train = run.dataset("train")
     assert train.ids == IDS["train"] and run.dataset("train", first=1).ids == IDS["train"][:1]
     assert run.labelled_roles() == run.mapped_roles() == {"train"}
+    assert run.split("dev").ids[0] == "dev_00000"
     with pytest.raises(StoreError, match="no dev images"):
         run.dataset("dev")
 

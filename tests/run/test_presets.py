@@ -282,6 +282,8 @@ def test_every_number_of_a_notebook_has_a_range_and_its_own_value_lies_in_it(pat
 
 CHOICES = {
     "dataset",
+    "composition",
+    "ground",
     "support_dataset",
     "encoder_name",
     "center",

@@ -1,12 +1,14 @@
 """The grammar of ranges, and how values of parameters are read and checked."""
 
 import math
+from dataclasses import fields
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdlib.data import OPENERS
+from mdlib.data.compose import COMPOSITIONS, GROUNDS, Composition
 from mdlib.method.masks import CENTERS
 from mdlib.method.pseudo_labels import OVERLAPS
 from mdlib.models.backbones import BACKBONES, build_map
@@ -15,6 +17,7 @@ from mdlib.models.hub import PUBLISHED
 from mdlib.run.presets import read_parameters
 from mdlib.run.values import (
     BLOCKS,
+    DIALS,
     LISTS,
     Parameter,
     PresetError,
@@ -37,6 +40,9 @@ def words_of(notebook, name):
 
 def test_the_words_of_the_notebooks_are_those_of_the_library():
     assert {*LISTS["DATASETS"]} == {*OPENERS}
+    assert LISTS["COMPOSITIONS"] == (*COMPOSITIONS,)
+    assert tuple(field.name for field in fields(Composition)) == DIALS
+    assert {*words_of("00_prepare_data", "ground")} == {*GROUNDS}
     assert LISTS["ENCODERS"] == ("zoo", *PUBLISHED)
     assert {*words_of("01_distill_masks", "center")} == {*CENTERS}
     assert {*words_of("04_filter_masks", "overlap")} == {*OVERLAPS}
@@ -140,6 +146,8 @@ def test_a_message_says_the_rule_and_the_value():
         ("float", 0.5),
         ("list[int]", []),
         ("list[int]", [1, 2]),
+        ("list[float] | None", [0.5, 2.0]),
+        ("list[float] | None", None),
     ],
 )
 def test_a_value_of_the_declared_type_stays_as_it_is(declared, value):
@@ -296,6 +304,9 @@ def test_a_batch_has_equal_parts_and_deeplab_two_images_in_each(batch, parts, gp
             check_together("05", values)
 
 
+UNSET = dict.fromkeys(DIALS)
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -305,9 +316,43 @@ def test_a_batch_has_equal_parts_and_deeplab_two_images_in_each(batch, parts, gp
         {"batch": 2, "wide_every": 4},
         {"schedule": 5, "steps": 6},
         {"example": 120, "train_scenes": 120},
+        UNSET | {"dataset": "voc2012", "composition": "sharp"},
+        UNSET | {"dataset": "folder", "composition": "mixture", "likeness": 0.5},
     ],
 )
 def test_values_that_do_not_fit_one_another_are_both_named(values):
     with pytest.raises(PresetError) as refused:
         check_together("own", values)
     assert all(f"{name}={value!r}" in str(refused.value) for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("dials", "why"),
+    [
+        ({"blur": [2.0, 1.0]}, "blur must be two numbers in .*, the least first, got"),
+        ({"object_counts": [0.5, 0.4]}, "object_counts must be up to 4 shares that sum to 1"),
+        ({"ground": "invented", "sharp": 0.5}, "no focus"),
+    ],
+)
+def test_dials_that_make_no_composition_are_refused_before_a_run(dials, why):
+    values = UNSET | {"dataset": "zoo", "composition": "mixture"}
+    check_together("00", values)
+    with pytest.raises(PresetError, match=f"^00: .*{why}"):
+        check_together("00", values | dials)
+    check_together("00", UNSET | {"dataset": "voc2012", "composition": "mixture"})
+
+
+def test_a_list_of_numbers_is_read_from_text():
+    blur = Parameter("list[float] | None", None, "least and largest; in [0, 64]")
+    for text, value in (
+        ("[0.5, 2]", [0.5, 2]),
+        ("[]", []),
+        ("null", None),
+        (["1", "1.5"], [1, 1.5]),
+    ):
+        assert read_value("blur", text, blur) == value
+    for text in ("0.5, 2", "[a, 2]", "[0.5, 65]", "[nan]"):
+        with pytest.raises(PresetError, match="blur must be"):
+            read_value("blur", text, blur)
+    with pytest.raises(PresetError, match=r"written as \[400, 600\]"):
+        read_value("sides", "[0.5]", Parameter("list[int]", []))

@@ -354,6 +354,52 @@ def test_geodesic_saliency_misses_what_touches_the_border():
     assert not priors.geodesic_saliency(picture(square=touching)).any()
 
 
+def sharp_disc(rng, *, blur):
+    """(picture, disc): a disc of grain on a ground of the same grain, blurred."""
+    grain = rng.integers(0, 256, (64, 80), np.uint8)
+    soft = ndimage.gaussian_filter(grain.astype(float), blur) if blur else grain
+    ys, xs = np.mgrid[:64, :80]
+    disc = np.hypot(ys - 30, xs - 45) < 16
+    return np.where(disc, grain, soft).astype(np.uint8)[..., None].repeat(3, 2), disc
+
+
+def sharp(image):
+    return priors.sharp_mask(priors.local_sharpness(image, radius=2.0), factor=1.0)
+
+
+def test_a_sharp_disc_on_blurred_ground_is_found(rng):
+    image, disc = sharp_disc(rng, blur=2)
+    found = sharp(image)
+    assert (found & disc).sum() / (found | disc).sum() > 0.8
+    np.testing.assert_array_equal(sharp(image[:, ::-1]), found[:, ::-1])
+    image, disc = sharp_disc(rng, blur=0)  # where all is sharp, nothing tells the disc
+    assert (sharp(image) & disc).sum() / (sharp(image) | disc).sum() < 0.5
+
+
+def test_a_flat_picture_has_no_sharp_region():
+    assert not priors.local_sharpness(picture(), radius=2.0).any()
+    assert not sharp(picture()).any()
+
+
+def test_sharpness_is_the_energy_of_the_laplacian_around_a_pixel():
+    image = picture(size=(41, 41))
+    image[20, 20] = 255
+    light = priors.to_lab(image)[..., 0]
+    step = light[20, 20] - light[0, 0]
+    found = priors.local_sharpness(image, radius=2.0)
+    # a single pixel: -4 at its place, 1 at its four neighbours; a Gaussian keeps the sum
+    np.testing.assert_allclose(found.sum(), (16 + 4) * step**2, rtol=1e-6)
+    assert np.unravel_index(found.argmax(), found.shape) == (20, 20)
+
+
+def test_sharp_mask_is_the_largest_region_with_its_holes():
+    sharpness = np.zeros((9, 12))
+    sharpness[1:6, 1:6], sharpness[3, 3], sharpness[7:9, 8:12] = 4, 0, 9
+    expected = np.zeros((9, 12), bool)
+    expected[1:6, 1:6] = True
+    np.testing.assert_array_equal(priors.sharp_mask(sharpness, factor=1.0), expected)
+
+
 def test_salient_mask_is_the_square():
     image, expected = picture(square=SQUARE), np.zeros((32, 40), bool)
     expected[SQUARE] = True
