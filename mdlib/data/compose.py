@@ -359,6 +359,82 @@ def draw_ground(
     return take_ground(photographs, rng, blur=0 if is_sharp else blur * side / SIDE, side=side)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a scene is composed of, n objects: an experiment can change a part and render it again.
+
+    Attributes:
+        ground: (side, side, 3) float32 RGB, about 0-255, without objects.
+        layers: (n, side, side, 4) float32, the objects as `lay` gives them; later ones in front.
+        masks: (n, side, side) bool of what is visible; they do not overlap and none is empty.
+        labels: (n,) int64 class indices.
+        names: of the n cut-outs.
+        photograph: number of the photograph that the ground is taken from; -1: it is invented.
+        grain: seeds of the camera's grain.
+    """
+
+    ground: np.ndarray
+    layers: np.ndarray
+    masks: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    photograph: int
+    grain: tuple[int, ...]
+
+    def render(self) -> np.ndarray:
+        """Paste the objects on the ground, in order, and add the grain: (side, side, 3) uint8."""
+        canvas = self.ground
+        for layer in self.layers:
+            canvas = paste(canvas, layer)
+        return finish(canvas, np.random.default_rng(self.grain))
+
+
+def scene_parts(
+    cutouts: list[Cutout],
+    photographs: list[Image.Image],
+    composition: Composition,
+    *,
+    seed: int,
+    index: int,
+    side: int = SIDE,
+) -> Parts:
+    """Draw the parts of scene `index`.
+
+    Args:
+        cutouts: what may be pasted; a class is drawn evenly first, then one of its cut-outs.
+        photographs: what the ground may be taken from.
+        composition: the dials.
+        seed: of the split.
+        index: of the scene.
+        side: of the picture in pixels.
+
+    Raises:
+        ValueError: where objects of this size have no room at these places.
+    """
+    shares = composition.object_counts
+    count = np.random.default_rng([seed, index, _COUNT]).choice(len(shares), p=shares)
+    chosen, layers, masks = _place_objects(
+        cutouts, composition, count, seed=seed, index=index, side=side
+    )
+    ground = draw_ground(photographs, composition, seed=seed, index=index, side=side)
+    if composition.likeness > 0 and count:
+        largest = layers[int(np.argmax([mask.sum() for mask in masks]))]
+        ground = take_on_colours(ground, largest, likeness=composition.likeness)
+    photograph = -1
+    if composition.ground == "photograph":  # the first number of the stream, see `take_ground`
+        rng = np.random.default_rng([seed, index, _GROUND])
+        photograph = int(rng.integers(len(photographs)))
+    return Parts(
+        ground=ground,
+        layers=np.stack(layers) if layers else np.zeros((0, side, side, 4), np.float32),
+        masks=np.stack(masks) if masks else np.zeros((0, side, side), bool),
+        labels=np.array([c.label for c in chosen], np.int64),
+        names=tuple(c.name for c in chosen),
+        photograph=photograph,
+        grain=(seed, index, _GRAIN),
+    )
+
+
 def compose_scene(
     cutouts: list[Cutout],
     photographs: list[Image.Image],
@@ -371,8 +447,8 @@ def compose_scene(
     """Compose scene `index`: a ground and objects on it, later ones in front.
 
     Args:
-        cutouts: what may be pasted; a class is drawn evenly first, then one of its cut-outs.
-        photographs: what the ground may be taken from.
+        cutouts: as in `scene_parts`.
+        photographs: as in `scene_parts`.
         composition: the dials.
         seed: of the split.
         index: of the scene.
@@ -385,23 +461,8 @@ def compose_scene(
     Raises:
         ValueError: where objects of this size have no room at these places.
     """
-    shares = composition.object_counts
-    count = np.random.default_rng([seed, index, _COUNT]).choice(len(shares), p=shares)
-    chosen, layers, masks = _place_objects(
-        cutouts, composition, count, seed=seed, index=index, side=side
-    )
-    canvas = draw_ground(photographs, composition, seed=seed, index=index, side=side)
-    if composition.likeness > 0 and count:
-        largest = layers[int(np.argmax([mask.sum() for mask in masks]))]
-        canvas = take_on_colours(canvas, largest, likeness=composition.likeness)
-    for layer in layers:
-        canvas = paste(canvas, layer)
-    return (
-        finish(canvas, np.random.default_rng([seed, index, _GRAIN])),
-        np.stack(masks) if masks else np.zeros((0, side, side), bool),
-        np.array([c.label for c in chosen], np.int64),
-        tuple(c.name for c in chosen),
-    )
+    parts = scene_parts(cutouts, photographs, composition, seed=seed, index=index, side=side)
+    return parts.render(), parts.masks, parts.labels, parts.names
 
 
 def _place_objects(

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mdlib.data import compose
-from mdlib.data.compose import SIDE, Composition, Cutout
+from mdlib.data.compose import SIDE, Composition, Cutout, Parts
 from mdlib.data.dataset import Dataset, Labels
 from mdlib.data.sample import Instances, Sample
 
@@ -139,18 +139,22 @@ class ZooDataset(Dataset):
         self.photographs = load_photographs(self.root)[own]
         self.seen = {c.name for c in everything if c.split == "train"}  # in the encoder's shots too
 
-    def _compose(self, i: int) -> tuple[np.ndarray, Instances]:
-        """Image and objects of scene i."""
+    def parts(self, i: int) -> Parts:
+        """What scene i is composed of; `Parts.render` gives its image."""
         if not 0 <= i < len(self):
             raise IndexError(f"scene {i} of {len(self)}")
-        image, masks, labels, names = compose.compose_scene(
+        return compose.scene_parts(
             self.cutouts,
             self.photographs,
             self.composition,
             seed=SPLIT_SEEDS[self.split],
             index=i,
         )
-        return image, Instances(masks, labels, names)
+
+    def _compose(self, i: int) -> tuple[np.ndarray, Instances]:
+        """Image and objects of scene i."""
+        parts = self.parts(i)
+        return parts.render(), Instances(parts.masks, parts.labels, parts.names)
 
     def sources(self) -> list[Path]:
         """The tables and all their pictures: their number decides which of them a scene draws."""

@@ -180,6 +180,7 @@ def image_table(
     *,
     columns: Sequence[str],
     labels: Sequence[str],
+    notes: Sequence[Sequence[str]] = (),
     size: float = 1.35,
 ) -> Figure:
     """Rows of pictures with a heading for each column and a label for each row.
@@ -189,6 +190,8 @@ def image_table(
             where a small data set has no more cases to show.
         columns: the headings.
         labels: one for each row.
+        notes: a few letters for each picture of each row, written into its upper left corner; none:
+            no picture has one.
         size: side of a picture, in inches.
 
     Raises:
@@ -210,10 +213,26 @@ def image_table(
     for i, (images, label) in enumerate(zip(rows, labels, strict=True)):
         for j, image in enumerate(images):
             image_row(axes[i, j], image, columns[j] if i == 0 else "")
+            if notes:
+                _write_in_corner(axes[i, j], notes[i][j])
         for ax in axes[i, len(images) :]:
             ax.set_axis_off()
         axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center")
     return figure
+
+
+def _write_in_corner(ax: Axes, text: str) -> None:
+    """White letters with a black border, so they can be read on any picture."""
+    ax.text(
+        0.04,
+        0.95,
+        text,
+        transform=ax.transAxes,
+        size=8,
+        color="white",
+        va="top",
+        path_effects=[withStroke(linewidth=2, foreground="black")],
+    )
 
 
 def cases(
@@ -306,6 +325,36 @@ def interval_plot(effects: dict[str, tuple[float, float, float]], *, xlabel: str
     """
     effects = {name: effect for name, effect in effects.items() if np.isfinite(effect).all()}
     figure, ax = plt.subplots(figsize=(6.2, 0.34 * len(effects) + 0.9), layout="constrained")
+    _draw_intervals(ax, effects)
+    ax.set_yticks(range(len(effects)), list(effects))
+    ax.set_xlabel(xlabel)
+    return figure
+
+
+def interval_panels(
+    panels: dict[str, dict[str, tuple[float, float, float]]], *, xlabel: str
+) -> Figure:
+    """As `interval_plot`, with a panel beside the other for each of several questions.
+
+    Args:
+        panels: {title: effects as of `interval_plot`}, with the same names in each.
+        xlabel: below the panels.
+    """
+    names = list(next(iter(panels.values()), {}))
+    size = (1.9 * max(1, len(panels)) + 1.4, 0.34 * len(names) + 1.1)
+    figure, axes = plt.subplots(
+        1, max(1, len(panels)), figsize=size, squeeze=False, sharex=True, layout="constrained"
+    )
+    for ax, (title, effects) in zip(axes[0], panels.items(), strict=False):
+        _draw_intervals(ax, effects)
+        ax.set_yticks(range(len(names)), names if ax is axes[0, 0] else [""] * len(names))
+        ax.set_title(title)
+    figure.supxlabel(xlabel, size="medium")
+    return figure
+
+
+def _draw_intervals(ax: Axes, effects: dict[str, tuple[float, float, float]]) -> None:
+    """The rows of `interval_plot`; one that is not finite stays empty."""
     for row, (value, low, high) in enumerate(effects.values()):
         colour = BLUE if low > 0 else RED if high < 0 else "0.5"
         ax.plot([low, high], [row, row], color=colour, lw=3, solid_capstyle="butt")
@@ -319,11 +368,41 @@ def interval_plot(effects: dict[str, tuple[float, float, float]], *, xlabel: str
             fontsize=8,
         )
     ax.axvline(0, color="0.3", lw=1)
-    ax.set_yticks(range(len(effects)), list(effects))
     ax.set_ylim(len(effects) - 0.5, -0.5)
     ax.margins(x=0.15)
-    ax.set_xlabel(xlabel)
     sns.despine(ax=ax)
+
+
+def heat_table(
+    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], xlabel: str
+) -> Figure:
+    """Numbers in [0, 1] as a shaded table, each written out.
+
+    Args:
+        values: (len(rows), len(columns)) in [0, 1].
+        rows: names beside the table.
+        columns: names below it.
+        xlabel: below the column names.
+    """
+    size = (0.75 * len(columns) + 2.2, 0.32 * len(rows) + 0.9)
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    if values.size:
+        sns.heatmap(
+            values,
+            ax=ax,
+            cmap="cividis",
+            vmin=0,
+            vmax=1,
+            annot=True,
+            fmt=".2f",
+            cbar=False,
+            linewidths=0.5,
+            xticklabels=list(columns),
+            yticklabels=list(rows),
+        )
+    ax.tick_params(axis="y", rotation=0)
+    ax.tick_params(axis="x", rotation=0)
+    ax.set_xlabel(xlabel)
     return figure
 
 

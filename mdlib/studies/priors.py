@@ -12,8 +12,6 @@ depend on it: say which one was used.
     attention_mask the whole image       all patches of the tied value      no
     lost           the whole image       the seed with the lower index      no
     token_cut      the whole image       see `second_eigenvector`           no
-    mask_cut       the whole image,      see `second_eigenvector`           no, but
-                   then nothing                                             "no more"
     salient_mask   nothing               the component of the first maximum yes
 
 `second_eigenvector` is that of method/normalized_cut.py.
@@ -21,10 +19,9 @@ depend on it: say which one was used.
 1. Caron et al., DINO, arXiv 2104.14294.
 2. Siméoni et al., LOST, arXiv 2109.14279.
 3. Wang et al., TokenCut, arXiv 2202.11539.
-4. Wang et al., CutLER (MaskCut), arXiv 2301.11320.
-5. Achanta et al., Frequency-tuned salient region detection, CVPR 2009.
-6. Wei et al., Geodesic saliency using background priors, ECCV 2012.
-7. Pertuz et al., Analysis of focus measure operators, Pattern Recognition 2013.
+4. Achanta et al., Frequency-tuned salient region detection, CVPR 2009.
+5. Wei et al., Geodesic saliency using background priors, ECCV 2012.
+6. Pertuz et al., Analysis of focus measure operators, Pattern Recognition 2013.
 """
 
 import numpy as np
@@ -38,7 +35,7 @@ from torch import Tensor
 from mdlib.method import normalized_cut
 from mdlib.method.masks import check_keys, seed_component
 
-EPSILON = 1e-5  # the weight of patches that are not alike (3, 4): it keeps the graph in one piece
+EPSILON = 1e-5  # the weight of patches that are not alike (3): it keeps the graph in one piece
 
 
 # ---------------------------------------------------------------- from tokens
@@ -141,48 +138,6 @@ def token_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float) -> Tensor:
     return torch.cat(found).view(*keys.shape[:-3], *grid_hw)
 
 
-def mask_cut(keys: Tensor, *, grid_hw: tuple[int, int], tau: float, max_masks: int) -> Tensor:
-    """MaskCut (4): TokenCut again and again.
-
-    As `token_cut`, but a side with two or more corners of the image is background: then the other
-    side is the object. The patches of a mask leave the graph before the next cut. (The paper sets
-    their keys to zero: that leaves them hanging on EPSILON.) What is left is done when no cut of it
-    is better than another.
-
-    Args:
-        keys: (..., heads, N, d).
-        grid_hw: rows and columns of the patches.
-        tau: the lowest cosine of patches that are alike, in [-1, 1]; 0.15 in the paper.
-        max_masks: number of cuts at most, 1 or more; 3 in the paper.
-
-    Returns:
-        (..., max_masks, h, w) bool, all False when nothing is left.
-
-    Raises:
-        ValueError: for keys of another shape, or max_masks below 1.
-    """
-    if max_masks < 1:
-        raise ValueError(f"max_masks must be 1 or more, got {max_masks}")
-    (height, width), flat = grid_hw, _flat(keys, grid_hw)
-    corners = [0, width - 1, (height - 1) * width, height * width - 1]
-    found = torch.zeros(len(flat), max_masks, height * width, dtype=torch.bool, device=keys.device)
-    for image, masks in zip(flat, found, strict=True):
-        for number, mask in enumerate(masks):
-            left = (~masks.any(0)).nonzero()[:, 0]
-            y = _eigenvector(image[left], tau)
-            if not y.any():
-                mask[:] = number == 0
-                break
-            side = torch.zeros_like(mask).index_fill_(0, left[y > y.mean()], True)
-            if side[corners].sum() >= 2:
-                y = -y
-                side = torch.zeros_like(mask).index_fill_(0, left[y > y.mean()], True)
-            mask[:] = seed_component(
-                side.view(1, *grid_hw), left[normalized_cut.first_peak(y)][None]
-            ).flatten()
-    return found.view(*keys.shape[:-3], max_masks, *grid_hw)
-
-
 def _flat(keys: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """(..., heads, N, d) -> (B, N, D) float64, all heads of a patch in a row."""
     check_keys(keys, grid_hw)
@@ -199,7 +154,7 @@ def _eigenvector(keys: Tensor, tau: float) -> Tensor:
 
 
 def frequency_tuned_saliency(image: np.ndarray) -> np.ndarray:
-    """How far a pixel's colour is from the picture's mean colour (5).
+    """How far a pixel's colour is from the picture's mean colour (4).
 
     The picture is smoothed by a binomial filter of 5 x 5 first.
 
@@ -219,7 +174,7 @@ def frequency_tuned_saliency(image: np.ndarray) -> np.ndarray:
 
 
 def geodesic_saliency(image: np.ndarray) -> np.ndarray:
-    """How hard it is to leave the picture (6).
+    """How hard it is to leave the picture (5).
 
     The border is taken for background. A step between two neighbours costs the difference of their
     colours in Lab, or nothing where that is below what is normal, the mean over pixels of the step
@@ -255,7 +210,7 @@ def geodesic_saliency(image: np.ndarray) -> np.ndarray:
 def local_sharpness(image: np.ndarray, *, radius: float) -> np.ndarray:
     """How much detail there is around a pixel (ours).
 
-    The energy of the Laplacian, a measure of focus (7), averaged by a Gaussian: what is in focus
+    The energy of the Laplacian, a measure of focus (6), averaged by a Gaussian: what is in focus
     has more of it than what is not.
 
     Args:
@@ -294,7 +249,7 @@ def salient_mask(saliency: np.ndarray, *, factor: float) -> np.ndarray:
 
     Args:
         saliency: (H, W), any unit.
-        factor: pixels above `factor` times the mean are kept; 2 in (5).
+        factor: pixels above `factor` times the mean are kept; 2 in (4).
 
     Returns:
         (H, W) bool; empty where saliency is the same everywhere, if factor >= 1.

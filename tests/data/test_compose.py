@@ -74,6 +74,36 @@ def test_a_composition_has_its_number_of_objects(scenes, name, numbers):
     assert {len(names) for *_, names in scenes[name]} == numbers
 
 
+def test_a_scene_is_its_parts_pasted_in_order(pictures, scenes):
+    for name, composition in COMPOSITIONS.items():
+        parts = compose.scene_parts(*pictures, composition, seed=7, index=5)
+        image, masks, labels, names = scenes[name][5]
+        canvas = parts.ground
+        for layer in parts.layers:
+            canvas = compose.paste(canvas, layer)
+        # the grain has a standard deviation of 2.5; whole numbers cut off one half on average
+        error = image.astype(float) + 0.5 - canvas.clip(0, 255)
+        assert abs(error.mean()) < 0.3 and 1.5 < error.std() < 2.8
+        np.testing.assert_array_equal(parts.render(), image)
+        np.testing.assert_array_equal(parts.masks, masks)
+        np.testing.assert_array_equal(parts.labels, labels)
+        assert parts.names == names
+
+
+def test_parts_know_the_photograph_of_their_ground(pictures):
+    # the light of a photograph changes by a factor of 0.75 to 1.15
+    photographs = [Image.new("RGB", (200, 160), (level,) * 3) for level in (20, 60, 180)]
+    found = [
+        compose.scene_parts(pictures[0], photographs, COMPOSITIONS["empty"], seed=3, index=i)
+        for i in range(COUNT)
+    ]
+    levels = [parts.ground.mean() for parts in found]
+    assert [parts.photograph for parts in found] == np.digitize(levels, [35, 100]).tolist()
+    assert {parts.photograph for parts in found} == {0, 1, 2}
+    invented = compose.scene_parts(*pictures, COMPOSITIONS["invented"], seed=3, index=0)
+    assert invented.photograph == -1
+
+
 # ---------------------------------------------------------------- pairs
 
 

@@ -50,10 +50,6 @@ def cut_token(keys):
     return priors.token_cut(keys, grid_hw=GRID, tau=0.2)
 
 
-def cut_mask(keys, max_masks=3):
-    return priors.mask_cut(keys, grid_hw=GRID, tau=0.15, max_masks=max_masks)
-
-
 def lost(keys, expansion=20):
     return priors.lost(keys, grid_hw=GRID, expansion=expansion)
 
@@ -157,43 +153,9 @@ def test_token_cut_cuts_out_an_object_and_leaves_the_second_one():
     assert torch.equal(cut_token(keys_of(SMALL, LARGE)), LARGE)
 
 
-# ---------------------------------------------------------------- MaskCut
-
-
-def test_mask_cut_finds_one_object_after_the_other_then_nothing():
-    found = cut_mask(keys_of(SMALL, LARGE, noise=0.02))
-    assert torch.equal(found[:2], torch.stack([LARGE, SMALL]))
-    assert not found[2].any()  # background alone is not cut
-
-
-def test_mask_cut_begins_as_token_cut_where_no_corner_speaks_against_it():
-    assert torch.equal(cut_mask(keys_of(LARGE), max_masks=1)[0], cut_token(keys_of(LARGE)))
-
-
-def test_a_side_with_two_corners_is_background():
-    # smaller than the rest, so TokenCut takes it; but it holds two corners
-    sky = region(0, 0, 2, 9)
-    assert torch.equal(cut_token(keys_of(sky)), sky)
-    assert torch.equal(cut_mask(keys_of(sky))[0], ~sky)
-
-
-def test_mask_cuts_do_not_overlap():
-    found = cut_mask(torch.randn(5, HEADS, PATCHES, DIM) + 0.2, max_masks=6)
-    assert found.sum(1).max() == 1
-    assert found.any((2, 3))[:, 1].all()  # noise is cut again and again
-
-
-def test_mask_cut_ends_when_every_patch_is_taken():
-    columns = torch.arange(PATCHES) % GRID[1]
-    # nine columns, each alike to itself alone
-    keys = torch.eye(GRID[1])[columns].expand(HEADS, -1, -1)
-    found = cut_mask(keys, max_masks=12)
-    assert found.any(0).sum() >= 7 * 8 and not found[-1].any()
-
-
 # ---------------------------------------------------------------- what all of them share
 
-GRAPHS = [lost, cut_token, cut_mask]
+GRAPHS = [lost, cut_token]
 
 
 @pytest.mark.parametrize("prior", GRAPHS)
@@ -207,30 +169,21 @@ def test_masks_flip_with_the_picture(prior):
 
 @pytest.mark.parametrize("value", [1.0, 0.0])
 @pytest.mark.parametrize("prior", GRAPHS)
-def test_equal_keys_give_the_whole_image_and_nothing_after_it(prior, value):
-    found = prior(torch.full((2, HEADS, PATCHES, DIM), value))
-    whole = found[:, 0] if prior is cut_mask else found
-    assert whole.all()
-    if prior is cut_mask:
-        assert not found[:, 1:].any()
+def test_equal_keys_give_the_whole_image(prior, value):
+    assert prior(torch.full((2, HEADS, PATCHES, DIM), value)).all()
 
 
-@pytest.mark.parametrize("prior", [cut_token, cut_mask])
-def test_of_two_equal_objects_the_one_with_the_lower_index_is_taken(prior):
+def test_of_two_equal_objects_the_one_with_the_lower_index_is_taken():
     """Twins, both unlike everything else, get the same entries of the eigenvector."""
     twins = [region(1, 1, 3, 3), region(4, 5, 6, 7)]
-    first = prior(keys_of(*twins))
-    assert torch.equal(first[0] if prior is cut_mask else first, twins[0])
+    assert torch.equal(cut_token(keys_of(*twins)), twins[0])
 
 
 @pytest.mark.parametrize("prior", GRAPHS)
 def test_any_leading_dimensions(prior):
     keys = torch.randn(2, 3, HEADS, PATCHES, DIM)
     found = prior(keys)
-    assert (
-        found.shape == (2, 3, *([3] if prior is cut_mask else []), *GRID)
-        and found.dtype == torch.bool
-    )
+    assert found.shape == (2, 3, *GRID) and found.dtype == torch.bool
     assert torch.equal(found[1, 2], prior(keys[1, 2]))
 
 
@@ -243,22 +196,15 @@ def test_keys_that_do_not_fit_are_refused(prior):
         prior(keys.index_fill(1, torch.tensor([3]), float("inf")))
 
 
-def test_counts_below_one_are_refused():
+def test_an_expansion_below_one_is_refused():
     with pytest.raises(ValueError, match="expansion"):
         lost(keys_of(SMALL), expansion=0)
-    with pytest.raises(ValueError, match="max_masks"):
-        cut_mask(keys_of(SMALL), max_masks=0)
 
 
-@pytest.mark.parametrize("prior", [cut_token, cut_mask])
-def test_coinciding_eigenvalues_take_the_part_with_the_lower_index(prior):
+def test_coinciding_eigenvalues_take_the_part_with_the_lower_index():
     """Three stripes of one size, each unlike the others: every cut between them is as good."""
     stripes = [region(0, left, 7, left + 3) for left in (0, 3, 6)]
-    first = prior(keys_of(*stripes[1:]))
-    expected = stripes[0]
-    if prior is cut_mask:
-        first, expected = first[0], ~stripes[0]  # the first stripe holds two corners: background
-    assert torch.equal(first, expected)
+    assert torch.equal(cut_token(keys_of(*stripes[1:])), stripes[0])
 
 
 def test_patches_that_are_alike_to_none_are_not_cut():
