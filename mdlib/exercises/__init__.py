@@ -7,7 +7,7 @@ function is given and must return. A function that is not right raises `compare.
 
 from mdlib.exercises.beyond import (
     check_crossed_error,
-    check_cut_cost,
+    check_interaction,
     check_loss_without_twins,
     check_object_agreement,
     check_resampled_gains,
@@ -31,9 +31,9 @@ __all__ = [
     "check_calibration_error",
     "check_class_iou",
     "check_crossed_error",
-    "check_cut_cost",
     "check_diffuse",
     "check_hardest_loss",
+    "check_interaction",
     "check_kmeans_step",
     "check_loss_without_twins",
     "check_mask_to_box",

@@ -14,30 +14,44 @@ from mdlib.evaluate import bootstrap, metrics
 from mdlib.exercises.compare import compare
 
 
-def check_cut_cost(function: Callable) -> None:
-    """Notebook 10: the cost of a normalised cut.
+def check_interaction(function: Callable) -> None:
+    """Notebook 10: the interaction of rule and composition.
 
-    function(weight (n, n) symmetric, part (n,) bool) -> a float.
+    function(prior_dev, prior_val, ours_dev, ours_val, each (compositions, scenes) of IoU) -> a
+    float: the prior's mean drop minus ours.
     """
 
-    def expected(weight: np.ndarray, part: np.ndarray) -> float:
-        inside, outside, everyone = np.flatnonzero(part), np.flatnonzero(~part), range(len(part))
-        between = sum(weight[p, q] for p in inside for q in outside)
-        return sum(
-            between / sum(weight[p, q] for p in side for q in everyone)
-            for side in (inside, outside)
-        )
+    def drop(dev: np.ndarray, val: np.ndarray) -> float:
+        means = [sum(row) / len(row) for row in dev]
+        best, worst = means.index(max(means)), means.index(min(means))
+        return sum(val[best] - val[worst]) / val.shape[1]
 
-    chain = np.eye(4) + np.diag([1.0, 0.1, 1.0], 1) + np.diag([1.0, 0.1, 1.0], -1)
+    def expected(
+        prior_dev: np.ndarray, prior_val: np.ndarray, ours_dev: np.ndarray, ours_val: np.ndarray
+    ) -> float:
+        return drop(prior_dev, prior_val) - drop(ours_dev, ours_val)
+
+    soft_best = np.array([[0.9, 0.7], [0.2, 0.4], [0.5, 0.5]])
+    even = np.array([[0.5, 0.6], [0.5, 0.4], [0.4, 0.4]])
+    other = np.array([[0.1, 0.3, 0.2], [0.6, 0.8, 0.4], [0.9, 0.7, 0.8]])
+    known = {"prior_dev": soft_best, "prior_val": soft_best}
+    ours = {"ours_dev": even, "ours_val": even}
     cases = {
-        "the weak link": {"weight": chain, "part": np.array([1, 1, 0, 0], bool)},
-        "a strong link": {"weight": chain, "part": np.array([1, 0, 0, 0], bool)},
+        "a prior that falls further": {**known, **ours},
+        "val has another best and another worst": {**known, **ours, "prior_val": other},
+        "ours falls, the prior does not": {
+            "prior_dev": even[[1, 1]],
+            "prior_val": even[[1, 1]],
+            "ours_dev": soft_best[:2],
+            "ours_val": other[:2],
+        },
     }
     compare(
         function,
         expected,
         cases,
-        hint="w(A, B) / w(A, all) + w(A, B) / w(B, all); 'all' holds the patch itself, too.",
+        hint="Each rule has its own best and worst row, by the means on dev; its drop is the mean "
+        "difference of these two rows of val.",
     )
 
 

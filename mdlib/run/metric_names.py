@@ -174,32 +174,59 @@ MEANINGS |= {
     for rule in RULES
 }
 
-# 10: other priors
+# 10: masks and clusters under other compositions and cues
 PRIORS = {
-    "maskdistill": "MaskDistill, one mask",
-    "several": "MaskDistill, several masks",
+    "maskdistill": "MaskDistill",
     "geodesic": "geodesic saliency",
-    "tokencut": "TokenCut",
-    "maskcut": "MaskCut",
-    "lost": "LOST",
-    "attention": "attention threshold",
-    "frequency_tuned": "frequency-tuned saliency",
+    "contrast": "frequency-tuned contrast",
+    "sharpness": "local sharpness",
     "centre_box": "centred box",
-    "whole_image": "whole image",
 }
-PRIOR_MEASURES = {
-    "mask_iou": "mask IoU",
-    "corloc": "CorLoc",
-    "ap50": "mask AP50, first mask",
-    "ap50_multi": "mask AP50, multi",
-    "gain_low": "mask IoU of MaskDistill minus this, lower end of the 95 % interval",
-    "gain_high": "the same, upper end",
-    "empty_refused": "share of empty scenes without a mask",
+COMPOSED = ("mixture", "sharp", "soft", "portrait", "crowd", "edge", "camouflage")
+MEANINGS |= {
+    f"prior_{prior}_{composition}_iou": (
+        f"{name}, one mask an image on the encoder's grid: mask IoU on val, {scenes}"
+    )
+    for prior, name in PRIORS.items()
+    for composition, scenes in (
+        *((each, f"scenes composed as {each}") for each in COMPOSED),
+        ("own", "the data set's own pictures"),
+    )
 }
 MEANINGS |= {
-    f"prior_{prior}_{measure}": f"{name} on the first val images: {meaning}"
+    f"prior_{prior}_drop": (
+        f"{name}: mask IoU in the composition that suits it best minus that in the worst, val"
+    )
     for prior, name in PRIORS.items()
-    for measure, meaning in PRIOR_MEASURES.items()
+}
+FACTS = {
+    "class": "class",
+    "photograph": "photograph of the ground",
+    "ground_hue": "hue of the ground",
+    "hue": "animal's hue",
+    "size": "animal's size",
+    "place": "animal's place",
+}
+CROPS = "crops of true boxes"
+MEANINGS |= {
+    f"clusters_ami_{fact}": (
+        f"adjusted mutual information of clusters of {CROPS} with the {text}, mean over draws"
+    )
+    for fact, text in FACTS.items()
+}
+MEANINGS |= {
+    "clusters_ami_class_histogram": f"the same with the class, for colour histograms of {CROPS}",
+    "clusters_ami_class_random": "the same with the class, for random weights (a baseline)",
+}
+CUES = {
+    "grey": "without colour",
+    "hues": "with the hues of animals and ground exchanged",
+    "focus": "with the animals out of focus and the ground in focus",
+    "texture": "with the animal's texture on the ground",
+}
+MEANINGS |= {
+    f"cue_{cue}_iou_change": f"MaskDistill's mask IoU on val scenes {text}, minus unchanged"
+    for cue, text in CUES.items()
 }
 
 # 07 on a data set without a val that has label maps, such as a folder

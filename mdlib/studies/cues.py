@@ -203,8 +203,6 @@ def information(
         {fact: adjusted mutual information of cluster and fact, at most 1}.
     """
     white = clusters.whiten(features, clusters.feature_deviation(features))
-    fitted = clusters.fit_kmeans(
-        white, k=k, seed=seed, batch_size=len(white), restarts=restarts
-    )
+    fitted = clusters.fit_kmeans(white, k=k, seed=seed, batch_size=len(white), restarts=restarts)
     found = clusters.assign_clusters(white, fitted.cluster_centers_)
     return {name: float(adjusted_mutual_info_score(fact, found)) for name, fact in facts.items()}

@@ -82,9 +82,11 @@ def average_precision(scores, hits, positives):
     return np.mean([max(precision[recall >= r], default=0) for r in np.linspace(0, 1, 101)])
 
 
-def cut_cost(weight, part):
-    across = weight[part][:, ~part].sum()
-    return across / weight[part].sum() + across / weight[~part].sum()
+def interaction(prior_dev, prior_val, ours_dev, ours_val):
+    def drop(dev, val):
+        return (val[dev.mean(1).argmax()] - val[dev.mean(1).argmin()]).mean()
+
+    return drop(prior_dev, prior_val) - drop(ours_dev, ours_val)
 
 
 def resampled_gains(a, b, drawn):
@@ -139,7 +141,7 @@ RIGHT = {
         class_iou,
         probe_gradient,
         average_precision,
-        cut_cost,
+        interaction,
         resampled_gains,
         object_agreement,
         crossed_error,
@@ -231,7 +233,18 @@ WRONG = [
         lambda s, h, p: average_precision(s, h, max(1, h.sum())),
         "objects never found",
     ),
-    ("check_cut_cost", lambda w, p: w[p][:, ~p].sum(), "the weak link"),  # a plain cut
+    # chosen on val
+    (
+        "check_interaction",
+        lambda _, prior, __, ours: np.ptp(prior.mean(1)) - np.ptp(ours.mean(1)),
+        "val has another best and another worst",
+    ),
+    # without ours
+    (
+        "check_interaction",
+        lambda dev, val, *_: (val[dev.mean(1).argmax()] - val[dev.mean(1).argmin()]).mean(),
+        "a prior that falls further",
+    ),
     # divides first
     (
         "check_resampled_gains",

@@ -34,6 +34,50 @@ def test_a_table_has_room_for_more_pictures_than_a_small_data_set_gives():
     plt.close(figure)
 
 
+def test_notes_stand_in_the_pictures_they_belong_to():
+    picture = np.zeros((4, 5, 3), np.uint8)
+    figure = figures.image_table(
+        [[picture] * 2, [picture]],
+        columns=["a", "b"],
+        labels=["x", "y"],
+        notes=[["0.1", "0.2"], ["0.3"]],
+    )
+    assert [[t.get_text() for t in ax.texts] for ax in figure.axes] == [
+        ["0.1"],
+        ["0.2"],
+        ["0.3"],
+        [],
+    ]
+    plt.close(figure)
+
+
+def test_panels_share_their_rows_and_their_scale():
+    panels = {
+        "one": {"a": (0.2, 0.1, 0.3), "b": (-0.2, -0.4, 0.0)},
+        "two": {"a": (0.0, -0.1, 0.1), "b": (2.0, 1.0, 3.0)},
+    }
+    figure = figures.interval_panels(panels, xlabel="x")
+    left, right = figure.axes
+    assert [ax.get_title() for ax in (left, right)] == ["one", "two"]
+    assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]
+    assert {text.get_text() for text in right.get_yticklabels()} == {""}
+    assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
+    assert [text.get_text() for text in right.texts] == ["+0.000", "+2.000"]
+    plt.close(figure)
+
+
+def test_a_heat_table_writes_each_number_in_its_place():
+    values = np.array([[0.1, 0.25, 1.0], [0.0, 0.5, 0.75]])
+    figure = figures.heat_table(values, rows=["a", "b"], columns=["x", "y", "z"], xlabel="")
+    (ax,) = figure.axes
+    found = {text.get_position(): text.get_text() for text in ax.texts}
+    for row, column in np.ndindex(2, 3):
+        assert found[column + 0.5, row + 0.5] == f"{values[row, column]:.2f}"
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["x", "y", "z"]
+    plt.close(figure)
+
+
 @pytest.mark.parametrize(("pictures", "labels"), [(2, ["one"]), (1, ["one", "two"])])
 def test_a_table_refuses_more_pictures_than_columns_and_another_number_of_labels(pictures, labels):
     rows = [[np.zeros((4, 5, 3), np.uint8)] * pictures]
@@ -65,6 +109,10 @@ def test_pictures_and_counts_may_be_none_at_all(tmp_path):
         figures.image_table([[]], columns=[], labels=["a"]),
         figures.count_heatmap(np.zeros((0, 2)), rows=[], columns=["a", "b"], xlabel="", ylabel=""),
         figures.count_heatmap(np.zeros((2, 0)), rows=["a", "b"], columns=[], xlabel="", ylabel=""),
+        figures.interval_panels({}, xlabel=""),
+        figures.interval_panels({"a": {}}, xlabel=""),
+        figures.interval_panels({"a": {"b": (np.nan,) * 3}}, xlabel=""),
+        figures.heat_table(np.zeros((0, 2)), rows=[], columns=["a", "b"], xlabel=""),
     ]
     for figure in drawn:
         figure.savefig(tmp_path / "figure.png")
