@@ -25,6 +25,7 @@ SLOW_FILES = (
     "test_small_data.py",
     "test_rehearsal.py",
     "test_alone.py",
+    "test_compare_priors.py",
 )
 
 
