@@ -38,6 +38,8 @@ class MaskRule(Settings):
         mass: the reference's mass rule (`apply_mass`), in (0, 1], for keys as trained; or None.
         center: where the origin of what G_I compares is put (`center_features`), one of CENTERS.
         affinity: what G_I compares, one of AFFINITIES: keys in the paper.
+        whiten: whether directions in which the ground varies count less (`whiten_features`); not
+            in the paper.
         max_masks: most masks of an image, 1 or more; 1 in the paper.
         min_objectness: a mask with less `several_masks.objectness` is refused; None: never.
         max_ncut: a mask is cut in two where that costs less than this
@@ -52,6 +54,7 @@ class MaskRule(Settings):
     mass: float | None
     center: str
     affinity: str = "keys"
+    whiten: bool = False
     max_masks: int = 1
     min_objectness: float | None = None
     max_ncut: float | None = None
@@ -312,6 +315,34 @@ def center_features(features: Tensor, scores: Tensor, *, center: str) -> Tensor:
     return features - (liked + disliked) / 2
 
 
+def whiten_features(features: Tensor, scores: Tensor) -> Tensor:
+    """Make directions in which the ground varies count less, image by image.
+
+    With C the covariance of the patches that CLS likes least (BOTTOM_SHARE of them), affinities
+    become f_p . (C + c I)^-1 f_r with c the mean variance: what differs among patches of the ground
+    does not tell an object from it. This is the metric of Fisher's linear discriminant; c keeps it
+    from trusting directions that so few patches cannot measure.
+
+    Args:
+        features: (B, heads, N, d), centred.
+        scores: (B, N), G_CLS, by which the patches are ranked.
+
+    Returns:
+        (B, heads, N, d); heads are mixed, so only sums over all heads mean something.
+    """
+    flat = features.transpose(1, 2).flatten(2)  # (B, N, D)
+    count = flat.shape[1]
+    lowest = scores.sort(dim=1, stable=True).indices[:, : max(1, int(BOTTOM_SHARE * count))]
+    ground = flat.gather(1, lowest[..., None].expand(-1, -1, flat.shape[-1]))
+    ground = ground - ground.mean(1, keepdim=True)
+    covariance = ground.transpose(1, 2) @ ground / ground.shape[1]
+    ridge = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+    identity = torch.eye(flat.shape[-1], device=flat.device)
+    root = torch.linalg.cholesky(covariance + ridge[:, None, None] * identity)
+    white = torch.linalg.solve_triangular(root, flat.transpose(1, 2), upper=False)  # (B, D, N)
+    return white.unflatten(1, (features.shape[1], -1)).transpose(2, 3)
+
+
 def cls_attention(cls_query: Tensor, keys: Tensor) -> Tensor:
     """Compute the CLS token's attention to the patches alone.
 
@@ -408,6 +439,8 @@ def prepare_tokens(
     scores = cls_scores(cls_query, keys, cls_heads=rule.cls_heads)
     _check_finite(scores, "keys")
     features = center_features(features, scores, center=rule.center)
+    if rule.whiten:
+        features = whiten_features(features, scores)
     _check_finite(features, rule.affinity)  # after centring: there they are dense, twice as fast
     return cls_query, keys, features
 

@@ -104,23 +104,44 @@ class ConvStem(PatchEmbed):
 
 
 class ClassAttentionViT(VisionTransformer):
-    """A ViT whose CLS token joins the patches before the last block (Touvron et al., 2103.17239).
+    """A small ViT that learns from little data: local mixing, and CLS in the last block alone.
 
-    So the attention of CLS in the last block is all the pooling there is: what the loss asks of CLS
-    it asks of this attention, which stage 1 reads.
+    Before each block but the last a depthwise 3x3 convolution adds to every patch what its
+    neighbours say (Chu et al., arXiv 2102.10882). It stands for positions as well: there are no
+    position embeddings, so any size of picture will do. The CLS token joins the patches before the
+    last block (Touvron et al., arXiv 2103.17239), so its attention there is all the pooling there
+    is: what the loss asks of CLS it asks of this attention, which stage 1 reads.
     """
 
-    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """CLS (B, 1, D) and patches (B, N, D) before the first block, with their positions."""
-        tokens = self._pos_embed(self.patch_embed(images))
-        return tokens[:, :1], tokens[:, 1:]
+    def __init__(self, **options):
+        """As timm builds it, without position embeddings."""
+        super().__init__(pos_embed="none", **options)
+        width = self.embed_dim
+        self.mixing = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate", groups=width)
+            for _ in self.blocks[:-1]
+        )
+        for linear in self.modules():  # timm's 0.02 is meant for a width of 768
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, D, H / 8, W / 8), the map that enters the first block."""
+        patches = self.patch_embed(images)  # (B, h, w, D)
+        return patches.permute(0, 3, 1, 2)
+
+    def refine(self, patches: Tensor, *, blocks: slice) -> Tensor:
+        """Send a map (B, D, h, w) through some of the blocks before the last one."""
+        for mixing, block in zip(self.mixing[blocks], self.blocks[:-1][blocks], strict=True):
+            patches = patches + mixing(patches)
+            tokens = block(patches.flatten(2).transpose(1, 2))
+            patches = tokens.transpose(1, 2).unflatten(2, patches.shape[-2:])
+        return patches
 
     def _before_last(self, images: Tensor) -> Tensor:
         """The tokens that enter the last block, (B, 1 + N, D), CLS first."""
-        cls, patches = self.embed(images)
-        for block in self.blocks[:-1]:
-            patches = block(patches)
-        return torch.cat([cls, patches], 1)
+        patches = self.refine(self.embed(images), blocks=slice(None)).flatten(2).transpose(1, 2)
+        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1)
 
     def forward_features(self, images: Tensor, *_args, **_options) -> Tensor:
         """(B, 3, H, W) normalised -> (B, 1 + N, D) after the final norm, CLS first."""

@@ -19,21 +19,21 @@ import torch
 from mdlib.core.colours import class_colours, colorize, overlay
 from mdlib.evaluate import metrics
 from mdlib.method import clusters, crf, masks, pseudo_labels
+from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import Tokens
 from mdlib.show import figures
 
 
 def patch_view(
-    tokens: Tokens, *, patch: int | None, head: int | None, top_k: float, center: str
+    tokens: Tokens, rule: MaskRule, *, patch: int | None, head: int | None
 ) -> dict[str, np.ndarray]:
     """Stage 1 of one image, from any patch and in any head.
 
     Args:
         tokens: of the image, the first of its batch.
+        rule: the settings of stage 1; those of several masks are not used.
         patch: row-major index that serves as the seed; None: the best candidate.
-        head: this one alone; None: all.
-        top_k: share of the patches that are candidates, in (0, 1].
-        center: the keys' origin, one of `masks.CENTERS`.
+        head: this one alone, and its part of the features; None: all.
 
     Returns:
         Maps (h, w): "G_CLS", "candidates", "affinity", "G_diff" and "mask". "candidates" is 1 at
@@ -41,18 +41,20 @@ def patch_view(
     """
     heads = slice(None) if head is None else slice(head, head + 1)
     query, keys = tokens.cls_query[:1, heads], tokens.keys[:1, heads]
-    scores = masks.cls_scores(query, keys, cls_heads=keys.shape[1])
-    keys = masks.center_features(keys, scores, center=center)
+    features = tokens.features(rule.affinity)[:1, heads]
+    rule = replace(rule, cls_heads=min(rule.cls_heads, keys.shape[1]))
+    _, _, features = masks.prepare_tokens(query, keys, features, grid_hw=tokens.grid_hw, rule=rule)
     trace = masks.trace_mask(
         query,
         keys,
         grid_hw=tokens.grid_hw,
-        rule=masks.MaskRule(top_k=top_k, cls_heads=keys.shape[1], mass=None, center="none"),
+        rule=replace(rule, center="none", whiten=False),
+        features=features,
         seed=None if patch is None else torch.tensor([patch], device=keys.device),
     )
     candidates = trace.candidates[0]
     seed = candidates[0] if patch is None else patch
-    flat = keys[0].transpose(0, 1).flatten(1)  # (N, D)
+    flat = features[0].transpose(0, 1).flatten(1)  # (N, D)
     chosen = torch.zeros_like(trace.scores[0])
     chosen[candidates], chosen[candidates[trace.sources[0]]], chosen[seed] = 1.0, 2.0, 3.0
     maps = {
@@ -140,34 +142,37 @@ def crf_view(
 # ---------------------------------------------------------------- what the notebooks show
 
 
-def patches(tokens: Tokens, image: np.ndarray, *, top_k: float, center: str) -> widgets.VBox | None:
-    """For 01: choose a patch as the seed, a head, `top_k` and the keys' origin.
+def patches(tokens: Tokens, image: np.ndarray, rule: MaskRule) -> widgets.VBox | None:
+    """For 01: choose a patch as the seed, a head, and settings of the rule.
 
     Args:
         tokens: of the image, the first of its batch.
         image: (H, W, 3) uint8 RGB.
-        top_k: the slider's first value, in (0, 1].
-        center: the first choice, one of `masks.CENTERS`.
+        rule: the settings of stage 1, which the controls start from.
 
     Returns:
-        The sliders with their figure; None under the runner.
+        The controls with their figure; None under the runner.
     """
     height, width = tokens.grid_hw
 
-    def draw(row: int, column: int, head: int, top_k: float, center: str) -> None:
+    def draw(row: int, column: int, head: int, **changed: Any) -> None:
         patch = None if row < 0 or column < 0 else row * width + column
-        maps = patch_view(
-            tokens, patch=patch, head=None if head < 0 else head, top_k=top_k, center=center
-        )
+        of_head = None if head < 0 else head
+        maps = patch_view(tokens, replace(rule, **changed), patch=patch, head=of_head)
         figures.image_grid([image, *maps.values()], ["image", *maps], columns=6, size=1.7)
+
+    def choice(name: str, options: tuple) -> widgets.Dropdown:
+        return widgets.Dropdown(options=options, value=getattr(rule, name), description=name)
 
     return _live(
         draw,
         row=widgets.IntSlider(-1, -1, height - 1, description="row (-1: seed)"),
         column=widgets.IntSlider(-1, -1, width - 1, description="column"),
         head=widgets.IntSlider(-1, -1, tokens.keys.shape[1] - 1, description="head (-1: all)"),
-        top_k=widgets.FloatSlider(top_k, min=0.05, max=1.0, step=0.05, description="top_k"),
-        center=widgets.Dropdown(options=masks.CENTERS, value=center, description="center"),
+        top_k=widgets.FloatSlider(rule.top_k, min=0.05, max=1.0, step=0.05, description="top_k"),
+        affinity=choice("affinity", masks.AFFINITIES),
+        center=choice("center", masks.CENTERS if rule.mass is None else ("none",)),
+        whiten=choice("whiten", (False, True)),
     )
 
 

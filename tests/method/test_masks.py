@@ -207,6 +207,41 @@ def test_a_trace_holds_the_steps_of_the_mask():
         assert torch.equal(trace.mask[at], expected)
 
 
+def test_whitened_affinities_are_those_of_fishers_discriminant():
+    queries, keys = random_tokens(3)
+    scores = masks.cls_scores(queries, keys, cls_heads=HEADS)
+    white = masks.whiten_features(keys, scores).transpose(1, 2).flatten(2)
+    for i in range(3):
+        flat = keys[i].transpose(0, 1).flatten(1)
+        lowest = flat[scores[i].argsort()[: int(masks.BOTTOM_SHARE * PATCHES)]]
+        covariance = torch.cov(lowest.T, correction=0)
+        ridge = covariance.diagonal().mean() * torch.eye(flat.shape[1])
+        expected = flat @ torch.linalg.inv(covariance + ridge) @ flat.T
+        torch.testing.assert_close(white[i] @ white[i].T, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_whitening_finds_an_object_that_a_loud_ground_hides():
+    """The object differs along one of 16 directions; all patches vary much along another."""
+    generator = torch.Generator().manual_seed(0)
+    features = 0.1 * torch.randn(8, 1, 40, 16, generator=generator)
+    features[..., 0] += 3 * torch.randn(8, 1, 40, generator=generator)
+    features[..., :10, 1] += 1.0  # the object
+    query = torch.zeros(8, 1, 16)
+    query[..., 1] = 1.0
+    inside = torch.arange(40) < 10
+    rule = masks.MaskRule(top_k=0.25, cls_heads=1, mass=None, center="balanced")
+    right = {}
+    for white in (False, True):
+        found = masks.trace_mask(query, features, grid_hw=(4, 10), rule=replace(rule, whiten=white))
+        right[white] = ((found.g_diff > 0) == inside).float().mean().item()
+    assert right[True] > 0.8 > 0.7 > right[False]
+
+
+def test_equal_features_whiten_to_finite_ones():
+    equal = torch.ones(2, HEADS, PATCHES, DIM)
+    assert torch.isfinite(masks.whiten_features(equal, torch.zeros(2, PATCHES))).all()
+
+
 @pytest.mark.parametrize("center", ["mean", "balanced"])
 def test_features_are_centred_by_the_rule_and_rank_by_the_keys(center):
     queries, keys = random_tokens(4)

@@ -2,6 +2,8 @@
 redraw.
 """
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -26,10 +28,16 @@ def tokens(random_encoder, pictures):
     return random_encoder.tokens(pictures[:1].repeat_interleave(2, 3).repeat_interleave(2, 2))
 
 
-@pytest.mark.parametrize("center", ["none", "balanced"])
-def test_without_a_choice_the_patch_view_is_stage_one(tokens, center):
-    view = explore.patch_view(tokens, patch=None, head=None, top_k=0.4, center=center)
-    rule = MaskRule(top_k=0.4, cls_heads=tokens.keys.shape[1], mass=None, center=center)
+RULE = MaskRule(top_k=0.4, cls_heads=3, mass=None, center="balanced")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"center": "none"}, {}, {"affinity": "values", "whiten": True}, {"affinity": "patches"}],
+)
+def test_without_a_choice_the_patch_view_is_stage_one(tokens, changed):
+    rule = replace(RULE, **changed)
+    view = explore.patch_view(tokens, rule, patch=None, head=None)
     expected, _ = proposals.tokens_to_masks(tokens, rule)
     np.testing.assert_array_equal(view["mask"], expected[0, 0].numpy())
     assert {values.shape for values in view.values()} == {tokens.grid_hw}
@@ -37,14 +45,15 @@ def test_without_a_choice_the_patch_view_is_stage_one(tokens, center):
 
 
 def test_a_chosen_patch_is_the_seed(tokens):
-    view = explore.patch_view(tokens, patch=5, head=None, top_k=0.4, center="balanced")
+    view = explore.patch_view(tokens, RULE, patch=5, head=None)
     assert view["candidates"].ravel()[5] == 3 and view["mask"].ravel()[5]
     assert (view["affinity"][view["candidates"] == 2] > 0).all()
 
 
 def test_one_head_sees_its_own_keys(tokens):
     views = [
-        explore.patch_view(tokens, patch=5, head=head, top_k=1.0, center="none") for head in (0, 1)
+        explore.patch_view(tokens, replace(RULE, top_k=1.0, center="none"), patch=5, head=head)
+        for head in (0, 1)
     ]
     for head, view in enumerate(views):
         keys = tokens.keys[0, head]
@@ -127,7 +136,7 @@ def test_the_crf_view_is_the_librarys_where_few_classes_take_part(predictions, r
 def every_explorer(tokens, predictions, rng):
     found, samples, names, classes = predictions
     image, z = samples[0].image, rng.normal(size=(30, 4)).astype(np.float32)
-    yield lambda: explore.patches(tokens, image, top_k=0.4, center="balanced")
+    yield lambda: explore.patches(tokens, image, RULE)
     yield lambda: explore.members(z, torch.zeros(30, 3, 8, 8, dtype=torch.uint8), z[:5], seed=0)
     yield lambda: explore.thresholds(found, samples, names, threshold=0.5, classes=classes)
     if crf.available():
