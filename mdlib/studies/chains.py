@@ -148,7 +148,8 @@ def frozen_maps(
     Returns:
         (images, D, h, w) float16, at stride 8.
     """
-    model.pyramid, model.classifier = nn.Identity(), nn.Identity()
+    for part in ("pyramid", "classifier"):
+        model.add_module(part, nn.Identity())
     maps = predict_logits(model, dataset, side=side, batch=batch, device=device)
     return np.stack([each.numpy().astype(np.float16) for each in maps])
 
@@ -181,18 +182,21 @@ def fit_linear(
         outputs: logits a cell.
 
     Returns:
-        weights (outputs, D) and bias (outputs,), float32; a label that no cell has is never
+        weights (outputs, D) and bias (outputs,), float64; a label that no cell has is never
         predicted.
 
     Raises:
         ValueError: for labels of one kind alone.
     """
-    fitted = LinearDiscriminantAnalysis(solver="lsqr").fit(features.astype(np.float32), labels)
-    weights = np.zeros((outputs, features.shape[1]), np.float32)
-    bias = np.full(outputs, ABSENT, np.float32)
+    # Tokens share one large vector, beside which their differences are small: without it, and in
+    # float64, these keep their digits.
+    exact = features.astype(np.float64)
+    middle = exact.mean(0)
+    fitted = LinearDiscriminantAnalysis(solver="lsqr").fit(exact - middle, labels)
+    weights, bias = np.zeros((outputs, exact.shape[1])), np.full(outputs, ABSENT)
     bias[fitted.classes_] = 0
     learned = fitted.classes_[-len(fitted.coef_) :]  # of two, scikit-learn fits the second alone
-    weights[learned], bias[learned] = fitted.coef_, fitted.intercept_
+    weights[learned], bias[learned] = fitted.coef_, fitted.intercept_ - fitted.coef_ @ middle
     return weights, bias
 
 
@@ -211,5 +215,6 @@ def linear_maps(
         (H, W) integers, as `segmenter.label_map` makes them.
     """
     for i, each in enumerate(maps):
-        logits = np.tensordot(weights, each.astype(np.float32), 1) + bias[:, None, None]
-        yield label_map(torch.from_numpy(logits), image_hw=dataset.size(i))
+        logits = np.tensordot(weights, each.astype(np.float64), 1) + bias[:, None, None]
+        logits -= logits.max(0)  # which changes no winner, and float32 then keeps the differences
+        yield label_map(torch.from_numpy(logits.astype(np.float32)), image_hw=dataset.size(i))

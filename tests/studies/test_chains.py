@@ -85,9 +85,11 @@ def test_the_label_of_a_cell_is_the_one_in_its_middle():
 
 
 @pytest.mark.parametrize("kinds", [[0, 2, 3], [0, 3], [0, 1, 2, 3, 4]])
-def test_the_linear_classifier_is_the_discriminant_of_scikit_learn(rng, kinds):
+@pytest.mark.parametrize("shared", [0, 1e6])
+def test_the_linear_classifier_is_the_discriminant_of_scikit_learn(rng, kinds, shared):
+    """Also where all cells share one large vector."""
     labels = rng.choice(kinds, 400)
-    features = rng.normal(0, 1, (5, 8))[labels] + rng.normal(0, 1, (400, 8))
+    features = rng.normal(0, 1, (5, 8))[labels] + rng.normal(0, 1, (400, 8)) + shared
     weights, bias = chains.fit_linear(features, labels, outputs=5)
     assert weights.shape == (5, 8) and bias.shape == (5,)
     predicted = (features @ weights.T + bias).argmax(1)
