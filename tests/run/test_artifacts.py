@@ -279,6 +279,7 @@ def test_the_last_segmenter_is_that_of_stage_06_where_it_trained_one(copied):
 
 def test_the_seconds_are_those_of_the_manifest(copied):
     write_manifest(copied, STAGES["03"], seconds=12.5)
+    seal(copied)
     assert RunArtifacts(copied).seconds("03") == 12.5
 
 
