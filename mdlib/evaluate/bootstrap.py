@@ -25,6 +25,7 @@ Pictures that share something, an animal for example, are not independent of eac
 4. Cameron and Miller, A practitioner's guide to cluster-robust inference, 2015.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,19 +109,53 @@ def miou_difference(
         ValueError: for shapes or truths that differ, less than two pictures or groups with truth,
             or values that are not finite.
     """
-    a, b = _paired(a, b, axes=4)
-    truth = a[0, :, 2]  # (n, C)
-    if (a[:, :, 2] != truth).any() or (b[:, :, 2] != truth).any():
-        raise ValueError("both arms and all seeds must be judged on the same true areas")
+    return miou_contrast([a, b], [1, -1], resamples=resamples, seed=seed, groups=groups)
+
+
+def miou_contrast(
+    arms: Sequence[np.ndarray],
+    weights: Sequence[float],
+    *,
+    resamples: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> Effect:
+    """A weighted sum of the mIoU of several arms, see `miou_difference`.
+
+    The weights 1, -1, -1, 1 make (a - b) - (c - d), an interaction: how much more the step from a
+    to b costs than the step from c to d.
+
+    Args:
+        arms: for each arm (images, 3, C) or (seeds, images, 3, C) areas in pixels, of one shape,
+            paired entry by entry.
+        weights: of each arm; they sum to 0.
+        resamples: as in `miou_difference`.
+        seed: as in `miou_difference`.
+        groups: as in `miou_difference`.
+
+    Returns:
+        The sum, in mIoU.
+
+    Raises:
+        ValueError: as `miou_difference`, and for another number of weights than arms.
+    """
+    if len(arms) != len(weights):
+        raise ValueError(f"each of {len(arms)} arms needs one weight, got {len(weights)}")
+    areas = np.stack([_paired(arms[0], arm, axes=4)[1] for arm in arms])  # (A, S, n, 3, C)
+    truth = areas[0, 0, :, 2]  # (n, C)
+    if (areas[..., 2, :] != truth).any():
+        raise ValueError("all arms and seeds must be judged on the same true areas")
     labelled = np.asarray(truth.any(-1))  # a picture that is void all over says nothing
     count, member = _units(groups, labelled)
-    by_image = np.stack([a, b]).swapaxes(0, 2)[labelled]  # (n, S, 2, 3, C)
+    by_image = areas[:, :, labelled].transpose(2, 1, 0, 3, 4)  # (n, S, A, 3, C)
     units = np.zeros((count, *by_image.shape[1:]))
     np.add.at(units, member, by_image)
     shares = np.full(count, 1 / count)
     draws = np.random.default_rng(seed).multinomial(count, shares, size=resamples)  # (R, units)
-    drawn = _mious(units[:, :, 0], draws) - _mious(units[:, :, 1], draws)  # (R, S)
-    return _effect(miou(a) - miou(b), drawn.mean(1).var(ddof=1), count)
+    signed = list(zip(weights, range(len(arms)), strict=True))
+    drawn = sum(weight * _mious(units[:, :, arm], draws) for weight, arm in signed)  # (R, S)
+    whole = sum(weight * miou(areas[arm]) for weight, arm in signed)  # (S,)
+    return _effect(np.asarray(whole), np.asarray(drawn).mean(1).var(ddof=1), count)
 
 
 def miou(areas: np.ndarray) -> np.ndarray:

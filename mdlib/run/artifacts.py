@@ -153,6 +153,11 @@ class RunArtifacts:
         self.folder(stage)
         return read_manifest(self.run_dir, STAGES[stage])["metrics"]
 
+    def seconds(self, stage: str) -> float:
+        """How long a stage ran, for plans; where it was resumed, since then."""
+        self.folder(stage)
+        return read_manifest(self.run_dir, STAGES[stage])["seconds"]
+
     # ---------------------------------------------------------------- 00: data
 
     @cached_property

@@ -120,25 +120,28 @@ MEANINGS |= {
     for measure, meaning in COCO_MEASURES.items()
 }
 
-# 13: segmenters that learned from other labels
-LESSONS = {
-    "clustered_masks": "stage 2's masks",
-    "detector_everything": "all of the detector's masks",
-    "detector_at_random": "as many of the detector's masks at random",
-    "detector_filtered": "stage 4's maps",
-    "one_mask": "the same from one mask an image",
-    "another_round": "its own maps after the CRF",
-}
+# 13: claims of the paper, each a mean over seeds; one mask an image, k as in the paper
 MEANINGS |= {
-    f"lessons_{arm}": f"mIoU on val of a segmenter taught by {labels}, mean over seeds"
-    for arm, labels in LESSONS.items()
+    "filter_order_skill": (
+        "how well the detector's score ranks train masks, some of them wrong: 0 as a random order, "
+        "1 as their true IoU"
+    ),
+    "filter_share_kept": "share of these masks that the detector confirms",
+    "filter_miou_kept": "mIoU on val of a segmenter trained on the masks kept by the score",
+    "filter_miou_random": "the same, as many masks at random",
+    "filter_miou_unfiltered": "the same, all masks",
+    "model_miou_labels": "mIoU on val of stage 1's masks in their nearest clusters",
+    "model_miou_detector": "mIoU on val of a detector that learned from such masks",
+    "model_miou_segmenter_without": "mIoU on val of a segmenter that learned from such masks",
+    "model_miou_segmenter": "mIoU on val of a segmenter that learned from that detector",
 }
-MEANINGS |= {f"lessons_{arm}_std": "its spread over seeds" for arm in LESSONS}
+CHAINS = {"maskdistill": "MaskDistill's masks", "saliency": "a saliency prior's masks"}
 MEANINGS |= {
-    f"ohem_share_{share:g}_gain_dev": (
-        f"mIoU on dev with the hardest {share:.0%} of the pixels, minus that with the run's share"
+    f"composition_drop_{chain}": (
+        f"mIoU on val that a linear segmenter of {masks} loses, where the training set has small "
+        "animals and empty scenes instead of one centred animal"
     )
-    for share in (0.2, 1.0)
+    for chain, masks in CHAINS.items()
 }
 
 # 08: linear probes

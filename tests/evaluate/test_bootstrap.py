@@ -295,6 +295,26 @@ def test_groups_of_other_sizes_cover_as_well():
     assert 0.03 < np.mean(off) < 0.085
 
 
+# ---------------------------------------------------------------- contrasts
+
+
+def test_an_interaction_is_the_difference_of_two_differences(areas):
+    a, b = areas
+    c = np.concatenate([a[:6], b[6:]])
+    arms, weights = [a, b, c, b], [1, -1, -1, 1]
+    effect = bootstrap.miou_contrast(arms, weights, **OPTIONS)
+    by_hand = [bootstrap.miou(arm) for arm in arms]
+    assert effect.value == pytest.approx(by_hand[0] - by_hand[1] - (by_hand[2] - by_hand[3]))
+    # b cancels, to the last draw of pictures
+    np.testing.assert_allclose(ends(effect), ends(miou_difference(a, c, **OPTIONS)), atol=1e-12)
+
+
+def test_an_interaction_of_equal_steps_is_nothing(areas):
+    seeds = [np.stack([arm, arm]) for arm in areas]
+    effect = bootstrap.miou_contrast([*seeds, *seeds], [1, -1, -1, 1], **OPTIONS)
+    assert effect == Effect(0.0, 0.0, 0.0, 1.0)
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -332,3 +352,8 @@ def test_miou_of_one_image_has_no_interval(areas):
 def test_arms_with_other_truths_are_refused(areas):
     with pytest.raises(ValueError, match="same true areas"):
         miou_difference(areas[0], areas[1][::-1], **OPTIONS)
+
+
+def test_an_arm_without_a_weight_is_refused(areas):
+    with pytest.raises(ValueError, match="one weight"):
+        bootstrap.miou_contrast(areas, [1], **OPTIONS)

@@ -139,6 +139,7 @@ READERS = {
     "labelled": (lambda run: run.labelled_roles(), ["00"]),
     "mapped": (lambda run: run.mapped_roles(), ["00"]),
     "settings": (lambda run: run.settings("04"), ["04"]),
+    "seconds": (lambda run: run.seconds("03"), ["03"]),
     "masks": (lambda run: run.masks("train"), ["01"]),
     "train's clustered masks": (lambda run: run.clustered_masks("train"), ["02"]),
     "val's clustered masks": (lambda run: run.clustered_masks("val"), ["07"]),
@@ -274,6 +275,12 @@ def test_the_last_segmenter_is_that_of_stage_06_where_it_trained_one(copied):
     assert run.segmenter_folder().name == STAGES["06"]
     assert run.logits("val")[0, 2].max() == 5 and run.segmenter()[1] == 96
     assert run.logits("val", "supervised")[0, 1].max() == 1  # the twin is always 05's
+
+
+def test_the_seconds_are_those_of_the_manifest(copied):
+    write_manifest(copied, STAGES["03"], seconds=12.5)
+    seal(copied)
+    assert RunArtifacts(copied).seconds("03") == 12.5
 
 
 def test_the_encoder_is_the_one_that_the_stage_ran_with(run):
