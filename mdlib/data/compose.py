@@ -21,6 +21,7 @@ from mdlib.core.settings import Settings
 SIDE = 128  # pixels; pictures are square
 MIN_VISIBLE = 0.55  # share of an object inside the picture
 MAX_HIDDEN = 0.2  # share that each object in front may take from it
+GRAIN = 2.5  # grey levels: standard deviation of a camera's noise
 LEAST_PIXELS = 24  # of an object
 MOST_ATTEMPTS = 1000  # to find places where the objects of a scene do not hide one another
 HUE_SPREAD = 0.35  # radians: standard deviation of the turn of a photograph's hue
@@ -329,7 +330,7 @@ def paste(canvas: np.ndarray, layer: np.ndarray) -> np.ndarray:
 
 def finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turn a canvas (H, W, 3) in 0-255 into a picture, uint8, with the grain of a camera."""
-    grain = 2.5 * rng.standard_normal(canvas.shape[:2], dtype=np.float32)  # one camera, one grain
+    grain = GRAIN * rng.standard_normal(canvas.shape[:2], dtype=np.float32)  # one camera, one grain
     return np.clip(canvas + grain[..., None], 0, 255).astype(np.uint8)
 
 

@@ -112,7 +112,7 @@ class ViTMap(nn.Module):
         self, vit: ClassAttentionViT, *, trainable_blocks: int, cache: FeatureCache | None = None
     ) -> None:
         super().__init__()
-        *blocks, last = vit.blocks
+        blocks = vit.blocks[:-1]
         if not 0 <= trainable_blocks <= len(blocks):
             raise ValueError(
                 f"trainable_blocks must be in 0..{len(blocks)}, got {trainable_blocks}"
@@ -122,7 +122,7 @@ class ViTMap(nn.Module):
         self.cache = None if trainable_blocks else cache
         self.whiten = nn.BatchNorm2d(vit.embed_dim, affine=False)
         vit.requires_grad_(False)
-        learning = (*blocks[self.fixed :], *vit.mixing[self.fixed :], last.norm1)
+        learning = (*blocks[self.fixed :], *vit.mixing[self.fixed :], vit.last_block.norm1)
         for part in learning if trainable_blocks else ():
             part.requires_grad_(True)
         self.train()
@@ -152,7 +152,7 @@ class ViTMap(nn.Module):
         with torch.no_grad():
             patches = self.vit.refine(self.vit.embed(images), blocks=slice(self.fixed))
         patches = self.vit.refine(patches, blocks=slice(self.fixed, None))
-        return self.vit.blocks[-1].norm1(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.vit.last_block.norm1(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ViTPyramid(nn.Module):

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, PatchEmbed, apply_rot_embed_cat
 from timm.models.eva import EvaAttention
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from mdlib.core.paths import ROOT
@@ -141,21 +141,41 @@ class ClassAttentionViT(VisionTransformer):
     def _before_last(self, images: Tensor) -> Tensor:
         """The tokens that enter the last block, (B, 1 + N, D), CLS first."""
         patches = self.refine(self.embed(images), blocks=slice(None)).flatten(2).transpose(1, 2)
-        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1)
+        cls = cast(nn.Parameter, self.cls_token).expand(len(patches), -1, -1)
+        return torch.cat([cls, patches], 1)
 
-    def forward_features(self, images: Tensor, *_args, **_options) -> Tensor:
+    @property
+    def last_block(self) -> Block:
+        """The block of CLS."""
+        return cast(Block, self.blocks[-1])
+
+    def forward_features(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,  # noqa: ARG002 - as in timm
+        is_causal: bool = False,  # noqa: ARG002
+    ) -> Tensor:
         """(B, 3, H, W) normalised -> (B, 1 + N, D) after the final norm, CLS first."""
-        return self.norm(self.blocks[-1](self._before_last(images)))
+        return self.norm(self.last_block(self._before_last(x)))
 
-    def class_tokens(self, images: Tensor) -> Tensor:
-        """CLS of `forward_features` alone, (B, D), without what the patches become: for training.
+    def class_tokens(self, images: Tensor, *, hidden: float = 0.0) -> Tensor:
+        """CLS of `forward_features` alone, without what the last block makes of the patches.
 
-        It leaves out three quarters of the last block.
+        Args:
+            images: (B, 3, H, W) normalised.
+            hidden: share of the patches that CLS does not see, drawn anew for each image: it must
+                do with any part of the subject, so it learns to attend to all of it.
+
+        Returns:
+            (B, D) after the final norm.
         """
-        tokens, block = self._before_last(images), self.blocks[-1]
-        q, k, v = split_heads(block.attn.qkv(block.norm1(tokens)), heads=block.attn.num_heads)
-        seen = F.scaled_dot_product_attention(q[:, :, :1], k, v)
-        cls = tokens[:, :1] + block.attn.proj(seen.transpose(1, 2).flatten(2))
+        tokens, block = self._before_last(images), self.last_block
+        attention = cast(Attention, block.attn)
+        q, k, v = split_heads(attention.qkv(block.norm1(tokens)), heads=attention.num_heads)
+        visible = torch.rand(len(k), 1, 1, k.shape[2], device=k.device) >= hidden
+        visible[..., 0] = True  # CLS itself
+        seen = F.scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=visible)
+        cls = tokens[:, :1] + attention.proj(seen.transpose(1, 2).flatten(2))
         return self.norm(cls + block.mlp(block.norm2(cls)))[:, 0]
 
 

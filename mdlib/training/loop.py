@@ -237,6 +237,13 @@ def _call(function: Callable, arguments: tuple) -> Any:
     return function(*arguments)
 
 
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether a device computes faster in bfloat16 than in float32: GPUs, some CPUs."""
+    if device.type == "cuda":
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def _bf16(recipe: Recipe, device: torch.device) -> bool:
     """Whether the loss is computed in bfloat16."""
     return recipe.bf16 and device.type == "cuda"

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdlib.data.compose import GRAIN
 from mdlib.models.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -54,9 +55,12 @@ class ProjectionModel(nn.Module):
             *layers, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim, affine=False)
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Project images: (B, 3, H, W) normalised -> (B, dim) unit vectors."""
-        return F.normalize(self.head(self.vit.class_tokens(images)).float(), dim=-1)
+    def forward(self, images: Tensor, *, hidden: float = 0.0) -> Tensor:
+        """Project images: (B, 3, H, W) normalised -> (B, dim) unit vectors.
+
+        `hidden` is the share of the patches that CLS does not see.
+        """
+        return F.normalize(self.head(self.vit.class_tokens(images, hidden=hidden)).float(), dim=-1)
 
 
 def build_models(*, seed: int) -> tuple[ProjectionModel, ProjectionModel]:
@@ -120,7 +124,12 @@ def info_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
 
 
 def tracking_loss(
-    student: ProjectionModel, teacher: ProjectionModel, crops: Tensor, *, temperature: float
+    student: ProjectionModel,
+    teacher: ProjectionModel,
+    crops: Tensor,
+    *,
+    temperature: float,
+    hidden: float,
 ) -> Tensor:
     """Compute InfoNCE of each frame's crop against the teacher's crop of the other frame.
 
@@ -129,6 +138,7 @@ def tracking_loss(
         teacher: gets no gradient.
         crops: (2, B, 3, S, S) normalised, one crop of each frame of B clips.
         temperature: see `info_nce`.
+        hidden: share of the patches that the student's CLS does not see; the teacher's sees all.
 
     Returns:
         The scalar mean over both frames.
@@ -136,7 +146,7 @@ def tracking_loss(
     both = crops.flatten(0, 1)
     with torch.no_grad():
         first, second = teacher(both).chunk(2)
-    of_first, of_second = student(both).chunk(2)
+    of_first, of_second = student(both, hidden=hidden).chunk(2)
     return (
         info_nce(of_first, second, temperature=temperature)
         + info_nce(of_second, first, temperature=temperature)
@@ -219,7 +229,7 @@ def jitter_colour(images: Tensor, *, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Which places a step shows.
+    """Which places a step shows: easy ones first.
 
     Attributes:
         easy_steps: the first steps, with invented landscapes alone.
@@ -230,26 +240,24 @@ class Curriculum:
     mixing_steps: int
 
     def photographs(self, step: int) -> float:
-        """The share of a step's places that are photographs, in [0, 1]."""
+        """The expected share of photographs among the places of a step, in [0, 1]."""
         return min(1.0, max(0.0, (step + 1 - self.easy_steps) / max(1, self.mixing_steps)))
 
 
 class ClipBatches:
     """batch(step) -> a crop of each frame of `batch` clips, a pure function of (seed, step).
 
-    A batch has few places, which all its clips share: whoever looks at the place finds a stranger.
-    The two frames of a clip never have the same one. Every `wide_every`-th step shows larger crops
-    of a third of the clips, because the encoder is used on whole scenes, at a resolution that a
-    cheap 64-pixel crop never shows it.
+    Every frame has a place of its own. Every `wide_every`-th step shows larger crops of a third of
+    the clips, because the encoder is used on whole scenes, at a resolution that a cheap 64-pixel
+    crop never shows it.
 
     Args:
         layers: (P, 2, H, W, 4) uint8 premultiplied, the subject in both frames of each clip.
         invented: (G, H, W, 3) uint8 RGB, places without detail.
         photographs: (G', H, W, 3) uint8 RGB.
-        curriculum: which of the two a step shows.
+        curriculum: how many of the frames of a step have the one or the other.
         batch: clips in a batch.
-        places: places in a batch, 2 or more.
-        seed: of clips and views.
+        seed: of clips, places and views.
         wide_every: steps from one wide step to the next; 0: none.
         device: where batches are put.
 
@@ -265,7 +273,6 @@ class ClipBatches:
         curriculum: Curriculum,
         *,
         batch: int,
-        places: int,
         seed: int,
         wide_every: int,
         device: str | torch.device,
@@ -274,33 +281,29 @@ class ClipBatches:
             raise ValueError(f"a batch of {batch} cannot be drawn from {len(layers)} clips")
         if wide_every > 0 and batch < 3:
             raise ValueError(f"wide steps show a third of the batch: {batch} is too small")
-        if places < 2:
-            raise ValueError(f"the two frames of a clip need 2 places or more, got {places}")
         self.layers, self.invented, self.photographs = layers, invented, photographs
-        self.curriculum, self.batch, self.places, self.seed = curriculum, batch, places, seed
+        self.curriculum, self.batch, self.seed = curriculum, batch, seed
         self.wide_every, self.device = wide_every, device
 
     def frames(self, step: int, *, count: int, generator: torch.Generator) -> Tensor:
         """Compose the frames of `count` clips, (2 * count, 3, H, W) in [0, 1], first ones first."""
 
-        def draw(below: int, number: int) -> np.ndarray:
-            return torch.randint(below, (number,), generator=generator).numpy()
+        def draw(places: np.ndarray) -> np.ndarray:
+            return places[torch.randint(len(places), (2 * count,), generator=generator).numpy()]
 
         chosen = torch.randperm(len(self.layers), generator=generator)[:count].numpy()
-        layers = torch.from_numpy(self.layers[chosen]).to(self.device).transpose(0, 1).flatten(0, 1)
-        layers = layers.permute(0, 3, 1, 2).float() / 255  # (2 * count, 4, H, W)
-        real = torch.rand(self.places, generator=generator) < self.curriculum.photographs(step)
+        layers = self.layers[chosen].swapaxes(0, 1).reshape(-1, *self.layers.shape[2:])
+        real = torch.rand(2 * count, generator=generator) < self.curriculum.photographs(step)
         grounds = np.where(
-            real.numpy()[:, None, None, None],
-            self.photographs[draw(len(self.photographs), self.places)],
-            self.invented[draw(len(self.invented), self.places)],
+            real.numpy()[:, None, None, None], draw(self.photographs), draw(self.invented)
         )
-        first = draw(self.places, count)
-        second = (first + 1 + draw(self.places - 1, count)) % self.places
-        places = torch.from_numpy(grounds).to(self.device).permute(0, 3, 1, 2).float() / 255
-        frames = places[np.concatenate([first, second])] * (1 - layers[:, 3:]) + layers[:, :3]
+        above, below = (
+            torch.from_numpy(part).to(self.device).permute(0, 3, 1, 2).float() / 255
+            for part in (layers, grounds)
+        )
+        frames = below * (1 - above[:, 3:]) + above[:, :3]
         grain = torch.randn(len(frames), 1, *frames.shape[-2:], generator=generator)
-        return (frames + grain.to(self.device) * (2.5 / 255)).clamp(0, 1)
+        return (frames + grain.to(self.device) * (GRAIN / 255)).clamp(0, 1)
 
     def __call__(self, step: int) -> Tensor:
         """The crops that `tracking_loss` takes, (2, B, 3, S, S) on `device`."""
