@@ -19,10 +19,12 @@ LARGEST = {"cutouts": 192, "subjects": 144, "backgrounds": 720}  # pixels of the
 
 
 def take(folder: str, source: Path, target: Path) -> None:
-    """Crop a picture to what is not transparent, make it smaller, and store it."""
+    """Crop a picture to what is not transparent or framed, make it smaller, and store it."""
     image = Image.open(source)
     if folder == "backgrounds":
         image = image.convert("RGB")
+        bright = image.convert("L").point(lambda level: 255 if level > 64 else 0)
+        image = image.crop(bright.getbbox())  # one has a black frame
     else:
         image = image.convert("RGBA")
         image = image.crop(image.getchannel("A").getbbox())
