@@ -94,17 +94,6 @@ def update_ema(teacher: ProjectionModel, student: ProjectionModel, *, momentum: 
         slow.lerp_(fast, 1 - momentum)
 
 
-def momentum_schedule(step: int, *, steps: int, base: float) -> float:
-    """Raise the momentum from `base` to 1 along half a cosine, so that the teacher comes to a halt.
-
-    Args:
-        step: from 0.
-        steps: of the whole training.
-        base: momentum of the first step.
-    """
-    return 1 - (1 - base) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
 # ---------------------------------------------------------------- losses
 
 

@@ -42,26 +42,31 @@ def test_info_nce_does_not_see_the_order_of_the_clips():
 
 
 @pytest.fixture(scope="module")
-def clips():
-    """Twelve clips of one colour and noise each: (12, 2, 64, 64, 3) uint8."""
+def layers():
+    """Twelve clips, a disc of one colour and some noise: (12, 2, 64, 64, 4) uint8 premultiplied."""
     rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (12, 1, 1, 1, 3))
-    return (colours + rng.normal(0, 20, (12, 2, 64, 64, 3))).clip(0, 255).astype(np.uint8)
+    y, x = np.mgrid[:64, :64] - 32
+    alpha = np.broadcast_to((np.hypot(y, x) < 20)[..., None], (12, 2, 64, 64, 1))
+    colours = rng.integers(0, 256, (12, 1, 1, 1, 3)) + rng.normal(0, 20, (12, 2, 64, 64, 3))
+    return np.concatenate([colours.clip(0, 255) * alpha, 255 * alpha], -1).astype(np.uint8)
 
 
-def batches(clips, **changed):
-    return pretrain.ClipBatches(
-        clips, **{"batch": 6, "seed": 0, "wide_every": 0, "device": "cpu"} | changed
-    )
+DARK, BRIGHT = np.zeros((3, 64, 64, 3), np.uint8), np.full((4, 64, 64, 3), 255, np.uint8)
+EASY = pretrain.Curriculum(easy_steps=100, mixing_steps=10)
 
 
-def test_a_few_steps_on_one_batch_lower_the_tracking_loss(clips):
+def batches(layers, curriculum=EASY, **changed):
+    options = {"batch": 6, "seed": 0, "wide_every": 0, "device": "cpu"} | changed
+    return pretrain.ClipBatches(layers, DARK, BRIGHT, curriculum, **options)
+
+
+def test_a_few_steps_on_one_batch_lower_the_tracking_loss(layers):
     student, teacher = pretrain.build_models(seed=0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
-    crops = batches(clips)(0)
+    crops = batches(layers)(0)
     losses = []
     for _ in range(12):
-        loss = pretrain.tracking_loss(student, teacher, crops, temperature=0.2)
+        loss = pretrain.tracking_loss(student, teacher, crops, temperature=0.2, hidden=0.5)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -70,11 +75,34 @@ def test_a_few_steps_on_one_batch_lower_the_tracking_loss(clips):
     assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
 
-def test_the_tracking_loss_teaches_the_student_alone(clips):
+def test_the_tracking_loss_teaches_the_student_alone(layers):
     student, teacher = pretrain.build_models(seed=0)
-    pretrain.tracking_loss(student, teacher, batches(clips)(0), temperature=0.2).backward()
+    crops = batches(layers)(0)
+    pretrain.tracking_loss(student, teacher, crops, temperature=0.2, hidden=0.0).backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert any(p.grad is not None and p.grad.any() for p in student.parameters())
+
+
+def test_the_tracking_loss_looks_for_the_other_frame(layers):
+    """By the definition: each frame's query against the teacher's keys of the other frame."""
+    student, teacher = pretrain.build_models(seed=0)
+    crops = batches(layers)(0)
+    with torch.no_grad():
+        loss = pretrain.tracking_loss(student, teacher, crops, temperature=0.2, hidden=0.0)
+        q, k = (model(crops.flatten(0, 1)).unflatten(0, (2, 6)) for model in (student, teacher))
+    expected = [pretrain.info_nce(q[i], k[1 - i], temperature=0.2) for i in (0, 1)]
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_hidden_patches_are_drawn_anew_and_none_is_all_of_them(layers):
+    student, _ = pretrain.build_models(seed=0)
+    student.eval()
+    crops = batches(layers)(0)[0]
+    with torch.no_grad():
+        whole = student(crops)
+        assert torch.equal(whole, student(crops, hidden=0.0))
+        one, other = student(crops, hidden=0.75), student(crops, hidden=0.75)
+    assert not torch.allclose(one, other) and not torch.allclose(one, whole)
 
 
 # ---------------------------------------------------------------- student and teacher
@@ -114,12 +142,6 @@ def test_follow_at_its_limits(momentum, expected):
     torch.testing.assert_close(networks["teacher"].weight, before[expected].weight)
 
 
-def test_momentum_goes_from_its_base_to_one():
-    values = [pretrain.momentum_schedule(step, steps=100, base=0.99) for step in range(101)]
-    assert values[0] == pytest.approx(0.99) and values[-1] == pytest.approx(1.0)
-    assert values == sorted(values)
-
-
 def test_encoder_of_is_a_copy_that_does_not_go_on_learning(pictures):
     learner, _ = pretrain.build_models(seed=0)
     encoder = pretrain.encoder_of(learner, device="cpu")
@@ -133,34 +155,60 @@ def test_encoder_of_is_a_copy_that_does_not_go_on_learning(pictures):
 # ---------------------------------------------------------------- views
 
 
-def test_batches_are_a_pure_function_of_the_step(clips):
-    one, other = batches(clips), batches(clips)
+def test_batches_are_a_pure_function_of_the_step(layers):
+    one, other = batches(layers), batches(layers)
     other(0)  # neither what came before nor the global random state matters
     torch.rand(3)
-    for name, view in one(5).items():
-        assert torch.equal(view, other(5)[name])
-        assert not torch.equal(view, one(6)[name])
-        assert not torch.equal(view, batches(clips, seed=1)(5)[name])
+    assert torch.equal(one(5), other(5))
+    assert not torch.equal(one(5), one(6))
+    assert not torch.equal(one(5), batches(layers, seed=1)(5))
 
 
-def test_every_wide_step_shows_larger_crops_of_fewer_clips(clips):
-    stream = batches(clips, wide_every=3)
-    shapes = [(tuple(b["large"].shape), tuple(b["small"].shape)) for b in map(stream, range(3))]
-    usual, wide = ((2, 6, 3, 64, 64), (2, 6, 3, 32, 32)), ((2, 2, 3, 112, 112), (2, 2, 3, 48, 48))
-    assert shapes == [usual, usual, wide]
+def test_every_wide_step_shows_larger_crops_of_fewer_clips(layers):
+    stream = batches(layers, wide_every=3)
+    shapes = [tuple(stream(step).shape) for step in range(3)]
+    assert shapes == [(2, 6, 3, 64, 64), (2, 6, 3, 64, 64), (2, 2, 3, 112, 112)]
 
 
 def test_the_two_frames_of_a_row_are_of_one_clip():
-    clips = np.zeros((2, 2, 32, 32, 3), np.uint8)
-    clips[1] = 200  # a black and a bright clip: no colour jitter can confuse them
-    bright = batches(clips, batch=2)(0)["large"].mean((2, 3, 4)) > 0  # (2 frames, 2 clips)
+    layers = np.zeros((2, 2, 64, 64, 4), np.uint8)
+    layers[..., 3] = 255  # nothing of the place is seen
+    layers[1, ..., :3] = 200  # a black and a bright clip: no colour jitter can confuse them
+    bright = batches(layers, batch=2)(0).mean((2, 3, 4)) > 0  # (2 frames, 2 clips)
     assert torch.equal(bright[0], bright[1])
     assert bright[0].sum() == 1
 
 
-def test_too_few_clips_for_a_batch_are_refused(clips):
+def test_a_frame_is_its_layer_on_a_place(layers):
+    stream, generator = batches(layers), torch.Generator().manual_seed(0)
+    frames = stream.frames(0, count=12, generator=generator)
+    alpha = torch.from_numpy(layers[0, 0, ..., 3] > 0)
+    assert frames[:, :, ~alpha].mean() < 0.02  # a dark place, and the noise of the camera
+    seen = frames[:, :, alpha].mean(-1)  # (24, 3)
+    true = torch.from_numpy(layers[:, :, alpha.numpy(), :3]).float().mean(2) / 255  # (12, 2, 3)
+    order = [int((true[:, 0] - colour).abs().sum(1).argmin()) for colour in seen]
+    assert order[:12] == order[12:] and sorted(order[:12]) == list(range(12))
+
+
+def test_photographs_take_the_place_of_invented_landscapes():
+    curriculum = pretrain.Curriculum(easy_steps=10, mixing_steps=20)
+    shares = [curriculum.photographs(step) for step in range(40)]
+    assert shares[:10] == [0.0] * 10 and shares[29:] == [1.0] * 11
+    assert shares == sorted(shares) and shares[19] == pytest.approx(0.5)
+    assert pretrain.Curriculum(0, 0).photographs(0) == 1.0
+    empty = np.zeros((200, 2, 64, 64, 4), np.uint8)
+    for step, share in ((0, 0.0), (19, 0.5), (39, 1.0)):
+        stream = batches(empty, curriculum, batch=200)
+        frames = stream.frames(step, count=200, generator=torch.Generator().manual_seed(1))
+        bright = (frames.mean((1, 2, 3)) > 0.5).float().mean().item()
+        assert bright == pytest.approx(share, abs=0.08)
+
+
+def test_too_few_clips_for_a_batch_are_refused(layers):
     with pytest.raises(ValueError, match="clips"):
-        batches(clips, batch=13)
+        batches(layers, batch=13)
+    with pytest.raises(ValueError, match="too small"):
+        batches(layers, batch=2, wide_every=4)
 
 
 def test_crops_are_pictures_once_the_normalisation_is_undone():
