@@ -287,6 +287,7 @@ CHOICES = {
     "support_dataset",
     "encoder_name",
     "center",
+    "affinity",
     "backbone",
     "optimizer",
     "overlap",

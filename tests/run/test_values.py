@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mdlib.data import OPENERS
 from mdlib.data.compose import COMPOSITIONS, GROUNDS, Composition
-from mdlib.method.masks import CENTERS
+from mdlib.method.masks import AFFINITIES, CENTERS
 from mdlib.method.pseudo_labels import OVERLAPS
 from mdlib.models.backbones import BACKBONES, build_map
 from mdlib.models.encoder import ZOO_ARCHITECTURE
@@ -45,6 +45,7 @@ def test_the_words_of_the_notebooks_are_those_of_the_library():
     assert {*words_of("00_prepare_data", "ground")} == {*GROUNDS}
     assert LISTS["ENCODERS"] == ("zoo", *PUBLISHED)
     assert {*words_of("01_distill_masks", "center")} == {*CENTERS}
+    assert {*words_of("01_distill_masks", "affinity")} == {*AFFINITIES}
     assert {*words_of("04_filter_masks", "overlap")} == {*OVERLAPS}
     for notebook in ("03_train_mask_rcnn", "05_train_deeplab"):
         assert {*words_of(notebook, "backbone")} == {*BACKBONES} == {*BLOCKS}
