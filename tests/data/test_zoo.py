@@ -159,10 +159,16 @@ def test_frames_share_the_subject_and_are_premultiplied(zoo_root):
 
 
 def test_a_recoloured_subject_has_other_colours_on_the_same_pixels(zoo_root):
-    plain, other = shots(zoo_root, recoloured=0.0), shots(zoo_root, recoloured=1.0)
+    plain, other = (shots(zoo_root, zoo_share=0.0, recoloured=share) for share in (0.0, 1.0))
     for i in range(6):
         np.testing.assert_array_equal(plain[i][..., 3], other[i][..., 3])
         assert (plain[i][..., :3] != other[i][..., :3]).any()
+
+
+def test_the_animals_of_the_demo_keep_their_colours(zoo_root):
+    plain, other = (shots(zoo_root, zoo_share=1.0, recoloured=share) for share in (0.0, 1.0))
+    for i in range(3):
+        np.testing.assert_array_equal(plain[i], other[i])
 
 
 def places(zoo_root, name="mixture", *, seed=5):

@@ -161,10 +161,11 @@ def test_the_last_blocks_of_a_vit_learn_and_its_embedding_never(trainable):
     learning = {
         ".".join(key.split(".")[:3]) for key, p in vit.named_parameters() if p.requires_grad
     }
+    last = range(5 - trainable, 5)
     blocks = {
         ".".join(key.split(".")[:3])
         for key, _ in vit.named_parameters()
-        if key.startswith(tuple(f"blocks.{i}." for i in range(5 - trainable, 5)))
+        if key.startswith(tuple(f"{part}.{i}." for part in ("blocks", "mixing") for i in last))
     }
     assert learning == (blocks | {"blocks.5.norm1"} if trainable else set())
 
