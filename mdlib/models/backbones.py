@@ -122,7 +122,7 @@ class ViTMap(nn.Module):
         self.cache = None if trainable_blocks else cache
         self.whiten = nn.BatchNorm2d(vit.embed_dim, affine=False)
         vit.requires_grad_(False)
-        learning = (*blocks[self.fixed :], *vit.mixing[self.fixed :], vit.last_block.norm1)
+        learning = (*blocks[self.fixed :], vit.last_block.norm1)
         for part in learning if trainable_blocks else ():
             part.requires_grad_(True)
         self.train()
@@ -149,10 +149,12 @@ class ViTMap(nn.Module):
         """(B, 3, H, W) -> (B, D, h, w), the patch tokens as a map."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
+        grid_hw = (images.shape[-2] // self.patch, images.shape[-1] // self.patch)
         with torch.no_grad():
             patches = self.vit.refine(self.vit.embed(images), blocks=slice(self.fixed))
         patches = self.vit.refine(patches, blocks=slice(self.fixed, None))
-        return self.vit.last_block.norm1(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        patches = self.vit.last_block.norm1(patches)
+        return patches.transpose(1, 2).unflatten(2, grid_hw)
 
 
 class ViTPyramid(nn.Module):

@@ -104,45 +104,27 @@ class ConvStem(PatchEmbed):
 
 
 class ClassAttentionViT(VisionTransformer):
-    """A small ViT that learns from little data: local mixing, and CLS in the last block alone.
+    """A ViT whose CLS token joins the patches before the last block (Touvron et al., 2103.17239).
 
-    Before each block but the last a depthwise 3x3 convolution adds to every patch what its
-    neighbours say (Chu et al., arXiv 2102.10882). It stands for positions as well: there are no
-    position embeddings, so any size of picture will do. The CLS token joins the patches before the
-    last block (Touvron et al., arXiv 2103.17239), so its attention there is all the pooling there
-    is: what the loss asks of CLS it asks of this attention, which stage 1 reads.
+    So the attention of CLS in the last block is all the pooling there is: what the loss asks of CLS
+    it asks of this attention, which stage 1 reads.
     """
 
-    def __init__(self, **options):
-        """As timm builds it, without position embeddings."""
-        super().__init__(pos_embed="none", **options)
-        width = self.embed_dim
-        self.mixing = nn.ModuleList(
-            nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate", groups=width)
-            for _ in self.blocks[:-1]
-        )
-        for linear in self.modules():  # timm's 0.02 is meant for a width of 768
-            if isinstance(linear, nn.Linear):
-                nn.init.xavier_uniform_(linear.weight)
-
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, D, H / 8, W / 8), the map that enters the first block."""
-        patches = self.patch_embed(images)  # (B, h, w, D)
-        return patches.permute(0, 3, 1, 2)
+        """(B, 3, H, W) normalised -> (B, N, D), the patches that enter the first block."""
+        return self._pos_embed(self.patch_embed(images))[:, 1:]
 
     def refine(self, patches: Tensor, *, blocks: slice) -> Tensor:
-        """Send a map (B, D, h, w) through some of the blocks before the last one."""
-        for mixing, block in zip(self.mixing[blocks], self.blocks[:-1][blocks], strict=True):
-            patches = patches + mixing(patches)
-            tokens = block(patches.flatten(2).transpose(1, 2))
-            patches = tokens.transpose(1, 2).unflatten(2, patches.shape[-2:])
+        """Send patches (B, N, D) through some of the blocks before the last one."""
+        for block in self.blocks[:-1][blocks]:
+            patches = block(patches)
         return patches
 
     def _before_last(self, images: Tensor) -> Tensor:
         """The tokens that enter the last block, (B, 1 + N, D), CLS first."""
-        patches = self.refine(self.embed(images), blocks=slice(None)).flatten(2).transpose(1, 2)
-        cls = cast(nn.Parameter, self.cls_token).expand(len(patches), -1, -1)
-        return torch.cat([cls, patches], 1)
+        patches = self.refine(self.embed(images), blocks=slice(None))
+        cls = cast(nn.Parameter, self.cls_token) + cast(nn.Parameter, self.pos_embed)[:, :1]
+        return torch.cat([cls.expand(len(patches), -1, -1), patches], 1)
 
     @property
     def last_block(self) -> Block:
