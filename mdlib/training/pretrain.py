@@ -12,16 +12,19 @@ found, then more and more photographs, where it is not.
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdlib.core.weights import fit_weights, load_weights
 from mdlib.data.compose import GRAIN
 from mdlib.models.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    ZOO_ARCHITECTURE,
     ClassAttentionViT,
     Encoder,
     build_zoo_vit,
@@ -63,7 +66,9 @@ class ProjectionModel(nn.Module):
         return F.normalize(self.head(self.vit.class_tokens(images, hidden=hidden)).float(), dim=-1)
 
 
-def build_models(*, seed: int) -> tuple[ProjectionModel, ProjectionModel]:
+def build_models(
+    *, seed: int, start: Path | None = None
+) -> tuple[ProjectionModel, ProjectionModel]:
     """Build (student, teacher): the teacher starts as a copy and never gets a gradient.
 
     The keys of the last block start at zero: CLS begins by looking at all patches alike, and turns
@@ -71,9 +76,15 @@ def build_models(*, seed: int) -> tuple[ProjectionModel, ProjectionModel]:
 
     Args:
         seed: of the weights; it is set as the global seed.
+        start: weights of a zoo encoder to go on from; its keys are forgotten. None: random ones.
+
+    Raises:
+        WeightsError: for weights that do not fit.
     """
     torch.manual_seed(seed)
     vit = build_zoo_vit()
+    if start is not None:
+        fit_weights(vit, load_weights(start, architecture=ZOO_ARCHITECTURE), source=start)
     nn.init.zeros_(last_attention(vit).qkv.weight[vit.embed_dim : 2 * vit.embed_dim])
     student = ProjectionModel(vit)
     return student, copy.deepcopy(student).requires_grad_(False)

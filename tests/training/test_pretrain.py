@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
+from mdlib.core.weights import load_weights
+from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD, ZOO_ARCHITECTURE
 from mdlib.training import pretrain
 
 # ---------------------------------------------------------------- loss
@@ -118,6 +119,17 @@ def test_learners_start_equal_and_repeat_with_their_seed():
     )
     assert not torch.equal(first, next(other.parameters()))
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_learner_goes_on_from_weights_and_forgets_the_keys(zoo_root):
+    path = zoo_root / "encoder.safetensors"
+    student, teacher = pretrain.build_models(seed=0, start=path)
+    given = load_weights(path, architecture=ZOO_ARCHITECTURE)
+    keys = "blocks.5.attn.qkv.weight"
+    for learner in (student, teacher):
+        state = learner.vit.state_dict()
+        assert not state[keys][144:288].any() and torch.equal(state[keys][:144], given[keys][:144])
+        assert all(torch.equal(state[name], given[name]) for name in given if name != keys)
 
 
 def test_a_learner_gives_unit_vectors():
