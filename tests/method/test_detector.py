@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import BLOB_SIDE, Samples, blobs, tiny_detector
+from PIL import Image
 
 from mdlib.core import shards
 from mdlib.core.mask import Mask, Masks, encode_mask, read_masks, write_masks
@@ -321,21 +322,27 @@ def test_an_image_without_a_prediction_gives_an_empty_list(by_heart):
     assert list(predict(sceptic, scenes, batch=2, device="cpu")) == [[], [], []]
 
 
+def known(by_heart, height, width):
+    """The scenes that are known by heart, at another size."""
+    resized = (Image.fromarray(s.image).resize((width, height)) for s in by_heart[1])
+    return Samples([Sample(f"scene_{i}", np.asarray(image)) for i, image in enumerate(resized)])
+
+
 def test_masks_have_the_size_of_pictures_that_are_resized_for_the_network(by_heart):
-    scenes, _ = blobs(1, height=45, width=80)
+    scenes = known(by_heart, 45, 80)
     found = next(predict(by_heart[0], scenes, batch=1, device="cpu"))
     assert found and {mask.size for mask in found} == {(45, 80)}
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 80), (300, 200)])
 def test_masks_pasted_one_by_one_are_torchvisions(by_heart, height, width):
-    model, (scenes, _) = by_heart[0], blobs(2, height=height, width=width)
+    model, scenes = by_heart[0], known(by_heart, height, width)
     images = [
         torch.from_numpy(scene.image.copy()).permute(2, 0, 1).float() / 255 for scene in scenes
     ]
     with torch.no_grad():
         theirs = model(images)
-    for output, found in zip(theirs, predict(model, scenes, batch=2, device="cpu"), strict=True):
+    for output, found in zip(theirs, predict(model, scenes, batch=3, device="cpu"), strict=True):
         pixels = (output["masks"][:, 0] > 0.5).numpy()
         kept = pixels.any((1, 2))
         assert kept.any() and [mask.score for mask in found] == output["scores"][kept].tolist()
