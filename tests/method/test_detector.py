@@ -325,7 +325,7 @@ def test_an_image_without_a_prediction_gives_an_empty_list(by_heart):
 def known(by_heart, height, width):
     """The scenes that are known by heart, at another size."""
     resized = (Image.fromarray(s.image).resize((width, height)) for s in by_heart[1])
-    return Samples([Sample(f"scene_{i}", np.asarray(image)) for i, image in enumerate(resized)])
+    return Samples([Sample(f"scene_{i}", np.array(image)) for i, image in enumerate(resized)])
 
 
 def test_masks_have_the_size_of_pictures_that_are_resized_for_the_network(by_heart):
