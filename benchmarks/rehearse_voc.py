@@ -70,17 +70,17 @@ class VocShaped(Dataset):
         cutouts = list(zoo.load_cutouts(root)[1])
         photographs = zoo.load_photographs(root)["train"]
         for i in range(DISTINCT):
-            image, masks, labels, _ = compose.compose_scene(
+            parts = compose.scene_parts(
                 cutouts, photographs, compose.MIXTURE, seed=0, index=i, side=500
             )
             height, width = SIZES[i % len(SIZES)]
             window = np.s_[
                 (500 - height) // 2 : (500 + height) // 2, (500 - width) // 2 : (500 + width) // 2
             ]
-            Image.fromarray(image[window]).save(folder / f"{i}.jpg", quality=90)
-            masks = masks[(slice(None), *window)]
+            Image.fromarray(parts.render()[window]).save(folder / f"{i}.jpg", quality=90)
+            masks = parts.masks[(slice(None), *window)]
             kept = masks.sum((1, 2)) >= 400
-            self.objects.append(Instances(masks[kept], labels[kept]))
+            self.objects.append(Instances(masks[kept], parts.labels[kept]))
 
     def first(self, count: int) -> "VocShaped":
         """The same pictures, fewer or more of them."""

@@ -399,7 +399,7 @@ def scene_parts(
     index: int,
     side: int = SIDE,
 ) -> Parts:
-    """Draw the parts of scene `index`.
+    """Draw the parts of scene `index`: a ground and objects on it, later ones in front.
 
     Args:
         cutouts: what may be pasted; a class is drawn evenly first, then one of its cut-outs.
@@ -434,36 +434,6 @@ def scene_parts(
         photograph=photograph,
         grain=(seed, index, _GRAIN),
     )
-
-
-def compose_scene(
-    cutouts: list[Cutout],
-    photographs: list[Image.Image],
-    composition: Composition,
-    *,
-    seed: int,
-    index: int,
-    side: int = SIDE,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Compose scene `index`: a ground and objects on it, later ones in front.
-
-    Args:
-        cutouts: as in `scene_parts`.
-        photographs: as in `scene_parts`.
-        composition: the dials.
-        seed: of the split.
-        index: of the scene.
-        side: of the picture in pixels.
-
-    Returns:
-        Image (side, side, 3) uint8; masks (n, side, side) bool of what is visible, which do not
-        overlap and of which none is empty; labels (n,) int64; names of the n cut-outs.
-
-    Raises:
-        ValueError: where objects of this size have no room at these places.
-    """
-    parts = scene_parts(cutouts, photographs, composition, seed=seed, index=index, side=side)
-    return parts.render(), parts.masks, parts.labels, parts.names
 
 
 def _place_objects(

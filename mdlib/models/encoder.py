@@ -154,8 +154,10 @@ class ClassAttentionViT(VisionTransformer):
         tokens, block = self._before_last(images), self.last_block
         attention = cast(Attention, block.attn)
         q, k, v = split_heads(attention.qkv(block.norm1(tokens)), heads=attention.num_heads)
-        visible = torch.rand(len(k), 1, 1, k.shape[2], device=k.device) >= hidden
-        visible[..., 0] = True  # CLS itself
+        visible = None
+        if hidden > 0:
+            visible = torch.rand(len(k), 1, 1, k.shape[2], device=k.device) >= hidden
+            visible[..., 0] = True  # CLS itself
         seen = F.scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=visible)
         cls = tokens[:, :1] + attention.proj(seen.transpose(1, 2).flatten(2))
         return self.norm(cls + block.mlp(block.norm2(cls)))[:, 0]
