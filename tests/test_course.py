@@ -27,7 +27,7 @@ def test_most_code_cells_are_short():
     lengths = [
         lines_of(cell) for cells in CELLS.values() for cell in cells if cell.cell_type == "code"
     ]
-    assert median(lengths) <= 16  # half of the 32 lines that a cell may have
+    assert median(lengths) <= 12
 
 
 # ---------------------------------------------------------------- figures

@@ -14,7 +14,9 @@ from mdlib.method import masks, proposals
 from mdlib.method.masks import MaskRule
 from mdlib.models.encoder import load_encoder
 
-ONE = MaskRule(top_k=0.4, cls_heads=3, mass=None, center="balanced")
+ONE = MaskRule(
+    top_k=0.4, cls_heads=3, mass=None, center="balanced", affinity="patches", whiten=True
+)
 THREE = replace(ONE, max_masks=3)
 RUN = {"input_side": 128, "batch_size": 4}
 
@@ -46,10 +48,9 @@ def test_several_masks_an_image_do_not_overlap_and_come_in_order(scenes, encoder
     found = list(proposals.propose_masks(scenes, encoder, THREE, **RUN))
     ids = [mask.image_id for mask in found]
     assert ids == sorted(ids)
-    assert len(found) > len(one)
     for first in one:
         own = [mask.pixels() for mask in found if mask.image_id == first.image_id]
-        assert 1 <= len(own) <= 3
+        assert 1 < len(own) <= 3
         np.testing.assert_array_equal(own[0], first.pixels())
         assert np.sum(own, 0).max() == 1 and all(pixels.any() for pixels in own)
 
