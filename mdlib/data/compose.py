@@ -164,7 +164,6 @@ def take_ground(
     rng: np.random.Generator,
     *,
     blur: float,
-    hue_spread: float = HUE_SPREAD,
     side: int = SIDE,
 ) -> np.ndarray:
     """Take a square of a photograph as a ground: mirrored half the time, its hue and light changed.
@@ -175,7 +174,6 @@ def take_ground(
         photographs: RGB; one of them is drawn.
         rng: chooses all else.
         blur: standard deviation of a Gaussian, in pixels of `side`; 0: in focus.
-        hue_spread: standard deviation of the turn of the hue, in radians.
         side: of the ground in pixels.
 
     Returns:
@@ -185,7 +183,7 @@ def take_ground(
     most = min(image.size)
     window = round(math.exp(rng.uniform(math.log(min(side, most)), math.log(most))))
     left, top = (int(rng.integers(0, extent - window + 1)) for extent in image.size)
-    flip, angle, light = rng.random() < 0.5, rng.normal(0, hue_spread), rng.uniform(0.75, 1.15)
+    flip, angle, light = rng.random() < 0.5, rng.normal(0, HUE_SPREAD), rng.uniform(0.75, 1.15)
     box = (left, top, left + window, top + window)
     ground = image.resize((side, side), Image.Resampling.LANCZOS, box=box)
     if flip:

@@ -211,25 +211,20 @@ class TrackingShots:
         seed: of the shots.
         zoo_share: share of the shots that follow a train cut-out of the zoo, in [0, 1]; the others
             follow one of `load_subjects`.
-        recoloured: share of the shots of other subjects where these have another hue and light, in
-            [0, 1]: then colour tells less of what a subject is.
     """
 
-    def __init__(self, root: str | Path, *, seed: int, zoo_share: float, recoloured: float):
-        self.seed, self.zoo_share, self.recoloured = seed, zoo_share, recoloured
+    def __init__(self, root: str | Path, *, seed: int, zoo_share: float):
+        self.seed, self.zoo_share = seed, zoo_share
         self.cutouts = [c for c in load_cutouts(Path(root))[1] if c.split == "train"]
         self.subjects = load_subjects(Path(root))
 
     def __getitem__(self, index: int) -> np.ndarray:
         """The two layers of shot `index`, (2, SIDE, SIDE, 4) uint8, premultiplied."""
         rng = np.random.default_rng([self.seed, index])
-        of_zoo = rng.random() < self.zoo_share
-        mine = self.cutouts if of_zoo else self.subjects
+        mine = self.cutouts if rng.random() < self.zoo_share else self.subjects
         cutout = mine[rng.integers(len(mine))]
         longer, flip = rng.uniform(0.45, 0.95) * SIDE, bool(rng.random() < 0.5)
         centre = rng.uniform(0.35, 0.65, 2)
-        angle, light = rng.uniform(-np.pi, np.pi), rng.uniform(0.5, 1.4)
-        recolour = rng.random() < self.recoloured and not of_zoo
         frames = []
         for _ in range(2):
             image = compose.transform(
@@ -240,8 +235,6 @@ class TrackingShots:
             )
             x, y = (centre + rng.uniform(-0.1, 0.1, 2)) * SIDE
             layer = compose.lay(image, (x, y), rng.uniform(0.75, 1.2), side=SIDE)
-            if recolour:
-                layer[..., :3] = compose.turn_hue(layer[..., :3], angle) * light
             layer[..., :3] = layer[..., :3].clip(0, layer[..., 3:])
             frames.append(layer.astype(np.uint8))
         return np.stack(frames)
@@ -254,11 +247,10 @@ class Places:
         root: the repository's data/zoo; photographs of the train split.
         seed: of the grounds.
         composition: "ground", "sharp" and "blur" are followed.
-        hue_spread: radians, of the turn of the hue.
     """
 
-    def __init__(self, root: str | Path, *, seed: int, composition: Composition, hue_spread: float):
-        self.seed, self.composition, self.hue_spread = seed, composition, hue_spread
+    def __init__(self, root: str | Path, *, seed: int, composition: Composition):
+        self.seed, self.composition = seed, composition
         self.photographs = load_photographs(Path(root))["train"]
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -266,11 +258,9 @@ class Places:
         rng = np.random.default_rng([self.seed, index])
         if self.composition.ground == "invented":
             ground = compose.paint_landscape(rng)
-            ground = compose.turn_hue(ground, rng.normal(0, self.hue_spread))
+            ground = compose.turn_hue(ground, rng.normal(0, compose.HUE_SPREAD))
         else:
             is_sharp = rng.random() < self.composition.sharp
             blur = rng.uniform(*self.composition.blur)
-            ground = compose.take_ground(
-                self.photographs, rng, blur=0 if is_sharp else blur, hue_spread=self.hue_spread
-            )
+            ground = compose.take_ground(self.photographs, rng, blur=0 if is_sharp else blur)
         return ground.clip(0, 255).astype(np.uint8)

@@ -108,23 +108,32 @@ class ClassAttentionViT(VisionTransformer):
 
     So the attention of CLS in the last block is all the pooling there is: what the loss asks of CLS
     it asks of this attention, which stage 1 reads.
+
+    Attributes:
+        joins_last: False lets CLS take part in every block, as in an ordinary ViT: so pretraining
+            begins.
     """
+
+    joins_last = True
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> (B, N, D), the patches that enter the first block."""
         return self._pos_embed(self.patch_embed(images))[:, 1:]
 
     def refine(self, patches: Tensor, *, blocks: slice) -> Tensor:
-        """Send patches (B, N, D) through some of the blocks before the last one."""
+        """Send tokens (B, N, D) through some of the blocks before the last one."""
         for block in self.blocks[:-1][blocks]:
             patches = block(patches)
         return patches
 
     def _before_last(self, images: Tensor) -> Tensor:
         """The tokens that enter the last block, (B, 1 + N, D), CLS first."""
-        patches = self.refine(self.embed(images), blocks=slice(None))
+        patches = self.embed(images)
+        if self.joins_last:
+            patches = self.refine(patches, blocks=slice(None))
         cls = cast(nn.Parameter, self.cls_token) + cast(nn.Parameter, self.pos_embed)[:, :1]
-        return torch.cat([cls.expand(len(patches), -1, -1), patches], 1)
+        tokens = torch.cat([cls.expand(len(patches), -1, -1), patches], 1)
+        return tokens if self.joins_last else self.refine(tokens, blocks=slice(None))
 
     @property
     def last_block(self) -> Block:
@@ -140,13 +149,11 @@ class ClassAttentionViT(VisionTransformer):
         """(B, 3, H, W) normalised -> (B, 1 + N, D) after the final norm, CLS first."""
         return self.norm(self.last_block(self._before_last(x)))
 
-    def class_tokens(self, images: Tensor, *, hidden: float = 0.0) -> Tensor:
+    def class_tokens(self, images: Tensor) -> Tensor:
         """CLS of `forward_features` alone, without what the last block makes of the patches.
 
         Args:
             images: (B, 3, H, W) normalised.
-            hidden: share of the patches that CLS does not see, drawn anew for each image: it must
-                do with any part of the subject, so it learns to attend to all of it.
 
         Returns:
             (B, D) after the final norm.
@@ -154,11 +161,7 @@ class ClassAttentionViT(VisionTransformer):
         tokens, block = self._before_last(images), self.last_block
         attention = cast(Attention, block.attn)
         q, k, v = split_heads(attention.qkv(block.norm1(tokens)), heads=attention.num_heads)
-        visible = None
-        if hidden > 0:
-            visible = torch.rand(len(k), 1, 1, k.shape[2], device=k.device) >= hidden
-            visible[..., 0] = True  # CLS itself
-        seen = F.scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=visible)
+        seen = F.scaled_dot_product_attention(q[:, :, :1], k, v)
         cls = tokens[:, :1] + attention.proj(seen.transpose(1, 2).flatten(2))
         return self.norm(cls + block.mlp(block.norm2(cls)))[:, 0]
 

@@ -52,7 +52,7 @@ STAGES = {
     "13": "13_test_claims",
 }
 # of the last round; of stage 5; the first one's twin that learned from true labels
-Network = Literal["segmenter", "first segmenter", "supervised"]
+Network = Literal["segmenter", "first segmenter", "supervised", "probe"]
 
 
 @dataclass(frozen=True)
@@ -238,6 +238,13 @@ class RunArtifacts:
             mask_classes=np.array(found["classes"], np.int64) if "classes" in found else None,
         )
 
+    def centres_by_seed(self) -> np.ndarray:
+        """The centres that each seed of k-means found, (seeds, k, D), by rising inertia.
+
+        Those of `clusters` are the middle ones.
+        """
+        return read_array(self.folder("02") / "centres_by_seed.npy")
+
     def features(self) -> np.ndarray:
         """CLS tokens of the crops of train's masks, (n, D) float32, not whitened."""
         return read_array(self.folder("02") / "features_train.npy")
@@ -266,14 +273,17 @@ class RunArtifacts:
 
         Args:
             role: "dev" or "val"; "train" where val has no labels.
-            network: "segmenter" of the last round, or one of stage 5: "first segmenter",
-                "supervised" (its twin on true labels).
+            network: "segmenter" of the last round; of stage 5 the "first segmenter" and
+                "supervised", its twin on true labels; or stage 8's "probe".
 
         Returns:
             (images, outputs, h, w) float16.
         """
-        folder = self.segmenter_folder() if network == "segmenter" else self.folder("05")
-        return read_array(folder / f"{network.removeprefix('first ')}_{role}.npy")
+        return read_array(self._logits_file(role, network))
+
+    def has_logits(self, role: str, network: Network) -> bool:
+        """Whether there are `logits` of such a network."""
+        return (network != "probe" or self.has("08")) and self._logits_file(role, network).is_file()
 
     def logit_roles(self) -> tuple[str, ...]:
         """The roles for which stage 5 kept logits."""
@@ -299,12 +309,20 @@ class RunArtifacts:
         found = None if folder is None else read_json(folder / "crf.json")["parameters"]
         return None if found is None else CrfSettings.of(found)
 
-    def refined_maps(self, role: str) -> LabelMaps | None:
-        """The label maps after the CRF, or None in a run without one."""
+    def refined_maps(
+        self, role: str, network: Literal["segmenter", "supervised"] = "segmenter"
+    ) -> LabelMaps | None:
+        """The label maps after the CRF, or None in a run without one, or without such a network.
+
+        Args:
+            role: as in `logits`; "val" where the network is "supervised".
+            network: whose maps were refined.
+        """
         folder = self._refined_folder
         if folder is None or self.crf() is None:
             return None
-        return LabelMaps(folder / role, self.dataset(role).ids)
+        maps = folder / (role if network == "segmenter" else f"{role}-{network}")
+        return LabelMaps(maps, self.dataset(role).ids) if maps.is_dir() else None
 
     # ---------------------------------------------------------------- networks
 
@@ -330,6 +348,11 @@ class RunArtifacts:
         return load_segmenter(path, device=device(), cache=cache), side
 
     # ---------------------------------------------------------------- helpers
+
+    def _logits_file(self, role: str, network: Network) -> Path:
+        folders = {"segmenter": self.segmenter_folder, "probe": lambda: self.folder("08")}
+        folder = folders.get(network, lambda: self.folder("05"))()
+        return folder / f"{network.removeprefix('first ')}_{role}.npy"
 
     @cached_property
     def _refined_folder(self) -> Path | None:

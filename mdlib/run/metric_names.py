@@ -25,12 +25,17 @@ MEANINGS = {
         "1-NN class accuracy of the CLS token on val scenes of one animal, seen in pretraining"
     ),
     "encoder_knn_unseen": "the same for animals the encoder never saw",
-    "cluster_accuracy": "stage 2: share of train masks in a cluster named as their class",
+    "cluster_accuracy": (
+        "stage 2: share of train masks in a cluster named as their class, mean over seeds of k-means"
+    ),
+    "cluster_accuracy_std": "spread of cluster_accuracy over seeds of k-means",
     "cluster_accuracy_one_to_one": (
         "the same with as many clusters as classes, named one-to-one (the paper's k)"
     ),
     "cluster_accuracy_shuffled": "the same after shuffling the clusters (a baseline)",
-    "cluster_nmi": "stage 2: normalised mutual information of clusters and classes, train",
+    "cluster_nmi": (
+        "stage 2: normalised mutual information of clusters and classes, train, mean over seeds"
+    ),
     "cluster_silhouette": (
         "A2: mean silhouette of the train masks in their clusters; needs no label"
     ),
@@ -62,6 +67,14 @@ MEANINGS = {
     "miou_supervised": (
         "SUPERVISED: the same network and schedule on true labels, val (the ceiling)"
     ),
+    "miou_supervised_crf": "SUPERVISED: the same with the CRF",
+    "oracle_true_masks": (
+        "ORACLE: mIoU of the true masks in the found clusters, val (what better masks could bring)"
+    ),
+    "oracle_true_classes": (
+        "ORACLE: mIoU of the found masks with their true classes, val (what better clusters could "
+        "bring)"
+    ),
     "mask_rcnn_ap50_single": (
         "mask AP50 of the detector on val, class-agnostic, one prediction an image"
     ),
@@ -71,7 +84,8 @@ MEANINGS = {
         "share of val images whose most confident detection has box IoU >= 0.5 with a true one"
     ),
     "masks_miou_clustering": (
-        "mIoU of the clustered masks, val; clusters named on train by mask counts"
+        "mIoU of the clustered masks, val; clusters named on train by mask counts; mean over "
+        "seeds of k-means"
     ),
     "masks_miou_clustering_valmatch": (
         "the same; clusters named on val by pixel IoU (most peers' protocol)"
@@ -88,10 +102,14 @@ MEANINGS = {
         "mIoU of DeepLab, val; every cluster named on val by its pixels' majority"
     ),
     "classes_without_cluster": "number of classes that no cluster is named after",
-    "cluster_nmi_val": "normalised mutual information of clusters and classes, val masks",
-    "cluster_ari_val": "adjusted Rand index of clusters and classes, val masks (0 is chance)",
+    "cluster_nmi_val": (
+        "normalised mutual information of clusters and classes, val masks, mean over seeds"
+    ),
+    "cluster_ari_val": (
+        "adjusted Rand index of clusters and classes, val masks (0 is chance), mean over seeds"
+    ),
     "cluster_purity_val": (
-        "share of val masks in their cluster's most frequent class (grows with k)"
+        "share of val masks in their cluster's most frequent class (grows with k), mean over seeds"
     ),
     "masks_miou_clustering_std": "spread of masks_miou_clustering over seeds of k-means",
     "masks_miou_clustering_valmatch_std": (
@@ -232,6 +250,30 @@ MEANINGS |= {
     for cue, text in CUES.items()
 }
 
+# 12: val in two parts
+GROUPS = {
+    "seen": "on val scenes whose animals all stand in train, too",
+    "unseen": "on val scenes with an animal that no stage has met",
+}
+MEANINGS |= {
+    f"{metric}_{group}": f"{metric} {which}"
+    for group, which in GROUPS.items()
+    for metric in (
+        "mask_iou",
+        "corloc",
+        "mask_ap50_multi",
+        "detector_mask_iou_val",
+        "mask_rcnn_corloc",
+        "mask_rcnn_ap50_single",
+        "mask_rcnn_ap50_multi",
+        "miou_clustering",
+        "miou_clustering_crf",
+        "miou_linear",
+        "miou_supervised",
+        "miou_supervised_crf",
+    )
+}
+
 # 07 on a data set without a val that has label maps, such as a folder
 MEANINGS |= {
     f"{name}_train": f"as {name}, on train: clusters are named on the pictures that are scored"
@@ -249,8 +291,11 @@ MEANINGS |= {
         "masks_miou_shuffled",
         "masks_miou_background",
         "classes_without_cluster",
+        "oracle_true_masks",
+        "oracle_true_classes",
     )
 }
 MEANINGS["miou_supervised_train"] = (
     "SUPERVISED: the same network and schedule on true labels, on train, from which it learned"
 )
+MEANINGS["miou_supervised_crf_train"] = "SUPERVISED: the same with the CRF"

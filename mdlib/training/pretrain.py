@@ -5,26 +5,23 @@ find, among all clips of the batch, the other frame of its own clip as a momentu
 it. The two frames of a clip share the subject and not the place, so the CLS token learns to attend
 to subjects. The momentum encoder (the teacher: a running mean of the student) is kept.
 
-Places come as a curriculum: first invented landscapes without a detail, where a subject is easily
-found, then more and more photographs, where it is not.
+It learns in two parts. First an ordinary ViT on invented landscapes without a detail, where a
+subject is easily found: so recognition begins. Then class attention on photographs, where it is not
+easily found: so attention learns to lie on the subject.
 """
 
 import copy
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdlib.core.weights import fit_weights, load_weights
 from mdlib.data.compose import GRAIN
 from mdlib.models.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    ZOO_ARCHITECTURE,
     ClassAttentionViT,
     Encoder,
     build_zoo_vit,
@@ -58,34 +55,29 @@ class ProjectionModel(nn.Module):
             *layers, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim, affine=False)
         )
 
-    def forward(self, images: Tensor, *, hidden: float = 0.0) -> Tensor:
-        """Project images: (B, 3, H, W) normalised -> (B, dim) unit vectors.
-
-        `hidden` is the share of the patches that CLS does not see.
-        """
-        return F.normalize(self.head(self.vit.class_tokens(images, hidden=hidden)).float(), dim=-1)
+    def forward(self, images: Tensor) -> Tensor:
+        """Project images: (B, 3, H, W) normalised -> (B, dim) unit vectors."""
+        return F.normalize(self.head(self.vit.class_tokens(images)).float(), dim=-1)
 
 
 def build_models(
-    *, seed: int, start: Path | None = None
+    *, seed: int, begun: ClassAttentionViT | None = None
 ) -> tuple[ProjectionModel, ProjectionModel]:
     """Build (student, teacher): the teacher starts as a copy and never gets a gradient.
 
-    The keys of the last block start at zero: CLS begins by looking at all patches alike, and turns
-    to some of them only because the loss wants it.
-
     Args:
-        seed: of the weights; it is set as the global seed.
-        start: weights of a zoo encoder to go on from; its keys are forgotten. None: random ones.
-
-    Raises:
-        WeightsError: for weights that do not fit.
+        seed: of random weights; it is set as the global seed.
+        begun: None: an ordinary ViT of random weights, for the first part. Otherwise a ViT that has
+            been trained so: a copy of it goes on, with class attention and a new head. The keys of
+            its last block start at zero: CLS begins by looking at all patches alike, and turns to
+            some of them only because the loss wants it.
     """
     torch.manual_seed(seed)
     vit = build_zoo_vit()
-    if start is not None:
-        fit_weights(vit, load_weights(start, architecture=ZOO_ARCHITECTURE), source=start)
-    nn.init.zeros_(last_attention(vit).qkv.weight[vit.embed_dim : 2 * vit.embed_dim])
+    vit.joins_last = begun is not None
+    if begun is not None:
+        vit.load_state_dict(begun.state_dict())
+        nn.init.zeros_(last_attention(vit).qkv.weight[vit.embed_dim : 2 * vit.embed_dim])
     student = ProjectionModel(vit)
     return student, copy.deepcopy(student).requires_grad_(False)
 
@@ -126,31 +118,30 @@ def info_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
 def tracking_loss(
     student: ProjectionModel,
     teacher: ProjectionModel,
-    crops: Tensor,
+    crops: dict[str, Tensor],
     *,
     temperature: float,
-    hidden: float,
 ) -> Tensor:
-    """Compute InfoNCE of each frame's crop against the teacher's crop of the other frame.
+    """Compute InfoNCE of all crops against the teacher's large crop of the other frame.
 
     Args:
         student: learns.
         teacher: gets no gradient.
-        crops: (2, B, 3, S, S) normalised, one crop of each frame of B clips.
+        crops: of B clips, one of each frame, normalised: "large" (2, B, 3, S, S) and "small"
+            (2, B, 3, s, s).
         temperature: see `info_nce`.
-        hidden: share of the patches that the student's CLS does not see; the teacher's sees all.
 
     Returns:
-        The scalar mean over both frames.
+        The scalar mean over crop sizes and frames.
     """
-    both = crops.flatten(0, 1)
     with torch.no_grad():
-        first, second = teacher(both).chunk(2)
-    of_first, of_second = student(both, hidden=hidden).chunk(2)
-    return (
-        info_nce(of_first, second, temperature=temperature)
-        + info_nce(of_second, first, temperature=temperature)
-    ) / 2
+        first, second = teacher(crops["large"].flatten(0, 1)).chunk(2)
+    losses = []
+    for views in crops.values():
+        of_first, of_second = student(views.flatten(0, 1)).chunk(2)
+        losses += [info_nce(of_first, second, temperature=temperature)]
+        losses += [info_nce(of_second, first, temperature=temperature)]
+    return torch.stack(losses).mean()
 
 
 # ---------------------------------------------------------------- views
@@ -227,25 +218,8 @@ def jitter_colour(images: Tensor, *, generator: torch.Generator) -> Tensor:
     return (luma + colour * kept).clamp(0, 1)
 
 
-@dataclass(frozen=True)
-class Curriculum:
-    """Which places a step shows: easy ones first.
-
-    Attributes:
-        easy_steps: the first steps, with invented landscapes alone.
-        mixing_steps: the steps after them, over which the share of photographs rises from 0 to 1.
-    """
-
-    easy_steps: int
-    mixing_steps: int
-
-    def photographs(self, step: int) -> float:
-        """The expected share of photographs among the places of a step, in [0, 1]."""
-        return min(1.0, max(0.0, (step + 1 - self.easy_steps) / max(1, self.mixing_steps)))
-
-
 class ClipBatches:
-    """batch(step) -> a crop of each frame of `batch` clips, a pure function of (seed, step).
+    """batch(step) -> two crops of each frame of `batch` clips, a pure function of (seed, step).
 
     Every frame has a place of its own. Every `wide_every`-th step shows larger crops of a third of
     the clips, because the encoder is used on whole scenes, at a resolution that a cheap 64-pixel
@@ -253,9 +227,7 @@ class ClipBatches:
 
     Args:
         layers: (P, 2, H, W, 4) uint8 premultiplied, the subject in both frames of each clip.
-        invented: (G, H, W, 3) uint8 RGB, places without detail.
-        photographs: (G', H, W, 3) uint8 RGB.
-        curriculum: how many of the frames of a step have the one or the other.
+        places: (G, H, W, 3) uint8 RGB.
         batch: clips in a batch.
         seed: of clips, places and views.
         wide_every: steps from one wide step to the next; 0: none.
@@ -268,9 +240,7 @@ class ClipBatches:
     def __init__(
         self,
         layers: np.ndarray,
-        invented: np.ndarray,
-        photographs: np.ndarray,
-        curriculum: Curriculum,
+        places: np.ndarray,
         *,
         batch: int,
         seed: int,
@@ -281,40 +251,35 @@ class ClipBatches:
             raise ValueError(f"a batch of {batch} cannot be drawn from {len(layers)} clips")
         if wide_every > 0 and batch < 3:
             raise ValueError(f"wide steps show a third of the batch: {batch} is too small")
-        self.layers, self.invented, self.photographs = layers, invented, photographs
-        self.curriculum, self.batch, self.seed = curriculum, batch, seed
+        self.layers, self.places, self.batch, self.seed = layers, places, batch, seed
         self.wide_every, self.device = wide_every, device
 
-    def frames(self, step: int, *, count: int, generator: torch.Generator) -> Tensor:
+    def frames(self, *, count: int, generator: torch.Generator) -> Tensor:
         """Compose the frames of `count` clips, (2 * count, 3, H, W) in [0, 1], first ones first."""
-
-        def draw(places: np.ndarray) -> np.ndarray:
-            return places[torch.randint(len(places), (2 * count,), generator=generator).numpy()]
-
         chosen = torch.randperm(len(self.layers), generator=generator)[:count].numpy()
         layers = self.layers[chosen].swapaxes(0, 1).reshape(-1, *self.layers.shape[2:])
-        real = torch.rand(2 * count, generator=generator) < self.curriculum.photographs(step)
-        grounds = np.where(
-            real.numpy()[:, None, None, None], draw(self.photographs), draw(self.invented)
-        )
+        drawn = torch.randint(len(self.places), (2 * count,), generator=generator).numpy()
         above, below = (
             torch.from_numpy(part).to(self.device).permute(0, 3, 1, 2).float() / 255
-            for part in (layers, grounds)
+            for part in (layers, self.places[drawn])
         )
         frames = below * (1 - above[:, 3:]) + above[:, :3]
         grain = torch.randn(len(frames), 1, *frames.shape[-2:], generator=generator)
         return (frames + grain.to(self.device) * (GRAIN / 255)).clamp(0, 1)
 
-    def __call__(self, step: int) -> Tensor:
-        """The crops that `tracking_loss` takes, (2, B, 3, S, S) on `device`."""
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """The crops that `tracking_loss` takes, of B clips; on `device`."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         wide = self.wide_every > 0 and step % self.wide_every == self.wide_every - 1
-        size, scale, count = (
-            (112, (0.5, 1.0), self.batch // 3) if wide else (64, (0.3, 1.0), self.batch)
-        )
-        frames = self.frames(step, count=count, generator=generator)
-        crops = crop_views(frames, size=size, scale=scale, generator=generator)
-        return crops.unflatten(0, (2, count))
+        large, small, count = (112, 48, self.batch // 3) if wide else (64, 32, self.batch)
+        frames = self.frames(count=count, generator=generator)
+        views = {
+            "large": crop_views(
+                frames, size=large, scale=(0.5, 1.0) if wide else (0.3, 1.0), generator=generator
+            ),
+            "small": crop_views(frames, size=small, scale=(0.15, 0.5), generator=generator),
+        }
+        return {name: view.unflatten(0, (2, count)) for name, view in views.items()}
 
 
 # ---------------------------------------------------------------- monitoring

@@ -264,7 +264,7 @@ def test_turn_hue_keeps_grey_mean_and_saturation_and_a_whole_turn_changes_nothin
 def test_a_ground_in_focus_is_a_window_of_a_photograph(rng):
     blocks = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
     photograph = Image.fromarray(blocks).filter(ImageFilter.GaussianBlur(3))
-    ground = compose.take_ground([photograph], np.random.default_rng(0), blur=0, hue_spread=0.0)
+    ground = compose.take_ground([photograph], np.random.default_rng(0), blur=0)
     assert ground.shape == (128, 128, 3) and ground.dtype == np.float32
     assert ground.min() >= 0 and ground.max() <= 255
 

@@ -111,7 +111,7 @@ def test_an_empty_scene_has_a_map_of_background_and_no_objects(zoo_root):
 
 
 def shots(zoo_root, **changed):
-    return TrackingShots(zoo_root, **{"seed": 5, "zoo_share": 0.5, "recoloured": 0.5} | changed)
+    return TrackingShots(zoo_root, **{"seed": 5, "zoo_share": 0.5} | changed)
 
 
 def test_a_shot_is_pure(zoo_root):
@@ -147,7 +147,7 @@ def test_the_share_of_zoo_shots_is_that_of_the_parameter(zoo_root, share, monkey
 
 
 def test_frames_share_the_subject_and_are_premultiplied(zoo_root):
-    made = shots(zoo_root, recoloured=0.0)
+    made = shots(zoo_root)
     for i in range(12):
         frames = made[i]
         assert frames.shape == (2, 128, 128, 4) and frames.dtype == np.uint8
@@ -158,21 +158,8 @@ def test_frames_share_the_subject_and_are_premultiplied(zoo_root):
         assert areas[1] < 3 * areas[0]
 
 
-def test_a_recoloured_subject_has_other_colours_on_the_same_pixels(zoo_root):
-    plain, other = (shots(zoo_root, zoo_share=0.0, recoloured=share) for share in (0.0, 1.0))
-    for i in range(6):
-        np.testing.assert_array_equal(plain[i][..., 3], other[i][..., 3])
-        assert (plain[i][..., :3] != other[i][..., :3]).any()
-
-
-def test_the_animals_of_the_demo_keep_their_colours(zoo_root):
-    plain, other = (shots(zoo_root, zoo_share=1.0, recoloured=share) for share in (0.0, 1.0))
-    for i in range(3):
-        np.testing.assert_array_equal(plain[i], other[i])
-
-
 def places(zoo_root, name="mixture", *, seed=5):
-    return Places(zoo_root, seed=seed, composition=COMPOSITIONS[name], hue_spread=0.5)
+    return Places(zoo_root, seed=seed, composition=COMPOSITIONS[name])
 
 
 def test_places_are_pure_and_from_train_photographs_alone(zoo_root):

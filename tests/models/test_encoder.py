@@ -75,6 +75,18 @@ def test_cls_joins_before_the_last_block_and_is_the_same_without_the_patches(pic
     assert not torch.allclose(whole[:, 0], other[:, 0])
 
 
+def test_without_joins_last_it_is_timms_vit():
+    """By the definition: CLS and patches go through all blocks together."""
+    torch.manual_seed(0)
+    vit = build_zoo_vit().eval()
+    vit.joins_last = False
+    pixels = torch.randn(2, 3, 40, 24)
+    with torch.no_grad():
+        expected = VisionTransformer.forward_features(vit, pixels)
+        torch.testing.assert_close(vit.forward_features(pixels), expected)
+        torch.testing.assert_close(vit.class_tokens(pixels), expected[:, 0])
+
+
 def test_a_batch_says_the_same_as_its_pictures_alone(random_encoder, pictures):
     together = random_encoder.tokens(pictures)
     alone = [random_encoder.tokens(picture[None]) for picture in pictures]

@@ -92,6 +92,7 @@ def finished(tmp_path_factory):
         | {"classes": [1, 0, 1]},
     )
     write_array(folder / "centres.npy", np.eye(2, 4, dtype=np.float32))
+    write_array(folder / "centres_by_seed.npy", np.zeros((3, 2, 4), np.float32))
     write_array(folder / "deviation.npy", np.full(4, 2, np.float32))
     write_array(folder / "features_train.npy", np.arange(12, dtype=np.float32).reshape(3, 4))
     folders = {"train": folder, "val": write_stage(run_dir, "07")}
@@ -112,6 +113,14 @@ def finished(tmp_path_factory):
     write_array(folder / "supervised_val.npy", twin)
     seal(run_dir)
     return run_dir
+
+
+def probe(run_dir):
+    """Add a stage 08 to a run, with the logits of its probe."""
+    logits = np.zeros((1, 3, 4, 4), np.float16)
+    logits[:, 0] = 1
+    write_array(write_stage(run_dir, "08") / "probe_val.npy", logits)
+    seal(run_dir)
 
 
 def refine(run_dir, *, options=CRF, trained=False):
@@ -144,12 +153,14 @@ READERS = {
     "train's clustered masks": (lambda run: run.clustered_masks("train"), ["02"]),
     "val's clustered masks": (lambda run: run.clustered_masks("val"), ["07"]),
     "clusters": (lambda run: run.clusters(), ["02"]),
+    "centres by seed": (lambda run: run.centres_by_seed(), ["02"]),
     "features": (lambda run: run.features(), ["02"]),
     "predictions": (lambda run: run.predictions("val"), ["03"]),
     "pseudo maps": (lambda run: run.pseudo_maps(), ["00", "04"]),
     "segmenter's folder": (lambda run: run.segmenter_folder(), ["05", "06"]),
     "logits": (lambda run: run.logits("val"), ["05", "06"]),
     "the twin's logits": (lambda run: run.logits("val", "supervised"), ["05"]),
+    "are there logits": (lambda run: run.has_logits("val", "supervised"), ["05"]),
     "predicted maps": (lambda run: list(run.predicted_maps("val")), ["00", "05", "06"]),
     "refined maps": (lambda run: run.refined_maps("val"), ["00", "06"]),
     "crf": (lambda run: run.crf(), ["06"]),
@@ -213,6 +224,7 @@ def test_masks_and_clusters(run):
     assert found.centres.shape == (2, 4) and found.deviation.tolist() == [2] * 4
     assert found.cluster_to_class.tolist() == [0, 1, -1]
     assert found.mask_classes.tolist() == [1, 0, 1]
+    assert run.centres_by_seed().shape == (3, 2, 4)
     assert run.features().tolist() == np.arange(12).reshape(3, 4).tolist()
 
 
@@ -261,6 +273,28 @@ def test_a_run_with_a_crf_has_its_maps_and_the_segmenter_of_stage_05(copied):
     (refined,) = run.refined_maps("val")
     assert (refined == 2).all() and refined.shape == (SIDE, SIDE)
     assert run.segmenter_folder().name == STAGES["05"]
+
+
+def test_the_twin_is_refined_where_stage_06_refined_it(copied):
+    refine(copied)
+    assert RunArtifacts(copied).refined_maps("val", "supervised") is None
+    folder = copied / "artifacts" / STAGES["06"]
+    write_label_map(
+        folder / "val-supervised" / "val_00000.png", np.full((SIDE, SIDE), 1, np.uint8)
+    )
+    seal(copied)
+    (refined,) = RunArtifacts(copied).refined_maps("val", "supervised")
+    assert (refined == 1).all()
+
+
+def test_the_probe_is_stage_08s_where_it_ran(copied):
+    assert not RunArtifacts(copied).has_logits("val", "probe")
+    assert not RunArtifacts(copied).has_logits("train", "supervised")
+    probe(copied)
+    run = RunArtifacts(copied)
+    assert run.has_logits("val", "probe") and run.logits("val", "probe")[0, 0].max() == 1
+    (labels,) = run.predicted_maps("val", "probe")
+    assert not labels.any()
 
 
 def test_a_stage_06_that_left_its_crf_out_has_no_refined_maps(copied):

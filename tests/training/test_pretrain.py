@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdlib.core.weights import load_weights
-from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD, ZOO_ARCHITECTURE
+from mdlib.models.encoder import IMAGENET_MEAN, IMAGENET_STD
 from mdlib.training import pretrain
 
 # ---------------------------------------------------------------- loss
@@ -52,13 +51,12 @@ def layers():
     return np.concatenate([colours.clip(0, 255) * alpha, 255 * alpha], -1).astype(np.uint8)
 
 
-DARK, BRIGHT = np.zeros((3, 64, 64, 3), np.uint8), np.full((4, 64, 64, 3), 255, np.uint8)
-EASY = pretrain.Curriculum(easy_steps=100, mixing_steps=10)
+DARK = np.zeros((3, 64, 64, 3), np.uint8)
 
 
-def batches(layers, curriculum=EASY, **changed):
+def batches(layers, places=DARK, **changed):
     options = {"batch": 6, "seed": 0, "wide_every": 0, "device": "cpu"} | changed
-    return pretrain.ClipBatches(layers, DARK, BRIGHT, curriculum, **options)
+    return pretrain.ClipBatches(layers, places, **options)
 
 
 def test_a_few_steps_on_one_batch_lower_the_tracking_loss(layers):
@@ -67,7 +65,7 @@ def test_a_few_steps_on_one_batch_lower_the_tracking_loss(layers):
     crops = batches(layers)(0)
     losses = []
     for _ in range(12):
-        loss = pretrain.tracking_loss(student, teacher, crops, temperature=0.2, hidden=0.5)
+        loss = pretrain.tracking_loss(student, teacher, crops, temperature=0.2)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -79,31 +77,25 @@ def test_a_few_steps_on_one_batch_lower_the_tracking_loss(layers):
 def test_the_tracking_loss_teaches_the_student_alone(layers):
     student, teacher = pretrain.build_models(seed=0)
     crops = batches(layers)(0)
-    pretrain.tracking_loss(student, teacher, crops, temperature=0.2, hidden=0.0).backward()
+    pretrain.tracking_loss(student, teacher, crops, temperature=0.2).backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert any(p.grad is not None and p.grad.any() for p in student.parameters())
 
 
 def test_the_tracking_loss_looks_for_the_other_frame(layers):
-    """By the definition: each frame's query against the teacher's keys of the other frame."""
+    """By the definition: queries of either size against the teacher's large crop of the other frame."""
     student, teacher = pretrain.build_models(seed=0)
     crops = batches(layers)(0)
     with torch.no_grad():
-        loss = pretrain.tracking_loss(student, teacher, crops, temperature=0.2, hidden=0.0)
-        q, k = (model(crops.flatten(0, 1)).unflatten(0, (2, 6)) for model in (student, teacher))
-    expected = [pretrain.info_nce(q[i], k[1 - i], temperature=0.2) for i in (0, 1)]
+        loss = pretrain.tracking_loss(student, teacher, crops, temperature=0.2)
+        keys = teacher(crops["large"].flatten(0, 1)).unflatten(0, (2, 6))
+        expected = []
+        for size in ("large", "small"):
+            queries = student(crops[size].flatten(0, 1)).unflatten(0, (2, 6))
+            expected += [
+                pretrain.info_nce(queries[i], keys[1 - i], temperature=0.2) for i in (0, 1)
+            ]
     torch.testing.assert_close(loss, torch.stack(expected).mean())
-
-
-def test_hidden_patches_are_drawn_anew_and_none_is_all_of_them(layers):
-    student, _ = pretrain.build_models(seed=0)
-    student.eval()
-    crops = batches(layers)(0)[0]
-    with torch.no_grad():
-        whole = student(crops)
-        assert torch.equal(whole, student(crops, hidden=0.0))
-        one, other = student(crops, hidden=0.75), student(crops, hidden=0.75)
-    assert not torch.allclose(one, other) and not torch.allclose(one, whole)
 
 
 # ---------------------------------------------------------------- student and teacher
@@ -121,15 +113,18 @@ def test_learners_start_equal_and_repeat_with_their_seed():
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-def test_a_learner_goes_on_from_weights_and_forgets_the_keys(zoo_root):
-    path = zoo_root / "encoder.safetensors"
-    student, teacher = pretrain.build_models(seed=0, start=path)
-    given = load_weights(path, architecture=ZOO_ARCHITECTURE)
+def test_the_second_part_goes_on_with_class_attention_and_forgets_the_keys():
+    first, _ = pretrain.build_models(seed=0)
+    assert not first.vit.joins_last
+    given = first.vit.state_dict()
+    student, teacher = pretrain.build_models(seed=0, begun=first.vit)
     keys = "blocks.5.attn.qkv.weight"
     for learner in (student, teacher):
+        assert learner.vit.joins_last
         state = learner.vit.state_dict()
         assert not state[keys][144:288].any() and torch.equal(state[keys][:144], given[keys][:144])
         assert all(torch.equal(state[name], given[name]) for name in given if name != keys)
+    assert given[keys][144:288].any()  # a copy was changed, not the first part's
 
 
 def test_a_learner_gives_unit_vectors():
@@ -171,29 +166,32 @@ def test_batches_are_a_pure_function_of_the_step(layers):
     one, other = batches(layers), batches(layers)
     other(0)  # neither what came before nor the global random state matters
     torch.rand(3)
-    assert torch.equal(one(5), other(5))
-    assert not torch.equal(one(5), one(6))
-    assert not torch.equal(one(5), batches(layers, seed=1)(5))
+    for size in ("large", "small"):
+        assert torch.equal(one(5)[size], other(5)[size])
+        assert not torch.equal(one(5)[size], one(6)[size])
+        assert not torch.equal(one(5)[size], batches(layers, seed=1)(5)[size])
 
 
 def test_every_wide_step_shows_larger_crops_of_fewer_clips(layers):
     stream = batches(layers, wide_every=3)
-    shapes = [tuple(stream(step).shape) for step in range(3)]
-    assert shapes == [(2, 6, 3, 64, 64), (2, 6, 3, 64, 64), (2, 2, 3, 112, 112)]
+    shapes = [[tuple(crops.shape) for crops in stream(step).values()] for step in range(3)]
+    narrow = [(2, 6, 3, 64, 64), (2, 6, 3, 32, 32)]
+    assert shapes == [narrow, narrow, [(2, 2, 3, 112, 112), (2, 2, 3, 48, 48)]]
 
 
 def test_the_two_frames_of_a_row_are_of_one_clip():
     layers = np.zeros((2, 2, 64, 64, 4), np.uint8)
     layers[..., 3] = 255  # nothing of the place is seen
     layers[1, ..., :3] = 200  # a black and a bright clip: no colour jitter can confuse them
-    bright = batches(layers, batch=2)(0).mean((2, 3, 4)) > 0  # (2 frames, 2 clips)
-    assert torch.equal(bright[0], bright[1])
-    assert bright[0].sum() == 1
+    crops = batches(layers, batch=2)(0)
+    large, small = (each.mean((2, 3, 4)) > 0 for each in crops.values())  # (2 frames, 2 clips)
+    assert torch.equal(large[0], large[1]) and torch.equal(small, large)
+    assert large[0].sum() == 1
 
 
 def test_a_frame_is_its_layer_on_a_place(layers):
     stream, generator = batches(layers), torch.Generator().manual_seed(0)
-    frames = stream.frames(0, count=12, generator=generator)
+    frames = stream.frames(count=12, generator=generator)
     alpha = torch.from_numpy(layers[0, 0, ..., 3] > 0)
     assert frames[:, :, ~alpha].mean() < 0.02  # a dark place, and the noise of the camera
     seen = frames[:, :, alpha].mean(-1)  # (24, 3)
@@ -202,18 +200,13 @@ def test_a_frame_is_its_layer_on_a_place(layers):
     assert order[:12] == order[12:] and sorted(order[:12]) == list(range(12))
 
 
-def test_photographs_take_the_place_of_invented_landscapes():
-    curriculum = pretrain.Curriculum(easy_steps=10, mixing_steps=20)
-    shares = [curriculum.photographs(step) for step in range(40)]
-    assert shares[:10] == [0.0] * 10 and shares[29:] == [1.0] * 11
-    assert shares == sorted(shares) and shares[19] == pytest.approx(0.5)
-    assert pretrain.Curriculum(0, 0).photographs(0) == 1.0
-    empty = np.zeros((200, 2, 64, 64, 4), np.uint8)
-    for step, share in ((0, 0.0), (19, 0.5), (39, 1.0)):
-        stream = batches(empty, curriculum, batch=200)
-        frames = stream.frames(step, count=200, generator=torch.Generator().manual_seed(1))
-        bright = (frames.mean((1, 2, 3)) > 0.5).float().mean().item()
-        assert bright == pytest.approx(share, abs=0.08)
+def test_each_frame_has_a_place_of_its_own():
+    empty = np.zeros((50, 2, 16, 16, 4), np.uint8)
+    places = np.arange(0, 250, 5, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2)
+    stream = batches(empty, places.repeat(3, 3), batch=50)
+    seen = stream.frames(count=50, generator=torch.Generator().manual_seed(1)).mean((1, 2, 3))
+    drawn = (seen * 255 / 5).round()
+    assert len(drawn.unique()) > 30 and (drawn[:50] != drawn[50:]).float().mean() > 0.9
 
 
 def test_too_few_clips_for_a_batch_are_refused(layers):
