@@ -26,7 +26,8 @@ MEANINGS = {
     ),
     "encoder_knn_unseen": "the same for animals the encoder never saw",
     "cluster_accuracy": (
-        "stage 2: share of train masks in a cluster named as their class, mean over seeds of k-means"
+        "stage 2: share of train masks in a cluster named as their class, mean over seeds of "
+        "k-means"
     ),
     "cluster_accuracy_std": "spread of cluster_accuracy over seeds of k-means",
     "cluster_accuracy_one_to_one": (

@@ -279,9 +279,7 @@ def test_the_twin_is_refined_where_stage_06_refined_it(copied):
     refine(copied)
     assert RunArtifacts(copied).refined_maps("val", "supervised") is None
     folder = copied / "artifacts" / STAGES["06"]
-    write_label_map(
-        folder / "val-supervised" / "val_00000.png", np.full((SIDE, SIDE), 1, np.uint8)
-    )
+    write_label_map(folder / "val-supervised" / "val_00000.png", np.full((SIDE, SIDE), 1, np.uint8))
     seal(copied)
     (refined,) = RunArtifacts(copied).refined_maps("val", "supervised")
     assert (refined == 1).all()

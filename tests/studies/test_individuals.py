@@ -19,10 +19,10 @@ class Named(Dataset):
         self.scenes = scenes
         self.ids = tuple(f"scene_{i}" for i in range(len(scenes)))
 
-    def size(self, i):  # noqa: ARG002
+    def size(self, i):
         return 8, 8
 
-    def image(self, i):  # noqa: ARG002
+    def image(self, i):
         return np.zeros((8, 8, 3), np.uint8)
 
     def instances(self, i):
