@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_site
 import yaml
@@ -18,11 +19,13 @@ from cells import STAGES
 
 from mdlib.core.files import read_json, write_json
 from mdlib.core.paths import ROOT
+from mdlib.method import clusters
 from mdlib.run import presets
 from mdlib.run.artifacts import RunArtifacts
 from mdlib.run.stage import stale_reason
 from mdlib.show import site, slides
 from mdlib.show.outcome import read_outcome
+from mdlib.studies import individuals
 
 COMMAND = [sys.executable, "-m", "mdlib", "run", "smoke", "--out"]
 SMOKE = presets.load_preset("smoke").notebooks
@@ -75,6 +78,27 @@ def test_the_methods_figure_has_a_picture_for_each_step(smoke):
     panels = slides.panels_of(read_outcome(RunArtifacts(smoke)))
     assert panels.keys() == {key for key, _, _ in slides.STEPS}
     assert all(image.ndim in (2, 3) and image.size for image in panels.values())
+
+
+def test_clusters_are_those_of_the_seed_with_the_middle_inertia(smoke):
+    run = RunArtifacts(smoke)
+    fitted, by_seed = run.clusters(), run.centres_by_seed()
+    z = clusters.whiten(run.features(), fitted.deviation)
+    inertia = [((z[:, None] - centres[None]) ** 2).sum(-1).min(1).sum() for centres in by_seed]
+    assert len(by_seed) == run.settings("02")["kmeans_seeds"] and inertia == sorted(inertia)
+    np.testing.assert_array_equal(fitted.centres, by_seed[len(by_seed) // 2])
+
+
+def test_scenes_with_strangers_and_without_make_up_val(smoke):
+    run, metrics = RunArtifacts(smoke), read_json(smoke / "metrics.json")["metrics"]
+    val = run.dataset("val")
+    familiar = individuals.familiar_scenes(val, run.dataset("train"))
+    holding = np.array([len(val.instances(i).labels) > 0 for i in range(len(val))])
+    share = familiar[holding].mean()
+    assert 0 < share < 1
+    for name in ("mask_iou", "corloc", "detector_mask_iou_val"):
+        whole = share * metrics[f"{name}_seen"] + (1 - share) * metrics[f"{name}_unseen"]
+        assert whole == pytest.approx(metrics[name], abs=1e-9)
 
 
 def test_cost_has_a_row_for_each_notebook(smoke):
