@@ -6,7 +6,8 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from mdlib.core.weights import WeightsError, save_weights
+from mdlib.core.files import read_json
+from mdlib.core.weights import WeightsError, read_weights, save_weights
 from mdlib.models.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -17,6 +18,7 @@ from mdlib.models.encoder import (
     load_encoder,
     split_heads,
 )
+from mdlib.run.presets import load_preset, resolve
 
 
 def test_tokens_have_the_promised_shapes(random_encoder, pictures):
@@ -248,3 +250,14 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, fault):
 def test_an_unknown_encoder_is_refused():
     with pytest.raises(ValueError, match="zoo"):
         load_encoder("resnet", device="cpu")
+
+
+def test_the_embedded_encoder_was_made_with_the_parameters_of_a1(zoo_root):
+    """And its history is that of these updates."""
+    _, header = read_weights(zoo_root / "encoder.safetensors")
+    given = resolve(load_preset("pretrain"), {})["A1_pretrain_encoder"]
+    looks = ("run_dir", "look_every", "gallery_scenes", "query_scenes")
+    assert header["settings"] == {key: value for key, value in given.items() if key not in looks}
+    history = read_json(zoo_root / "encoder_history.json")
+    assert history["settings"] == header["settings"]
+    assert history["history"][-1]["step"] == given["easy_steps"] + given["steps"]
