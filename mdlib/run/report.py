@@ -127,6 +127,8 @@ README_METRICS = (
     "mask_iou_train",
     "detector_mask_iou",
     "corloc",
+    "encoder_knn_seen",
+    "encoder_knn_unseen",
     "cluster_accuracy",
     "cluster_accuracy_one_to_one",
     "pseudo_miou_unfiltered",
@@ -137,6 +139,9 @@ README_METRICS = (
     "miou_clustering_valmatch",
     "miou_linear",
     "miou_supervised",
+    "miou_supervised_crf",
+    "oracle_true_masks",
+    "oracle_true_classes",
     "mask_rcnn_ap50_single",
     "mask_rcnn_ap50_multi",
 )
