@@ -98,7 +98,7 @@ def test_scenes_with_strangers_and_without_make_up_val(smoke):
     assert 0 < share < 1
     for name in ("mask_iou", "corloc", "detector_mask_iou_val"):
         whole = share * metrics[f"{name}_seen"] + (1 - share) * metrics[f"{name}_unseen"]
-        assert whole == pytest.approx(metrics[name], abs=1e-9)
+        assert whole == pytest.approx(metrics[name], abs=2e-6)  # rounded
 
 
 def test_cost_has_a_row_for_each_notebook(smoke):
