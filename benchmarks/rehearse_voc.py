@@ -259,7 +259,7 @@ def rehearse(go: Rehearsal, p: dict[str, dict], counts: dict[str, int], folder: 
             clusters.fit_kmeans(features, **fit)
 
     unit = len(features)
-    go.stage("02 k-means", k_means, unit=unit, images=unit * p2["restarts"])
+    go.stage("02 k-means", k_means, unit=unit, images=unit * p2["restarts"] * p2["kmeans_seeds"])
 
     # 03 and 04: the detector
     network = detector.build_detector(
