@@ -25,9 +25,9 @@ def familiar_scenes(dataset: Dataset, train: Dataset) -> np.ndarray | None:
         (n,) bool, where a scene without an object is familiar; None where objects have no names,
         so that nobody knows which are the same.
     """
-    known = {name for i in range(len(train)) for name in train.instances(i).names}
-    if not known:
+    if not any(dataset.instances(i).names for i in range(len(dataset))):  # the smaller set first
         return None
+    known = {name for i in range(len(train)) for name in train.instances(i).names}
     return np.array([known.issuperset(dataset.instances(i).names) for i in range(len(dataset))])
 
 
